@@ -1,0 +1,46 @@
+"""Microseconds of scheduling a step, with a model that costs nothing: python benchmark/scheduler/bench_steps.py
+
+A step is everything the scheduler does for one decode of all running requests: receive, plan, give out slots, build
+the arrays, process the tokens and make the messages. Prints the median over `--steps` steps for each batch size.
+"""
+
+import argparse
+import statistics
+import time
+
+from sglang.test.fake_worker import NullWorker
+from sglang.test.scheduler_harness import Harness
+
+
+def measure(running: int, steps: int, stream: bool) -> float:
+    """Median microseconds a step with `running` requests decoding."""
+    h = Harness(
+        full_size=running * 4096, swa_size=running * 2048, window=1024, rows=running, max_len=4096, chunk=8192,
+        worker=NullWorker(),
+    )  # fmt: skip
+    for i in range(running):
+        h.add(f"r{i}", [(i * 7 + j) % 900 for j in range(100)], 3900, stream=stream)
+    while len(h.scheduler.running) < running or any(r.is_prefilling for r in h.scheduler.running):
+        h.step()
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        h.step()
+        times.append(time.perf_counter() - start)
+        h.received.clear()  # the harness's own bookkeeping must not grow
+    return statistics.median(times) * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--no-stream", action="store_true", help="requests that are answered at their end only")
+    args = parser.parse_args()
+    print("running requests | us a step")
+    for running in args.running:
+        print(f"{running:16d} | {measure(running, args.steps, not args.no_stream):9.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Gemma 4's text config as the model reads it: parsed from raw JSON, per-layer shapes resolved, checked."""
+
+import logging
+from dataclasses import dataclass
+
+from sglang.srt.configs import fields
+from sglang.srt.configs.kv_layers import KVLayerSpec
+from sglang.srt.configs.rope import RopeConfig
+
+logger = logging.getLogger(__name__)
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+# transformers 5.17.0 defaults; all released sizes say the same
+DEFAULT_ROPE = {
+    SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+    FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+}
+
+
+@dataclass(frozen=True)
+class Gemma4LayerConfig:
+    """What one decoder layer is. `kv_layer` is the layer whose KV it reads: itself, or its donor (KV sharing)."""
+
+    index: int
+    sliding: bool
+    head_dim: int
+    num_kv_heads: int
+    kv_layer: int
+    k_eq_v: bool
+    intermediate_size: int
+
+    @property
+    def owns_kv(self) -> bool:
+        return self.kv_layer == self.index
+
+
+@dataclass(frozen=True)
+class Gemma4TextConfig:
+    """Sizes of the text model. `ple_size` is hidden_size_per_layer_input, 0 = no per-layer inputs; `num_experts` 0 =
+    dense only."""
+
+    vocab_size: int
+    hidden_size: int
+    num_heads: int
+    layers: tuple[Gemma4LayerConfig, ...]
+    rope: dict[str, RopeConfig]  # by layer type
+    rms_norm_eps: float
+    attention_bias: bool
+    sliding_window: int
+    max_position: int
+    final_logit_softcap: float | None
+    ple_size: int
+    ple_vocab_size: int
+    num_experts: int
+    top_k_experts: int
+    moe_intermediate_size: int
+
+    @property
+    def window(self) -> int | None:
+        """Keys a sliding layer sees, the query's own included; None when no layer slides."""
+        return self.sliding_window if any(layer.sliding for layer in self.layers) else None
+
+    @property
+    def kv_layers(self) -> list[KVLayerSpec]:
+        return [
+            KVLayerSpec(layer.index, layer.sliding, layer.num_kv_heads, layer.head_dim)
+            for layer in self.layers
+            if layer.owns_kv
+        ]
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> "Gemma4TextConfig":
+        """From the raw text config. Raw, because transformers 5.17 hides global_head_dim in per-layer objects.
+
+        Raises ValueError naming the field when something is missing, of a wrong type or not supported.
+        """
+        fields.one_of(raw, "hidden_activation", "gelu_pytorch_tanh", ("gelu_pytorch_tanh",))
+        fields.one_of(raw, "tie_word_embeddings", True, (True,))
+        fields.one_of(raw, "use_bidirectional_attention", None, (None, "vision"))  # "vision" leaves text causal
+        num_heads = fields.integer(raw, "num_attention_heads")
+        layers = _layers(raw)
+        for layer in layers:
+            if num_heads % layer.num_kv_heads:
+                raise ValueError(
+                    f"config.json: {num_heads} attention heads do not divide among {layer.num_kv_heads} KV heads "
+                    f"(layer {layer.index})"
+                )
+        moe = fields.boolean(raw, "enable_moe_block", False)
+        num_experts = fields.integer(raw, "num_experts") if moe else 0
+        top_k = fields.integer(raw, "top_k_experts") if moe else 0
+        if top_k > num_experts:
+            raise ValueError(f"config.json: top_k_experts {top_k} exceeds num_experts {num_experts}")
+        rope = fields.mapping(raw, "rope_parameters") or DEFAULT_ROPE
+        softcap = raw.get("final_logit_softcapping")
+        vocab_size = fields.integer(raw, "vocab_size", 262_144)
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=fields.integer(raw, "hidden_size"),
+            num_heads=num_heads,
+            layers=layers,
+            rope={kind: RopeConfig.from_dict(fields.mapping(rope, kind) or DEFAULT_ROPE[kind]) for kind in DEFAULT_ROPE},
+            rms_norm_eps=fields.number(raw, "rms_norm_eps", 1e-6),
+            attention_bias=fields.boolean(raw, "attention_bias", False),
+            sliding_window=fields.integer(raw, "sliding_window", 512),
+            max_position=fields.integer(raw, "max_position_embeddings", 131_072),
+            final_logit_softcap=None if softcap is None else fields.number(raw, "final_logit_softcapping"),
+            ple_size=_ple_size(raw),
+            ple_vocab_size=fields.integer(raw, "vocab_size_per_layer_input", 262_144),
+            num_experts=num_experts,
+            top_k_experts=top_k,
+            moe_intermediate_size=fields.integer(raw, "moe_intermediate_size") if moe else 0,
+        )
+
+
+def _ple_size(raw: dict) -> int:
+    """Absent means transformers' default of 256, but an explicit null means none."""
+    if "hidden_size_per_layer_input" in raw and raw["hidden_size_per_layer_input"] is None:
+        return 0
+    return fields.integer(raw, "hidden_size_per_layer_input", 256, minimum=0)
+
+
+def _layers(raw: dict) -> tuple[Gemma4LayerConfig, ...]:
+    count = fields.integer(raw, "num_hidden_layers")
+    every_sixth = tuple(FULL if i % 6 == 5 else SLIDING for i in range(count))
+    types = fields.layer_types(raw, count, every_sixth)
+    if types[-1] != FULL:
+        logger.warning("the last layer must be full_attention (as transformers has it); config.json says otherwise")
+        types = (*types[:-1], FULL)
+
+    first_shared = count - fields.integer(raw, "num_kv_shared_layers", 0, minimum=0)
+    own_types = types[: max(first_shared, 0)]
+    double_wide = fields.boolean(raw, "use_double_wide_mlp", False)
+    k_eq_v = fields.boolean(raw, "attention_k_eq_v", False)
+    width = fields.integer(raw, "intermediate_size")
+    overrides = fields.mapping(raw, "per_layer_config")  # how transformers 5.17 saves a text-only model
+    layers = []
+    for i, kind in enumerate(types):
+        shape = {**_layer_shape(raw, kind, k_eq_v), **fields.mapping(overrides, str(i))}
+        shared = i >= first_shared
+        if shared and kind not in own_types:
+            raise ValueError(f"config.json: layer {i} shares the KV of a {kind} layer, but none below has its own")
+        layers.append(
+            Gemma4LayerConfig(
+                index=i,
+                sliding=kind == SLIDING,
+                head_dim=fields.integer(shape, "head_dim", 256, minimum=2),
+                num_kv_heads=fields.integer(shape, "num_key_value_heads"),
+                kv_layer=len(own_types) - 1 - own_types[::-1].index(kind) if shared else i,
+                k_eq_v=k_eq_v and kind == FULL,
+                intermediate_size=2 * width if double_wide and shared else width,
+            )
+        )
+    return tuple(layers)
+
+
+def _layer_shape(raw: dict, kind: str, k_eq_v: bool) -> dict:
+    """head_dim and num_key_value_heads of one layer kind, where the config has no per-layer object."""
+    if kind == SLIDING or "per_layer_config" in raw:
+        return {"head_dim": raw.get("head_dim"), "num_key_value_heads": raw.get("num_key_value_heads")}
+    global_heads = raw.get("num_global_key_value_heads") if k_eq_v else None
+    return {
+        "head_dim": raw.get("global_head_dim") or 512,
+        "num_key_value_heads": raw.get("num_key_value_heads") if global_heads is None else global_heads,
+    }

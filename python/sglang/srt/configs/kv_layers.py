@@ -1,0 +1,13 @@
+"""KVLayerSpec: the KV cache one layer needs. Read by the memory pool, filled by the model configs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KVLayerSpec:
+    """A layer that owns KV: each cached token takes 2 * num_kv_heads * head_dim elements (K and V)."""
+
+    layer: int
+    sliding: bool
+    num_kv_heads: int
+    head_dim: int

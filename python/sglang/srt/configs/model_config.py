@@ -1,0 +1,146 @@
+"""ModelConfig: what a checkpoint folder says about its model, read once and frozen. It opens JSON files only, runs no
+code from the folder and knows nothing of devices or weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sglang.srt.configs import fields
+from sglang.srt.configs.kv_layers import KVLayerSpec
+from sglang.srt.models.registry import config_class
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.gemma4 import Gemma4TextConfig
+    from sglang.srt.configs.llama import LlamaConfig
+
+__all__ = ["KVLayerSpec", "ModelConfig"]
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "float32": torch.float32,
+    "float": torch.float32,
+}
+DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+MAX_JSON_BYTES = 16 << 20  # config.json is a few kB; this only keeps a wrong file from filling memory
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """`text_config` is the raw JSON of the text model, `text` the same parsed for the model class."""
+
+    path: str
+    architectures: list[str]
+    model_type: str
+    text_config: dict
+    text: "Gemma4TextConfig | LlamaConfig"
+    vocab_size: int
+    hidden_size: int
+    context_len: int  # tokens of prompt and output together
+    dtype: str  # bfloat16, float16 or float32
+    torch_dtype: torch.dtype
+    eos_token_ids: list[int]
+    generation_config: dict
+    sliding_window: int | None  # keys of a sliding layer, the query's own included; None: no layer slides
+    kv_layers: list[KVLayerSpec]  # only layers that own KV
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        json_override: dict | None = None,
+        context_length: int | None = None,
+        dtype: str = "auto",
+    ) -> "ModelConfig":
+        """Read `path`/config.json and, if there, generation_config.json.
+
+        `json_override` is merged into config.json, objects key by key. `context_length` None means the model's own
+        limit. Raises ValueError with one line for anything that cannot be served.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise ValueError(f"model path {path!r} is not a folder; give a local folder in Hugging Face format")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model path {path!r} has no config.json; give a local folder in Hugging Face format")
+        raw = merge(read_json(folder / "config.json"), json_override or {})
+        architectures = raw.get("architectures")
+        if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+            raise ValueError(f"config.json: architectures must be a list of names, got {architectures!r}")
+        parser = config_class(architectures)
+        text_config = fields.mapping(raw, "text_config") or raw
+        text = parser.from_dict(text_config)
+        generation = folder / "generation_config.json"
+        generation_config = read_json(generation) if generation.is_file() else {}
+        torch_dtype = _dtype(dtype, raw, text_config)
+        return cls(
+            path=path,
+            architectures=architectures,
+            model_type=str(raw.get("model_type")),
+            text_config=text_config,
+            text=text,
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            context_len=_context_len(context_length, text.max_position),
+            dtype=DTYPE_NAMES[torch_dtype],
+            torch_dtype=torch_dtype,
+            eos_token_ids=_eos_token_ids(raw, text_config, generation_config),
+            generation_config=generation_config,
+            sliding_window=text.window,
+            kv_layers=text.kv_layers,
+        )
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`; ValueError names the file and the place of the mistake."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is {path.stat().st_size} bytes, which is no config file (limit {MAX_JSON_BYTES})")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def merge(base: dict, override: dict) -> dict:
+    """`base` with `override`'s values; where both hold an object, merged inside it."""
+    merged = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _context_len(wanted: int | None, limit: int) -> int:
+    if wanted is None:
+        return limit
+    if not 1 <= wanted <= limit:
+        raise ValueError(f"context length {wanted} is out of range: this model takes 1 to {limit} tokens")
+    return wanted
+
+
+def _dtype(wanted: str, raw: dict, text_config: dict) -> torch.dtype:
+    """`wanted`, or for "auto" the checkpoint's (`dtype`, in older files `torch_dtype`), bfloat16 if it says nothing."""
+    if wanted == "auto":
+        sources = (text_config.get("dtype"), raw.get("dtype"), text_config.get("torch_dtype"), raw.get("torch_dtype"))
+        wanted = next((name for name in sources if name is not None), "bfloat16")
+    if not isinstance(wanted, str) or wanted not in DTYPES:
+        raise ValueError(f"dtype {wanted!r} is not supported; supported: auto, {', '.join(DTYPES)}")
+    return DTYPES[wanted]
+
+
+def _eos_token_ids(*sources: dict) -> list[int]:
+    """Every end-of-sequence id any of the files names, ascending (copies of Gemma 4's disagree: take the union)."""
+    ids: set[int] = set()
+    for source in sources:
+        value = source.get("eos_token_id")
+        value = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value):
+            raise ValueError(f"eos_token_id must be a token id or a list of them, got {value!r}")
+        ids.update(value)
+    return sorted(ids)

@@ -1,0 +1,176 @@
+"""Backend: the server without its front: child processes, sockets and the TokenizerManager, for HTTP and Engine alike."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+import sglang
+from sglang.srt.managers.generation import Prompt, RequestError
+from sglang.srt.managers.io_struct import Message, SchedulerReady, ToHttp
+from sglang.srt.managers.process_supervisor import (
+    DETOKENIZER_MODULE,
+    SCHEDULER_MODULE,
+    ChildDied,
+    ProcessSupervisor,
+)
+from sglang.srt.managers.server_info import ServerInfo
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import ServerArgs, model_folder
+from sglang.srt.utils.ipc import Receiver, Sender
+from sglang.srt.utils.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 20.0  # how long one token may take before the server counts as ill
+WARMUP_SECONDS = 600.0
+
+
+class Backend:
+    """Life: launch() (starts the slow part), `await connect()` (ready after it), then `manager`; shutdown() in the end.
+
+    `on_failure(message)` is called once, on the event loop, when a ready backend breaks.
+    """
+
+    def __init__(
+        self,
+        args: ServerArgs,
+        on_failure: Callable[[str], None],
+        scheduler_module: str = SCHEDULER_MODULE,
+    ):
+        self.args = args
+        self.manager: TokenizerManager | None = None  # set by connect()
+        self.scheduler_info: dict = {}  # all that the scheduler said of itself
+        self.startup_seconds = 0.0
+        self._on_failure = on_failure
+        self._scheduler_module = scheduler_module
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Future[ServerInfo] | None = None
+        self._death: ChildDied | None = None
+        self._sockets: list[Receiver | Sender] = []
+        self._supervisor: ProcessSupervisor | None = None
+        self._begun = time.monotonic()
+
+    def launch(self) -> None:
+        """Start the processes. Raises ValueError for a model folder or tokenizer that cannot be used."""
+        folder = model_folder(self.args)
+        if not os.path.isdir(folder):
+            raise ValueError(f"--model-path {folder}: no such folder (models are not downloaded)")
+        self._supervisor = supervisor = ProcessSupervisor(self._child_died)
+        server_args = self.args.to_dict()
+        supervisor.start("scheduler", self._scheduler_module, server_args)  # first: it takes longest
+        args = self.args
+        self.tokenizer = None if args.skip_tokenizer_init else Tokenizer(args.tokenizer_path or folder, args.chat_template)
+        supervisor.start("detokenizer", DETOKENIZER_MODULE, server_args)
+
+        def path(name: str) -> str:
+            return os.path.join(supervisor.ipc_dir, name)
+
+        self._receiver = Receiver(path("http"), ToHttp)
+        self._to_scheduler = Sender(path("scheduler"))
+        self._to_detokenizer = Sender(path("detokenizer"))
+        self._sockets = [self._receiver, self._to_scheduler, self._to_detokenizer]
+
+    async def connect(self) -> None:
+        """Wait until the scheduler is ready. Raises ChildDied when a process ends instead."""
+        self._loop = asyncio.get_running_loop()
+        self._ready = self._loop.create_future()
+        if self._death is not None:
+            raise self._death
+        self._receiver.attach(self._starting, self._broken)
+        info = await self._ready
+        self.manager = TokenizerManager(
+            self.args, info, self.tokenizer, self._to_scheduler.send, self._to_detokenizer.send
+        )
+        self.startup_seconds = time.monotonic() - self._begun
+
+    def _starting(self, messages: list[Message]) -> None:
+        if self.manager is not None:
+            self.manager.handle_all(messages)
+            return
+        for message in messages:
+            if not isinstance(message, SchedulerReady):
+                self._broken(ValueError(f"{type(message).__name__} came before the scheduler was ready"))
+                return
+            self.scheduler_info = message.info
+            try:
+                self._ready.set_result(msgspec.convert(message.info, ServerInfo))
+            except msgspec.ValidationError as e:
+                self._broken(ValueError(f"the scheduler's description of itself is wrong: {e}"))
+
+    def _broken(self, error: Exception) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            return
+        if self.manager is not None:
+            self.manager.fail_all(str(error))
+        self._on_failure(str(error))
+
+    def _child_died(self, death: ChildDied) -> None:  # from a thread
+        self._death = death
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._broken, death)
+
+    async def probe(self, timeout: float) -> bool:
+        """One greedy token. Any output that comes meanwhile is a sign of life too: under load the token may take long."""
+        started = time.monotonic()
+        params = SamplingParams(max_new_tokens=1, temperature=1.0, top_k=1, ignore_eos=True)
+        prompt = Prompt(params, input_ids=[0])
+        async with self.manager.generate([prompt]) as group:
+            answer = asyncio.ensure_future(group.all())
+            try:
+                while time.monotonic() - started < timeout:
+                    done, _ = await asyncio.wait([answer], timeout=1.0)
+                    if done:
+                        return answer.result()[0].finish.type != "abort"
+                    if self.manager.last_output > started:
+                        return True
+                return False
+            finally:
+                answer.cancel()
+
+    async def warm_up(self) -> None:
+        """A first request, so that no client waits for what is made on first use. Raises RequestError if it fails."""
+        if not await self.probe(WARMUP_SECONDS):
+            raise RequestError(f"the first request had no answer within {WARMUP_SECONDS:.0f} s", status=500)
+
+    def model_info(self) -> dict:
+        info, resolved = self.manager.info, self.manager.info.server_args
+        return {
+            "model_path": resolved["model_path"],
+            "served_model_name": resolved["served_model_name"],
+            "tokenizer_path": resolved["tokenizer_path"],
+            "is_generation": True,
+            "preferred_sampling_params": resolved["preferred_sampling_params"],
+            "weight_version": "default",
+            "load_format": resolved["load_format"],
+            "reasoning_parser": None,
+            "tool_call_parser": None,
+            "disaggregation_mode": "null",
+            "has_image_understanding": False,
+            "has_audio_understanding": False,
+            "model_type": info.model_type,
+            "architectures": info.architectures,
+        }
+
+    async def server_info(self) -> dict:
+        """Every resolved argument, what the scheduler said when it became ready, and its state now."""
+        rest = {k: v for k, v in self.scheduler_info.items() if k != "server_args"}
+        return {
+            **self.manager.info.server_args,
+            **rest,
+            "startup_time": round(self.startup_seconds, 3),
+            "version": sglang.__version__,
+            "internal_states": [await self.manager.internal_state()],
+        }
+
+    def shutdown(self) -> None:
+        """End the processes and remove the sockets. May be called in any state, and twice."""
+        if self._supervisor is not None:
+            self._supervisor.shutdown()
+        for socket in self._sockets:
+            socket.close()

@@ -1,0 +1,201 @@
+"""/generate: the native endpoint: its request fields, its answers and its stream. The offline Engine speaks it too."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from sglang.srt.entrypoints.replies import event
+from sglang.srt.managers.generation import Generation, Prompt, RequestError
+from sglang.srt.managers.io_struct import Logprobs
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of /generate. One prompt, or lists: a field of a batch is one value for all or a list with one for each."""
+
+    text: str | list[str] | None = None
+    input_ids: list[int] | list[list[int]] | None = None
+    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
+    rid: str | list[str] | None = None
+    return_logprob: bool | list[bool] | None = None
+    logprob_start_len: int | list[int] | None = None
+    top_logprobs_num: int | list[int] | None = None
+    token_ids_logprob: list[int] | list[list[int] | None] | None = None
+    return_text_in_logprobs: bool | None = None
+    stream: bool | None = None
+    extra_key: str | list[str] | None = None
+    cache_salt: str | list[str] | None = None
+    log_metrics: bool | None = None  # of no effect: there are no per-request metrics to leave out
+
+    # Of upstream, not served: any value but null, false and empty is refused by name.
+    input_embeds: Any = None
+    image_data: Any = None
+    audio_data: Any = None
+    video_data: Any = None
+    lora_path: Any = None
+    lora_id: Any = None
+    session_params: Any = None
+    custom_logit_processor: Any = None
+    return_hidden_states: Any = None
+    return_routed_experts: Any = None
+    priority: Any = None
+
+
+NOT_SERVED = (
+    "input_embeds", "image_data", "audio_data", "video_data", "lora_path", "lora_id", "session_params",
+    "custom_logit_processor", "return_hidden_states", "return_routed_experts", "priority",
+)  # fmt: skip
+
+
+def refuse_unserved(body: msgspec.Struct, names: tuple[str, ...]) -> None:
+    """A field that would change the answer is refused, never ignored."""
+    for name in names:
+        value = getattr(body, name)
+        # A batch may carry a list of nothings.
+        if any(value) if isinstance(value, list) else value not in (None, False, "") and value != {}:
+            raise RequestError(f"{name} is not supported", param=name)
+
+
+def sampling_params(values: dict[str, Any], defaults: dict[str, Any] | None = None) -> SamplingParams:
+    """Checked parameters. Raises RequestError that names the field, its value and the limit."""
+    try:
+        return SamplingParams.from_request(values, defaults)
+    except (TypeError, ValueError) as e:
+        raise RequestError(str(e), param="sampling_params") from e
+
+
+def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
+    """The prompts of a request, and whether it is a batch, which is answered by a list."""
+    refuse_unserved(body, NOT_SERVED)
+    if (body.text is None) == (body.input_ids is None):
+        raise RequestError("exactly one of text and input_ids must be given", param="text")
+    field = "text" if body.text is not None else "input_ids"
+    given = getattr(body, field)
+    is_batch = isinstance(given, list) and (field == "text" or bool(given and isinstance(given[0], list)))
+    items = given if is_batch else [given]
+    if not items:
+        raise RequestError("the batch is empty", param=field)
+
+    def per_prompt(name: str, default: Any, is_list: bool | None = None) -> list:
+        value = getattr(body, name)
+        if value is None:
+            return [default] * len(items)
+        if not (isinstance(value, list) if is_list is None else is_list):
+            return [value] * len(items)
+        if not is_batch:
+            raise RequestError(f"{name} is a list, but there is one prompt", param=name)
+        if len(value) != len(items):
+            raise RequestError(f"{name} has {len(value)} entries for {len(items)} prompts", param=name)
+        return value
+
+    if is_batch and isinstance(body.rid, str):
+        raise RequestError("rid must be a list with one id for each prompt of the batch", param="rid")
+    selected = body.token_ids_logprob
+    nested = bool(selected) and not isinstance(selected[0], int)
+    columns = {
+        "rid": per_prompt("rid", None),
+        "return_logprob": per_prompt("return_logprob", False),
+        "logprob_start_len": per_prompt("logprob_start_len", -1),
+        "top_logprobs_num": per_prompt("top_logprobs_num", 0),
+        "token_ids_logprob": per_prompt("token_ids_logprob", None, is_list=nested),
+    }
+    keys = zip(per_prompt("cache_salt", ""), per_prompt("extra_key", ""), strict=True)
+    extra_keys = [salt + key or None for salt, key in keys]
+    params = [sampling_params(values) for values in per_prompt("sampling_params", {})]
+    prompts = []
+    for i, item in enumerate(items):
+        options = {name: column[i] for name, column in columns.items()}
+        prompts.append(
+            Prompt(params[i], **{field: item}, stream=bool(body.stream), extra_key=extra_keys[i], **options)
+        )
+    return prompts, is_batch or any(p.n > 1 for p in params)
+
+
+class GenerateApi:
+    """Answers of /generate, as dicts."""
+
+    def __init__(self, manager: TokenizerManager):
+        self._manager = manager
+
+    async def answer(self, body: GenerateRequest) -> dict | list[dict]:
+        prompts, is_batch = make_prompts(body)
+        async with self._manager.generate(prompts) as group:
+            answers = [self._whole(g, bool(body.return_text_in_logprobs)) for g in await group.all()]
+        return answers if is_batch else answers[0]
+
+    async def pieces(self, body: GenerateRequest) -> AsyncGenerator[dict, None]:
+        """Answers so far, whenever there is news; with --incremental-streaming-output only what is new.
+        Those of a batch carry their `index`."""
+        prompts, is_batch = make_prompts(body)
+        incremental = self._manager.args.incremental_streaming_output
+        sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
+        async with self._manager.generate(prompts) as group:
+            while not group.finished:
+                for g in await group.changes():
+                    chars, tokens = sent.get(g.index, (0, 0)) if incremental else (0, 0)
+                    piece = self._whole(g, bool(body.return_text_in_logprobs), chars, tokens)
+                    sent[g.index] = (len(g.text), len(g.output_ids))
+                    if is_batch:
+                        piece["index"] = g.index
+                    yield piece
+
+    async def events(self, body: GenerateRequest) -> AsyncGenerator[bytes, None]:
+        async for piece in self.pieces(body):
+            yield event(piece)
+
+    def _whole(self, g: Generation, with_text: bool, chars: int = 0, tokens: int = 0) -> dict:
+        """The answer from that character and output token on; copies, since a generation goes on growing."""
+        return {
+            "text": g.text[chars:],
+            "output_ids": g.output_ids[tokens:],
+            "meta_info": self._meta_info(g, with_text, tokens),
+        }
+
+    def _meta_info(self, g: Generation, with_text: bool, tokens: int) -> dict:
+        meta = {
+            "id": g.rid,
+            "finish_reason": finish_reason(g),
+            "prompt_tokens": g.prompt_tokens,
+            "completion_tokens": g.completion_tokens,
+            "cached_tokens": g.cached_tokens,
+            "reasoning_tokens": 0,
+            "weight_version": "default",
+            "num_retractions": g.num_retractions,
+        }
+        if g.finish is not None:
+            meta["e2e_latency"] = g.ended - g.created
+        if g.prompt.return_logprob:
+            self._add_logprobs(meta, "output", g.output_logprobs, g.prompt, with_text, tokens)
+            if g.prompt.logprob_start_len >= 0 and tokens == 0:
+                self._add_logprobs(meta, "input", g.input_logprobs or Logprobs([], []), g.prompt, with_text)
+        return meta
+
+    def _add_logprobs(
+        self, meta: dict, side: str, logprobs: Logprobs, prompt: Prompt, with_text: bool, start: int = 0
+    ) -> None:
+        """Rows of [logprob, id, text or null], for the tokens themselves, the best ones and the ones asked for."""
+
+        def row(value: float | None, token_id: int) -> tuple:
+            return value, token_id, self._manager.require_tokenizer().token_text(token_id) if with_text else None
+
+        pairs = zip(logprobs.values[start:], logprobs.ids[start:], strict=True)
+        meta[f"{side}_token_logprobs"] = [row(value, token_id) for value, token_id in pairs]
+        if prompt.top_logprobs_num:
+            tops = (logprobs.top or [])[start:]
+            meta[f"{side}_top_logprobs"] = [top and [row(value, token_id) for value, token_id in top] for top in tops]
+        if wanted := prompt.token_ids_logprob:
+            selections = (logprobs.selected or [])[start:]
+            meta[f"{side}_token_ids_logprobs"] = [
+                values and [row(value, token_id) for value, token_id in zip(values, wanted, strict=True)]
+                for values in selections
+            ]
+
+
+def finish_reason(g: Generation) -> dict | None:
+    """upstream's form: {type: stop, matched} | {type: length, length} | {type: abort, message}."""
+    if g.finish is None:
+        return None
+    names = {"stop": ("matched",), "length": ("length",), "abort": ("message", "status_code")}[g.finish.type]
+    return {"type": g.finish.type} | {name: getattr(g.finish, name) for name in names}

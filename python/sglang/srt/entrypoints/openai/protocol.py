@@ -1,0 +1,194 @@
+"""Request bodies of the OpenAI-compatible endpoints, and what all of them share.
+
+A field that would change the answer and is not served is refused by name; one that cannot change it (bookkeeping that
+clients send) is accepted and has no effect; a name unknown to both kinds is an error with the nearest valid one.
+"""
+
+from typing import Any
+
+import msgspec
+
+from sglang.srt.entrypoints.generate_api import refuse_unserved, sampling_params
+from sglang.srt.managers.generation import Generation, RequestError
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+MAX_TOP_LOGPROBS = 20  # OpenAI's own limit
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Any = None  # padding against traffic analysis; of no effect
+
+
+class CommonFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields of both /v1/completions and /v1/chat/completions. null means: not given."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+
+    # SGLang's own sampling parameters
+    top_k: int | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
+    no_stop_trim: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    custom_params: dict | None = None
+    rid: str | None = None
+    extra_key: str | None = None
+    cache_salt: str | None = None
+
+    # Of no effect on the answer
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prediction: Any = None  # a hint for speed only
+
+    # Not served
+    response_format: Any = None
+    json_schema: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    lora_path: Any = None
+    priority: Any = None
+    return_hidden_states: Any = None
+    return_token_ids: Any = None
+    session_params: Any = None
+
+
+NOT_SERVED = (
+    "json_schema", "regex", "ebnf", "lora_path", "priority", "return_hidden_states", "return_token_ids",
+    "session_params",
+)  # fmt: skip
+
+# Our name of a sampling parameter -> the OpenAI field. The others are called the same.
+RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+SAME_NAME = (
+    "n", "stop", "temperature", "top_p", "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "min_p",
+    "repetition_penalty", "stop_token_ids", "stop_regex", "no_stop_trim", "ignore_eos", "skip_special_tokens",
+    "custom_params",
+)  # fmt: skip
+GENERATION_CONFIG_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class CompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=True):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+class ChatCompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    reasoning_effort: str | None = None
+    # Parsing of thoughts is not served, so there is nothing these could separate or stream.
+    separate_reasoning: Any = None
+    stream_reasoning: Any = None
+    parallel_tool_calls: Any = None  # concerns parsed calls, which there are none of
+
+    # Not served
+    functions: Any = None
+    function_call: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    web_search_options: Any = None
+    verbosity: Any = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    model: str | None = None
+    prompt: str | list[str]
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    model: str | None = None
+    tokens: list[int] | list[list[int]]
+    skip_special_tokens: bool = True
+
+
+def check_common(body: CommonFields) -> None:
+    refuse_unserved(body, NOT_SERVED)
+    form = body.response_format
+    if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
+        raise RequestError("response_format: only {\"type\": \"text\"} is supported so far", param="response_format")
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream: true", param="stream_options")
+
+
+def sampling_defaults(manager: TokenizerManager) -> dict[str, Any]:
+    """What a request leaves out: the checkpoint's generation_config.json, unless --sampling-defaults openai."""
+    if manager.args.sampling_defaults != "model":
+        return {}
+    config = manager.info.generation_config
+    if config.get("do_sample") is False:
+        return {"temperature": 0.0}
+    return {name: config[name] for name in GENERATION_CONFIG_FIELDS if config.get(name) is not None}
+
+
+def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_tokens: int) -> SamplingParams:
+    values = {name: getattr(body, name) for name in SAME_NAME} | {
+        name: getattr(body, field) for name, field in RENAMED.items()
+    }
+    values["max_new_tokens"] = max_new_tokens
+    if body.seed is not None:
+        values["sampling_seed"] = body.seed % 2**63  # OpenAI's may be negative
+    return sampling_params({k: v for k, v in values.items() if v is not None}, sampling_defaults(manager))
+
+
+def shared_key(body: CommonFields) -> str | None:
+    return (body.cache_salt or "") + (body.extra_key or "") or None
+
+
+def usage(generations: list[Generation], cache_report: bool) -> dict:
+    """Token counts of a call; a prompt counts once, whatever its n."""
+    firsts = [g for g in generations if g.sample == 0]
+    prompt = sum(g.prompt_tokens for g in firsts)
+    completion = sum(g.completion_tokens for g in generations)
+    report: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "reasoning_tokens": 0,
+    }
+    if cache_report:
+        report["prompt_tokens_details"] = {"cached_tokens": sum(g.cached_tokens for g in firsts)}
+    return report
+
+
+def finish_fields(g: Generation) -> dict:
+    if g.finish is None:
+        return {"finish_reason": None, "matched_stop": None}
+    return {"finish_reason": g.finish.type, "matched_stop": g.finish.matched}
+
+
+def model_name(body: CommonFields, manager: TokenizerManager) -> str:
+    return body.model or manager.info.server_args["served_model_name"]

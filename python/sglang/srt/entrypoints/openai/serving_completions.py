@@ -1,0 +1,133 @@
+"""/v1/completions: prompts in, text out, with echo, log-probabilities and streaming."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from sglang.srt.entrypoints.openai.protocol import (
+    MAX_TOP_LOGPROBS,
+    CompletionRequest,
+    check_common,
+    finish_fields,
+    make_sampling_params,
+    model_name,
+    shared_key,
+    usage,
+)
+from sglang.srt.entrypoints.replies import event
+from sglang.srt.managers.generation import Generation, Prompt, RequestError
+from sglang.srt.managers.io_struct import Logprobs
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+class CompletionsApi:
+    def __init__(self, manager: TokenizerManager):
+        self._manager = manager
+
+    async def answer(self, body: CompletionRequest) -> dict:
+        prompts = self._prompts(body)
+        head = self._head(body)
+        async with self._manager.generate(prompts) as group:
+            generations = await group.all()
+        choices = [self._choice(body, g, 0, 0) for g in generations]
+        return {**head, "choices": choices, "usage": usage(generations, self._manager.args.enable_cache_report)}
+
+    async def events(self, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
+        prompts = self._prompts(body)
+        head = self._head(body)
+        options = body.stream_options
+        report = self._manager.args.enable_cache_report
+        sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
+        async with self._manager.generate(prompts) as group:
+            while not group.finished:
+                for g in await group.changes():
+                    chars, tokens = sent.get(g.index, (0, 0))
+                    nothing_new = len(g.text) == chars and g.finish is None
+                    if nothing_new and (body.logprobs is None or len(g.output_ids) == tokens):
+                        continue
+                    choice = self._choice(body, g, chars, tokens, first=g.index not in sent)
+                    sent[g.index] = (len(g.text), len(g.output_ids))
+                    piece = {**head, "choices": [choice]}
+                    if options and options.continuous_usage_stats:
+                        piece["usage"] = usage([g], report)
+                    yield event(piece)
+            if options and options.include_usage:
+                yield event({**head, "choices": [], "usage": usage(group.generations, report)})
+
+    def _prompts(self, body: CompletionRequest) -> list[Prompt]:
+        check_common(body)
+        if body.suffix:
+            raise RequestError("suffix (filling in the middle) is not supported", param="suffix")
+        n = 1 if body.n is None else body.n
+        if body.best_of is not None and body.best_of != n:
+            raise RequestError(f"best_of {body.best_of} is not supported; only best_of equal to n ({n})", param="best_of")
+        if body.logprobs is not None and not 0 <= body.logprobs <= MAX_TOP_LOGPROBS:
+            raise RequestError(f"logprobs is {body.logprobs}; 0 to {MAX_TOP_LOGPROBS} are possible", param="logprobs")
+        if body.logprobs is not None:
+            self._manager.require_tokenizer()
+        params = make_sampling_params(
+            body, self._manager, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        )
+        given = body.prompt
+        if not given and given != "":
+            raise RequestError("prompt is an empty list", param="prompt")
+        items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+        if body.rid is not None and len(items) > 1:
+            raise RequestError("rid needs a single prompt", param="rid")
+        options = dict(
+            rid=body.rid,
+            stream=bool(body.stream),
+            return_logprob=body.logprobs is not None,
+            logprob_start_len=0 if body.echo and body.logprobs is not None else -1,
+            top_logprobs_num=body.logprobs or 0,
+            extra_key=shared_key(body),
+        )
+        return [
+            Prompt(params, text=item, **options) if isinstance(item, str) else Prompt(params, input_ids=item, **options)
+            for item in items
+        ]
+
+    def _head(self, body: CompletionRequest) -> dict:
+        return {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model_name(body, self._manager),
+        }
+
+    def _choice(self, body: CompletionRequest, g: Generation, chars: int, tokens: int, first: bool = True) -> dict:
+        """The answer from that character and output token on; `first` pieces carry the echo."""
+        echo = self._echo(g) if body.echo else ""
+        text = g.text[chars:]
+        choice: dict[str, Any] = {"index": g.index, "text": echo + text if first else text, "logprobs": None}
+        if body.logprobs is not None:
+            offset = 0 if first else len(echo) + chars
+            choice["logprobs"] = self._logprobs(body, g, tokens, first, offset)
+        return choice | finish_fields(g)
+
+    def _echo(self, g: Generation) -> str:
+        return g.prompt.text if g.prompt.text is not None else self._manager.require_tokenizer().decode(g.prompt_ids)
+
+    def _logprobs(self, body: CompletionRequest, g: Generation, tokens: int, first: bool, offset: int) -> dict:
+        """OpenAI's columns. `text_offset` counts characters of the tokens' own texts."""
+        columns: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        token_text = self._manager.require_tokenizer().token_text
+
+        def add(logprobs: Logprobs, start: int) -> None:
+            nonlocal offset
+            for i in range(start, len(logprobs.ids)):
+                text = token_text(logprobs.ids[i])
+                columns["tokens"].append(text)
+                columns["token_logprobs"].append(logprobs.values[i])
+                top = logprobs.top[i] if logprobs.top else None
+                columns["top_logprobs"].append(top and {token_text(token_id): value for value, token_id in top})
+                columns["text_offset"].append(offset)
+                offset += len(text)
+
+        if body.echo and first and g.input_logprobs is not None:
+            add(g.input_logprobs, 0)
+        add(g.output_logprobs, tokens)
+        return columns

@@ -1,0 +1,155 @@
+"""Replies of the HTTP server: JSON, errors in OpenAI's form, event streams, and the end of a request whose client left.
+
+No endpoint is known here.
+"""
+
+import asyncio
+import contextlib
+import difflib
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglang.srt.managers.generation import RequestError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ERROR_TYPES = {
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    413: "RequestTooLargeError",
+    500: "InternalServerError",
+    503: "ServiceUnavailableError",
+}
+CLIENT_GONE = 499  # nobody reads it; the access log does
+
+_encode = msgspec.json.Encoder().encode  # NaN and infinities become null
+
+
+def json_reply(value: Any, status: int = 200) -> Response:
+    return Response(_encode(value), status, media_type="application/json")
+
+
+def error_body(error: RequestError) -> dict:
+    return {
+        "object": "error",
+        "message": error.message,
+        "type": ERROR_TYPES.get(error.status, "BadRequestError"),
+        "param": error.param,
+        "code": error.status,
+    }
+
+
+def error_reply(error: RequestError) -> Response:
+    reply = json_reply(error_body(error), error.status)
+    if error.status == 401:
+        reply.headers["WWW-Authenticate"] = "Bearer"
+    return reply
+
+
+def event(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def read_body(request: Request, body_type: type[T]) -> T:
+    """The JSON body as a struct. Raises RequestError that names the field which is wrong."""
+    body = await request.body()
+    try:
+        return msgspec.json.decode(body, type=body_type)
+    except msgspec.ValidationError as e:
+        raise _field_error(str(e), body_type) from e
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise RequestError(f"the body is not valid JSON: {e}") from e
+    except RecursionError as e:
+        raise RequestError("the body is not usable: its JSON is nested too deeply") from e
+
+
+def _field_error(text: str, body_type: type) -> RequestError:
+    """msgspec's `... - at `$.field[...]`` with the field in plain sight."""
+    if match := re.search(r"unknown field `(.+?)`", text):
+        name = match[1]
+        close = difflib.get_close_matches(name, body_type.__struct_fields__, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return RequestError(f"unknown field {name!r}{hint}", param=name)
+    problem, _, path = text.partition(" - at `$")
+    field = path.rstrip("`").lstrip(".")
+    if missing := re.search(r"missing required field `(.+?)`", problem):
+        field = f"{field}.{missing[1]}" if field else missing[1]
+        return RequestError(f"field {field!r} is missing", param=field)
+    return RequestError(f"{field}: {problem[0].lower()}{problem[1:]}" if field else problem, param=field or None)
+
+
+async def _until_disconnect(receive: Callable[[], Awaitable[dict]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@contextlib.asynccontextmanager
+async def _racing(*coroutines: Awaitable) -> AsyncGenerator[list[asyncio.Task], None]:
+    """Run them at once; whatever has not ended when the context does is cancelled and waited for."""
+    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def reply_unless_gone(request: Request, work: Awaitable[Any]) -> Response:
+    """JSON of what `work` returns; when the client goes first, `work` is cancelled."""
+    async with _racing(work, _until_disconnect(request.receive)) as (answer, _):
+        return json_reply(answer.result()) if answer.done() else Response(status_code=CLIENT_GONE)
+
+
+class EventStream(Response):
+    """Server-sent events from a generator that yields whole events (bytes). `[DONE]` is added.
+
+    The status waits for the first event, so that a refused request gets its own; a later failure becomes an error event.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], openai_errors: bool):
+        super().__init__()
+        self._events = events
+        self._openai_errors = openai_errors
+
+    async def __call__(self, scope, receive, send) -> None:
+        async with _racing(self._produce(scope, receive, send), _until_disconnect(receive)) as (producer, _):
+            if producer.done():
+                producer.result()
+
+    async def _produce(self, scope, receive, send) -> None:
+        started = False
+
+        async def write(data: bytes, more: bool = True) -> None:
+            nonlocal started
+            if not started:
+                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                started = True
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        async with contextlib.aclosing(self._events) as events:
+            try:
+                async for data in events:
+                    await write(data)
+            except RequestError as e:
+                if not started:
+                    await error_reply(e)(scope, receive, send)
+                    return
+                body = error_body(e) if self._openai_errors else {"message": e.message, "code": e.status}
+                await write(event({"error": body}))
+        await write(DONE, more=False)

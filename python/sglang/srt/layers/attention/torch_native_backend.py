@@ -1,0 +1,135 @@
+"""Attention in plain torch: the reference backend, and the one a CPU serves with.
+
+prepare() turns slot tables into a few work items, which every layer of a kind (full, or sliding by W) shares. An item
+is a rectangle of queries by keys: the gather indices of its keys and a mask. Decode rows of the batch are one padded
+item; a prefill chunk is one item for every QUERY_BLOCK of its tokens. Only slots a query may see are gathered: on
+sliding layers those of earlier positions may have been given back.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sglang.srt.layers.attention.base import Attention, AttentionBackend
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+# Bounds a prefill mask to QUERY_BLOCK x (keys), and a sliding layer's work to QUERY_BLOCK + W keys a query.
+QUERY_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """All decode rows: `slots` [B * L] of their keys, row by row, `mask` [B, 1, 1, L] true where a key is seen."""
+
+    first: int  # token row of the first decode
+    batch: int
+    slots: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class _Prefill:
+    """Queries in token rows [start, end), their keys' `slots` [L], `mask` [end - start, L] true where seen."""
+
+    start: int
+    end: int
+    slots: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    prefills: list[_Prefill]
+    decode: _Decode | None
+
+
+class TorchNativeBackend(AttentionBackend):
+    """`sliding_window` is the model's W (keys seen, the query's own included), None if no layer slides."""
+
+    def __init__(self, sliding_window: int | None):
+        self.sliding_window = sliding_window
+        self._plans: dict[int | None, _Plan] = {}
+
+    def prepare(self, batch: ForwardBatch) -> None:
+        """See AttentionBackend.prepare; uses the host copies of the lengths, so it never waits for the device."""
+        self._plans = {None: _plan(batch, batch.req_to_token, None)}
+        if self.sliding_window is not None:
+            self._plans[self.sliding_window] = _plan(batch, batch.req_to_token_swa, self.sliding_window)
+
+    def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
+        """See Attention.forward."""
+        if k is not None:
+            sliding = batch.kv_pool.is_sliding(layer.kv_layer)
+            batch.kv_pool.set_kv(layer.kv_layer, batch.out_cache_loc_swa if sliding else batch.out_cache_loc, k, v)
+        plan = self._plans[layer.sliding_window]
+        k_cache, v_cache = batch.kv_pool.get_kv(layer.kv_layer)
+        if plan.decode is not None and not plan.prefills:
+            return _decode(q, k_cache, v_cache, plan.decode, layer.scale).flatten(1)
+        out = torch.empty_like(q)
+        for item in plan.prefills:
+            out[item.start : item.end] = _prefill(q[item.start : item.end], k_cache, v_cache, item, layer.scale)
+        if plan.decode is not None:
+            out[plan.decode.first :] = _decode(q[plan.decode.first :], k_cache, v_cache, plan.decode, layer.scale)
+        return out.flatten(1)
+
+
+def _plan(batch: ForwardBatch, table: Tensor, window: int | None) -> _Plan:
+    prefills = []
+    start = 0
+    for row in range(batch.num_extends):
+        new, total = batch.extend_seq_lens_cpu[row], batch.seq_lens_cpu[row]
+        for offset in range(0, new, QUERY_BLOCK):
+            count = min(QUERY_BLOCK, new - offset)
+            position = total - new + offset  # of the block's first query
+            prefills.append(_plan_prefill(batch, table, row, start + offset, count, position, window))
+        start += new
+    decode = _plan_decode(batch, table, start, window) if batch.num_extends < batch.batch_size else None
+    return _Plan(prefills, decode)
+
+
+def _plan_prefill(
+    batch: ForwardBatch, table: Tensor, row: int, start: int, count: int, position: int, window: int | None
+) -> _Prefill:
+    first_key = 0 if window is None else max(0, position - window + 1)
+    end_key = position + count
+    slots = table[batch.req_pool_indices[row], first_key:end_key]
+    query = torch.arange(position, end_key, device=slots.device)[:, None]
+    key = torch.arange(first_key, end_key, device=slots.device)
+    mask = key <= query
+    if window is not None:
+        mask &= key > query - window
+    return _Prefill(start, start + count, slots, mask)
+
+
+def _plan_decode(batch: ForwardBatch, table: Tensor, first: int, window: int | None) -> _Decode:
+    """The last `width` positions of every row, right-aligned: column j of a row is position length - width + j."""
+    longest = max(batch.seq_lens_cpu[batch.num_extends :])
+    width = longest if window is None else min(window, longest)
+    rows = batch.req_pool_indices[batch.num_extends :, None]
+    position = batch.seq_lens[batch.num_extends :, None] - width + torch.arange(width, device=table.device)
+    seen = position >= 0
+    slots = table[rows, position.clamp(min=0)] * seen  # unseen keys read slot 0, the padding slot
+    return _Decode(first, len(batch.seq_lens_cpu) - batch.num_extends, slots.flatten(), seen[:, None, None])
+
+
+def _decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, item: _Decode, scale: float) -> Tensor:
+    """q [B, Hq, D] -> [B, Hq, D]. The query heads of a KV head stand where SDPA has query positions, so that neither
+    K nor V is repeated."""
+    kv_heads, dim = k_cache.shape[1:]
+    k = k_cache.index_select(0, item.slots).view(item.batch, -1, kv_heads, dim).transpose(1, 2)
+    v = v_cache.index_select(0, item.slots).view(item.batch, -1, kv_heads, dim).transpose(1, 2)
+    out = scaled_dot_product_attention(q.unflatten(1, (kv_heads, -1)), k, v, attn_mask=item.mask, scale=scale)
+    return out.flatten(1, 2)
+
+
+def _prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, item: _Prefill, scale: float) -> Tensor:
+    """q [n, Hq, D] -> [n, Hq, D]; a KV head serves Hq / Hk query heads that follow each other."""
+    group = q.shape[1] // k_cache.shape[1]
+    k = k_cache.index_select(0, item.slots).repeat_interleave(group, dim=1).transpose(0, 1)
+    v = v_cache.index_select(0, item.slots).repeat_interleave(group, dim=1).transpose(0, 1)
+    out = scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k[None], v[None], attn_mask=item.mask[None, None], scale=scale
+    )
+    return out[0].transpose(0, 1)

@@ -1,0 +1,46 @@
+"""The experts' feed-forward. y_e = down_e (gelu_tanh(gate_e x) * up_e x), out = sum over the chosen experts of w_e y_e.
+
+The sum is transformers' default (grouped_mm): y_e is rounded to the model dtype, times the float32 weight, summed in
+float32 over the slots in top-k order, one rounding at the end. Close op: GEMM summation order is free.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sglang.srt.layers.activation import gelu_tanh_and_mul
+from sglang.srt.layers.parameters import parameter
+
+
+def fused_experts_reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    """x [T, H], gate_up [E, 2I, H] (gate rows first), down [E, H, I], weights [T, k] float32, ids [T, k] -> [T, H].
+
+    Pairs (token, slot) are sorted by expert, so that each expert is one slice of one grouped product. No host sync.
+    """
+    tokens, k = ids.shape
+    expert_of, order = torch.sort(ids.flatten(), stable=True)
+    experts = torch.arange(gate_up.shape[0], device=x.device)
+    ends = torch.searchsorted(expert_of, experts, right=True, out_int32=True)  # [E], end of each expert's slice
+    h = gelu_tanh_and_mul(F.grouped_mm(x[order // k], gate_up.transpose(1, 2), offs=ends))
+    y = F.grouped_mm(h, down.transpose(1, 2), offs=ends)
+    by_slot = torch.empty_like(y)
+    by_slot[order] = y
+    return (by_slot.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
+
+
+def fused_experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    """See fused_experts_reference."""
+    return fused_experts_reference(x, gate_up, down, weights, ids)
+
+
+class Experts(nn.Module):
+    """All experts' weights as the checkpoint stacks them."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.gate_up_proj = parameter(num_experts, 2 * intermediate_size, hidden_size)
+        self.down_proj = parameter(num_experts, hidden_size, intermediate_size)
+
+    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """x [T, H], weights and ids [T, k] from the router -> [T, H]."""
+        return fused_experts(x, self.gate_up_proj, self.down_proj, weights, ids)

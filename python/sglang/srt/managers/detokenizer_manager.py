@@ -1,0 +1,220 @@
+"""DetokenizerManager: the process that turns tokens into text and finds stop strings. It knows neither HTTP nor models.
+
+Scheduler -> here -> HTTP process. A request's life here: DetokenizeSetup (from the HTTP process, perhaps after the first
+tokens, since two senders race), token outputs, one with `finish`. A request stopped here is finished for the client at
+once; its remaining outputs are dropped until the scheduler's own final one.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sglang.srt.managers.incremental_text import IncrementalText
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTextOutput,
+    BatchTokenOutput,
+    DetokenizeSetup,
+    FinishReason,
+    Logprobs,
+    Message,
+    StopReq,
+    TextOutput,
+    ToDetokenizer,
+    TokenOutput,
+)
+from sglang.srt.managers.stop_matcher import StopMatch, StopMatcher
+from sglang.srt.utils.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+EARLY_SECONDS = 30.0  # how long outputs may wait for their DetokenizeSetup
+EARLY_REQUESTS = 65536
+
+
+class RequestText:
+    """The text side of one request. `stopped` once a stop string ended it here."""
+
+    def __init__(self, setup: DetokenizeSetup, tokenizer: Tokenizer | None):
+        self.setup = setup
+        self.stopped = False
+        self.num_tokens = 0
+        self._decoder = tokenizer and IncrementalText(tokenizer, setup.prompt_tail, setup.skip_special_tokens)
+        self._matcher = StopMatcher(setup.stop, setup.stop_regex) if setup.stop or setup.stop_regex else None
+
+    def add(self, out: TokenOutput) -> TextOutput:
+        """The text of new tokens. Sets `stopped`, and cuts the output, when they complete a stop string."""
+        if self._decoder is None:
+            return _text_output(out, "")
+        ids = out.new_ids
+        if out.finish and isinstance(out.finish.matched, int) and not self.setup.no_stop_trim:
+            ids = ids[:-1]  # the stop token has no text
+        final = out.finish is not None
+        if self._matcher is None:
+            self.num_tokens += len(out.new_ids)
+            text = self._decoder.push(ids)
+            return _text_output(out, text + self._decoder.flush() if final else text)
+        found = self._push_matching(ids, final)
+        if found is None:
+            self.num_tokens += len(out.new_ids) - len(ids)
+            return _text_output(out, self._matcher.take(final))
+        match, used = found
+        self.stopped = True
+        text = self._matcher.take_until(match.end if self.setup.no_stop_trim else match.start)
+        return _stopped_output(out, text, used, match)
+
+    def _push_matching(self, ids: list[int], final: bool) -> tuple[StopMatch, int] | None:
+        """Add the tokens' text; the first match and how many of the tokens it took, None without one."""
+        if len(ids) > 1 and self.num_tokens >= self.setup.min_new_tokens:
+            # Usually nothing matches, which one look over all tokens shows; else go token by token from the same state.
+            decoder, matcher = self._decoder.copy(), self._matcher.copy()
+            text = decoder.push(ids) + (decoder.flush() if final else "")
+            if matcher.add(text) is None:
+                self._decoder, self._matcher = decoder, matcher
+                self.num_tokens += len(ids)
+                return None
+        for used, token_id in enumerate(ids, start=1):
+            self.num_tokens += 1
+            text = self._decoder.push([token_id])
+            if match := self._matcher.add(text, self.num_tokens >= self.setup.min_new_tokens):
+                return match, used
+        if final and (text := self._decoder.flush()) and (match := self._matcher.add(text)):
+            return match, len(ids)
+        return None
+
+
+def _text_output(out: TokenOutput, text: str) -> TextOutput:
+    return TextOutput(
+        out.rid,
+        text,
+        out.new_ids,
+        finish=out.finish,
+        prompt_tokens=out.prompt_tokens,
+        completion_tokens=out.completion_tokens,
+        cached_tokens=out.cached_tokens,
+        num_retractions=out.num_retractions,
+        output_logprobs=out.output_logprobs,
+        input_logprobs=out.input_logprobs,
+    )
+
+
+def _stopped_output(out: TokenOutput, text: str, used: int, match: StopMatch) -> TextOutput:
+    """The final output of a request whose first `used` new tokens completed a stop string."""
+    result = _text_output(out, text)
+    result.completion_tokens -= len(out.new_ids) - used
+    result.new_ids = out.new_ids[:used]
+    result.finish = FinishReason("stop", matched=match.matched)
+    if lp := out.output_logprobs:
+        result.output_logprobs = Logprobs(
+            lp.values[:used], lp.ids[:used], lp.top and lp.top[:used], lp.selected and lp.selected[:used]
+        )
+    return result
+
+
+@dataclass
+class EarlyOutputs:
+    """Outputs of a request whose DetokenizeSetup has not come yet."""
+
+    since: float
+    outputs: list[TokenOutput]
+
+
+class DetokenizerManager:
+    """`to_http` and `to_scheduler` send one message each. `tokenizer` None: ids are passed on without text."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        to_http: Callable[[Message], None],
+        to_scheduler: Callable[[Message], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.tokenizer = tokenizer
+        self.to_http = to_http
+        self.to_scheduler = to_scheduler
+        self.clock = clock
+        self.requests: dict[str, RequestText] = {}
+        self.early: dict[str, EarlyOutputs] = {}  # in order of arrival
+
+    def handle_all(self, messages: list[Message]) -> None:
+        """Handle what has come together; all its text leaves as one message."""
+        outputs: list[TextOutput] = []
+        for message in messages:
+            if isinstance(message, BatchTokenOutput):
+                for out in message.outputs:
+                    self._on_tokens(out, outputs)
+            elif isinstance(message, DetokenizeSetup):
+                self._on_setup(message, outputs)
+            else:
+                self.to_http(message)
+        if outputs:
+            self.to_http(BatchTextOutput(outputs))
+        self._expire_early()
+
+    def _on_setup(self, setup: DetokenizeSetup, outputs: list[TextOutput]) -> None:
+        self.requests[setup.rid] = RequestText(setup, self.tokenizer)
+        if waiting := self.early.pop(setup.rid, None):
+            for out in waiting.outputs:
+                self._on_tokens(out, outputs)
+
+    def _on_tokens(self, out: TokenOutput, outputs: list[TextOutput]) -> None:
+        request = self.requests.get(out.rid)
+        if request is None:
+            self.early.setdefault(out.rid, EarlyOutputs(self.clock(), [])).outputs.append(out)
+            return
+        if not request.stopped:
+            try:
+                result = request.add(out)
+            except TimeoutError:
+                result = self._give_up(request, out)
+            outputs.append(result)
+            if request.stopped and out.finish is None:
+                self.to_scheduler(StopReq(out.rid))
+        if out.finish is not None:
+            del self.requests[out.rid]
+
+    def _give_up(self, request: RequestText, out: TokenOutput) -> TextOutput:
+        """A stop regex takes too long to match: the request ends, the other requests must not wait for it."""
+        request.stopped = True
+        result = _text_output(out, "")
+        message = f"stop_regex {request.setup.stop_regex!r} takes too long to match; use a simpler pattern"
+        result.finish = FinishReason("abort", message=message, status_code=400)
+        return result
+
+    def _expire_early(self) -> None:
+        """Drop outputs whose setup never came, so that they cannot pile up."""
+        while self.early:
+            rid, oldest = next(iter(self.early.items()))
+            if len(self.early) <= EARLY_REQUESTS and self.clock() - oldest.since < EARLY_SECONDS:
+                return
+            logger.warning("dropping tokens of request %s, which was never announced", rid)
+            if oldest.outputs[-1].finish is None:
+                self.to_scheduler(AbortReq(rid, message="the request was never announced to the detokenizer"))
+            del self.early[rid]
+
+
+def main() -> None:
+    from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
+
+    config = read_launch_config()
+    exit_when_parent_dies(config.ipc_dir)
+
+    from sglang.srt.server_args import ServerArgs, model_folder
+    from sglang.srt.utils.ipc import Receiver, Sender
+
+    with startup_errors():
+        args = ServerArgs.from_dict(config.server_args)
+        setup_logging(args.log_level, "detokenizer")
+        tokenizer = None if args.skip_tokenizer_init else Tokenizer(args.tokenizer_path or model_folder(args))
+        receiver = Receiver(os.path.join(config.ipc_dir, "detokenizer"), ToDetokenizer)
+    to_http = Sender(os.path.join(config.ipc_dir, "http"))
+    to_scheduler = Sender(os.path.join(config.ipc_dir, "scheduler"))
+    manager = DetokenizerManager(tokenizer, to_http.send, to_scheduler.send)
+    while True:
+        manager.handle_all(receiver.receive_all(block=True if not manager.early else EARLY_SECONDS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What the HTTP process keeps of requests: Prompt (wanted), Generation (its answer so far), GenerationGroup (those of
+one client call). No sockets, no JSON."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from sglang.srt.managers.io_struct import FinishReason, Logprobs, TextOutput
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+
+class RequestError(Exception):
+    """A request that cannot be served, with the HTTP status that says whose fault it is; `param` names the field."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.param = param
+
+
+@dataclass
+class Prompt:
+    """One prompt of a client's call; it gives params.n generations. Either `text` or `input_ids` is set."""
+
+    params: SamplingParams
+    text: str | None = None
+    input_ids: list[int] | None = None
+    rid: str | None = None
+    stream: bool = False
+    return_logprob: bool = False
+    logprob_start_len: int = -1  # first prompt position whose logprob is wanted; -1 = output tokens only
+    top_logprobs_num: int = 0
+    token_ids_logprob: list[int] | None = None
+    extra_key: str | None = None
+    add_special_tokens: bool = True  # chat templates write them out themselves
+
+
+class Generation:
+    """One answer and all that came of it so far. `index` counts the group's generations, prompt by prompt; `sample`
+    those of one prompt; `base_rid` is the client's own id, which all n of a prompt share."""
+
+    def __init__(
+        self,
+        rid: str,
+        base_rid: str,
+        index: int,
+        sample: int,
+        prompt: Prompt,
+        prompt_ids: list[int],
+        group: "GenerationGroup",
+    ):
+        self.rid = rid
+        self.base_rid = base_rid
+        self.index = index
+        self.sample = sample
+        self.prompt = prompt
+        self.prompt_ids = prompt_ids
+        self.group = group
+        self.created = time.time()
+        self.ended = 0.0
+        self.text = ""
+        self.output_ids: list[int] = []
+        self.output_logprobs = Logprobs([], [])
+        self.input_logprobs: Logprobs | None = None
+        self.finish: FinishReason | None = None
+        self.prompt_tokens = len(prompt_ids)
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.num_retractions = 0
+
+    def add(self, out: TextOutput) -> None:
+        self.text += out.text_delta
+        self.output_ids += out.new_ids
+        self.completion_tokens = out.completion_tokens
+        self.cached_tokens = out.cached_tokens
+        self.num_retractions = out.num_retractions
+        if out.input_logprobs is not None:
+            self.input_logprobs = out.input_logprobs
+        if out.output_logprobs is not None:
+            _extend(self.output_logprobs, out.output_logprobs)
+        if out.finish is not None:
+            self.end(out.finish)
+        self.group.notify(self)
+
+    def end(self, finish: FinishReason) -> None:
+        self.finish = finish
+        self.ended = time.time()
+
+    def raise_if_refused(self) -> None:
+        """An abort with a status code is an error of this call; one without was asked for and is an answer."""
+        if self.finish and self.finish.type == "abort" and self.finish.status_code is not None:
+            raise RequestError(self.finish.message or "the request was aborted", self.finish.status_code)
+
+
+def _extend(total: Logprobs, new: Logprobs) -> None:
+    total.values += new.values
+    total.ids += new.ids
+    if new.top is not None:
+        total.top = (total.top or []) + new.top
+    if new.selected is not None:
+        total.selected = (total.selected or []) + new.selected
+
+
+class GenerationGroup:
+    """The generations of one client call. However many outputs came since, a waiting client wakes once."""
+
+    def __init__(self) -> None:
+        self.generations: list[Generation] = []
+        self._fresh: dict[int, Generation] = {}
+        self._event = asyncio.Event()
+
+    def notify(self, generation: Generation) -> None:
+        self._fresh[generation.index] = generation
+        self._event.set()
+
+    @property
+    def finished(self) -> bool:
+        return all(g.finish is not None for g in self.generations)
+
+    async def changes(self) -> list[Generation]:
+        """Wait for news; the generations that have some, by index. Raises RequestError for a refused one."""
+        await self._event.wait()
+        self._event.clear()
+        fresh, self._fresh = self._fresh, {}
+        generations = [fresh[i] for i in sorted(fresh)]
+        for generation in generations:
+            generation.raise_if_refused()
+        return generations
+
+    async def all(self) -> list[Generation]:
+        """Wait until every generation has ended."""
+        while not self.finished:
+            await self.changes()
+        return self.generations

@@ -1,0 +1,156 @@
+"""The whole protocol between the processes: tagged msgspec structs in msgpack, grouped by who receives them.
+
+HTTP (TokenizerManager) -> scheduler -> detokenizer -> HTTP. Nothing here may hold anything executable; a process that
+meets a tag it does not know raises and names it. Times are seconds of `time.time()`, log-probabilities natural.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+
+class Message(msgspec.Struct, tag=True, array_like=True, omit_defaults=True):
+    """Base of every message: the class name travels as its tag."""
+
+
+class FinishReason(msgspec.Struct, array_like=True, omit_defaults=True):
+    """Why a request ended. `matched` is the stop token id or stop string; `message`, `status_code` belong to aborts."""
+
+    type: Literal["stop", "length", "abort"]
+    matched: int | str | None = None
+    length: int | None = None
+    message: str | None = None
+    status_code: int | None = None
+
+
+class Logprobs(msgspec.Struct, array_like=True, omit_defaults=True):
+    """Log-probabilities of consecutive tokens; the lists run side by side.
+
+    `values[i]` is None only for the first prompt token, which nothing predicts. `top[i]` holds (logprob, id) pairs in
+    falling order; `selected[i]` the log-probabilities of the ids asked for by `token_ids_logprob`, in that order.
+    """
+
+    values: list[float | None]
+    ids: list[int]
+    top: list[list[tuple[float, int]] | None] | None = None
+    selected: list[list[float] | None] | None = None
+
+
+# ---- to the scheduler -------------------------------------------------------------------------------------------
+
+
+class TokenizedGenerateReq(Message):
+    """One prompt to serve (a request with n > 1 arrives as n of these)."""
+
+    rid: str
+    input_ids: list[int]
+    sampling_params: SamplingParams
+    stream: bool = False
+    return_logprob: bool = False
+    logprob_start_len: int = -1  # first prompt position whose logprob is wanted; -1 = output tokens only
+    top_logprobs_num: int = 0
+    token_ids_logprob: list[int] | None = None
+    extra_key: str | None = None  # prefixes are shared only between requests with equal keys
+    created: float = 0.0
+
+
+class AbortReq(Message):
+    """End one request, or all of them; each still gets its one final message (finish type abort)."""
+
+    rid: str = ""
+    abort_all: bool = False
+    message: str = "aborted by the client"
+
+
+class StopReq(Message):
+    """The detokenizer saw a stop string: it has sent the final text, the scheduler frees the request quietly."""
+
+    rid: str
+
+
+class FlushCacheReq(Message):
+    call_id: str
+
+
+class InternalStateReq(Message):
+    call_id: str
+
+
+# ---- to the detokenizer (those it does not use itself it passes on) ----------------------------------------------
+
+
+class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+    """New tokens of one request since its last output; the last one carries `finish`."""
+
+    rid: str
+    new_ids: list[int]
+    finish: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0  # all output tokens so far
+    cached_tokens: int = 0
+    num_retractions: int = 0
+    output_logprobs: Logprobs | None = None  # of new_ids
+    input_logprobs: Logprobs | None = None  # once, with the first output
+
+
+class BatchTokenOutput(Message):
+    outputs: list[TokenOutput]
+
+
+class DetokenizeSetup(Message):
+    """Sent by the HTTP process before a request reaches the scheduler: how its text is made and where it stops."""
+
+    rid: str
+    stop: list[str] = []
+    stop_regex: list[str] = []
+    no_stop_trim: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    min_new_tokens: int = 0
+    prompt_tail: list[int] = []  # last prompt ids, so that the first output token is spaced as in its context
+
+
+class SchedulerReady(Message):
+    """The scheduler can take requests; `info` is what /server_info reports of it (JSON-safe)."""
+
+    info: dict
+
+
+class FlushCacheReply(Message):
+    call_id: str
+    success: bool
+    message: str = ""
+
+
+class InternalStateReply(Message):
+    call_id: str
+    state: dict  # JSON-safe
+
+
+# ---- to the HTTP process -----------------------------------------------------------------------------------------
+
+
+class TextOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+    """TokenOutput with its text: `text_delta` is what was added since the last output of the request."""
+
+    rid: str
+    text_delta: str
+    new_ids: list[int]
+    finish: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    num_retractions: int = 0
+    output_logprobs: Logprobs | None = None
+    input_logprobs: Logprobs | None = None
+
+
+class BatchTextOutput(Message):
+    outputs: list[TextOutput]
+
+
+ToScheduler = TokenizedGenerateReq | AbortReq | StopReq | FlushCacheReq | InternalStateReq
+ToDetokenizer = BatchTokenOutput | DetokenizeSetup | SchedulerReady | FlushCacheReply | InternalStateReply
+ToHttp = BatchTextOutput | SchedulerReady | FlushCacheReply | InternalStateReply

@@ -1,0 +1,163 @@
+"""KVManager: who owns which KV slot. Rows, the host's slot tables, both allocators and the prefix cache.
+
+Of a running request's positions, those below `owned_from` belong to the tree (locked while it runs) and the rest to
+the request. Everything here is host arithmetic; the device sees slots only through StepInput.
+"""
+
+import numpy as np
+
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.mem_cache.allocator import SlotAllocator
+from sglang.srt.mem_cache.radix_cache import Match, RadixCache
+from sglang.srt.model_executor.step_io import TableWrite
+
+TRIM_EVERY = 128  # tokens between two looks at a request's sliding slots, as upstream does
+
+
+class KVManager:
+    """Slots for at most `max_rows` running requests of up to `max_len` tokens.
+
+    `window` is W keys including the query's own; None when the model has no sliding layers (then `swa_size` is 0).
+    """
+
+    def __init__(
+        self, full_size: int, swa_size: int, window: int | None, max_rows: int, max_len: int, enable_cache: bool = True
+    ):
+        self.window = window
+        self.max_len = max_len
+        self.full = SlotAllocator(full_size)
+        self.swa = SlotAllocator(swa_size) if window is not None else None
+        self.full_size, self.swa_size = full_size, swa_size if window is not None else 0
+        self.cache = RadixCache(self.full, self.swa, window, enabled=enable_cache)
+        self.free_rows = list(range(max_rows, 0, -1))  # row 0 is padding
+        self.full_table = np.zeros((max_rows + 1, max_len), dtype=np.int32)
+        self.swa_table = np.zeros((max_rows + 1, max_len), dtype=np.int32)
+        self.trim_every = min(TRIM_EVERY, window) if window else 0
+
+    def room(self) -> tuple[int, int]:
+        """Slots that can be had now in the full and the sliding pool, the cache's evictable ones included."""
+        full, swa = self.cache.evictable()
+        if self.swa is None:
+            return self.full.available() + full, self.full_size + self.max_len  # never the limit
+        return self.full.available() + full, self.swa.available() + swa
+
+    def match(self, req: Req) -> Match:
+        """The longest cached prefix the request may start from; not locked yet."""
+        return self.cache.match(req.token_ids()[: req.match_limit], req.msg.extra_key)
+
+    def admit(self, req: Req, match: Match) -> TableWrite | None:
+        """Give the request a row and its cached prefix, which the caller has locked."""
+        req.row = self.free_rows.pop()
+        req.node = match.node
+        req.computed = req.owned_from = req.swa_start = match.length
+        req.swa_released = False
+        return self._write(req, 0, match.full_slots, match.swa_slots) if match.length else None
+
+    def _write(self, req: Req, start: int, full_slots: np.ndarray, swa_slots: np.ndarray) -> TableWrite:
+        end = start + len(full_slots)
+        self.full_table[req.row, start:end] = full_slots
+        self.swa_table[req.row, start:end] = swa_slots
+        return TableWrite(req.row, start, full_slots, swa_slots)
+
+    def _reserve(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """`count` new slots in each pool. Plans never ask for more than room() has, so a shortage is our own error."""
+        short_full = count - self.full.available()
+        short_swa = count - self.swa.available() if self.swa else 0
+        if short_full > 0 or short_swa > 0:
+            self.cache.evict(max(0, short_full), max(0, short_swa))
+        full = self.full.alloc(count)
+        swa = self.swa.alloc(count) if self.swa else np.zeros(count, dtype=np.int32)
+        assert full is not None and swa is not None, f"no {count} slots: {self.usage()}"
+        return full, swa
+
+    def append_chunk(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots for the request's next `count` tokens."""
+        full, swa = self._reserve(count)
+        self._write(req, req.computed, full, swa)
+        req.computed += count
+        return full, swa
+
+    def append_tokens(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
+        """Slots for one more token of each request."""
+        full, swa = self._reserve(len(reqs))
+        rows = [req.row for req in reqs]
+        positions = [req.computed for req in reqs]
+        self.full_table[rows, positions] = full
+        self.swa_table[rows, positions] = swa
+        for req in reqs:
+            req.computed += 1
+        return full, swa
+
+    def trim(self, reqs: list[Req]) -> None:
+        """Give back sliding slots that no later token of these requests can see."""
+        if self.swa is None:
+            return
+        for req in reqs:
+            keep_from = req.computed - (self.window - 1)  # the next token's window starts here
+            if keep_from - req.swa_start >= self.trim_every:
+                self._free_swa(req, req.swa_start, keep_from)
+                req.swa_start = keep_from
+            if not req.swa_released and keep_from >= req.owned_from:
+                self.cache.release_swa(req.node)
+                req.swa_released = True
+
+    def _free_swa(self, req: Req, start: int, end: int) -> None:
+        slots = self.swa_table[req.row, start:end]
+        self.swa.free(slots.copy())
+        slots[:] = 0
+
+    def share_prompt(self, req: Req) -> TableWrite | None:
+        """Put the computed tokens into the tree, so that others can start from them; the request keeps a lock.
+
+        Where the tree had them already, the request changes over to the tree's slots and its own are freed.
+        """
+        if not self.cache.enabled:
+            return None
+        n = req.computed
+        old_full = self.full_table[req.row, :n].copy()
+        old_swa = self.swa_table[req.row, :n].copy()
+        done = self.cache.insert(req.token_ids()[:n], req.msg.extra_key, old_full, old_swa, req.owned_from)
+        self.cache.lock(done.node)
+        self.cache.unlock(req.node, swa_released=req.swa_released)
+        req.node, req.owned_from, req.swa_start, req.swa_released = done.node, n, n, False
+        if np.array_equal(done.full_slots, old_full) and np.array_equal(done.swa_slots, old_swa):
+            return None
+        return self._write(req, 0, done.full_slots, done.swa_slots)
+
+    def release(self, req: Req) -> None:
+        """The request stops running (finished, aborted or retracted): its tokens go to the tree, its row is free."""
+        # A token sampled but not yet known has no id to be cached under.
+        n = min(req.computed, req.num_tokens)
+        full = self.full_table[req.row, : req.computed].copy()
+        swa = self.swa_table[req.row, : req.computed].copy()
+        if n > req.owned_from:
+            self.cache.insert(req.token_ids()[:n], req.msg.extra_key, full[:n], swa[:n], req.owned_from)
+        self.full.free(full[max(n, req.owned_from) :])
+        if self.swa is not None:
+            self.swa.free(swa[max(n, req.owned_from) :])
+        self.cache.unlock(req.node, swa_released=req.swa_released)
+        self.free_rows.append(req.row)
+        req.row, req.node = -1, None
+        req.computed = 0
+
+    def flush(self) -> None:
+        self.cache.reset()
+
+    def usage(self) -> dict:
+        """Counts of both pools for logs and /server_info."""
+        cached_full, cached_swa = self.cache.cached()
+        return {
+            "full_capacity": self.full_size,
+            "full_free": self.full.available(),
+            "full_cached": cached_full,
+            "swa_capacity": self.swa_size,
+            "swa_free": self.swa.available() if self.swa else 0,
+            "swa_cached": cached_swa,
+        }
+
+    def check_idle(self) -> None:
+        """Nothing runs, so every slot is free or cached and every row is free; raises AssertionError with counts."""
+        self.cache.check(idle=True)
+        assert len(self.free_rows) == len(self.full_table) - 1, (
+            f"{len(self.full_table) - 1 - len(self.free_rows)} request rows leaked"
+        )

@@ -1,0 +1,110 @@
+"""The scheduler process: `python -m sglang.srt.managers.run_scheduler`, started by the server with its configuration."""
+
+import logging
+import os
+import sys
+import threading
+import time
+
+from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
+
+WATCHDOG_POLL_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    config = read_launch_config()
+    exit_when_parent_dies(config.ipc_dir)
+
+    from sglang.srt.server_args import ServerArgs
+
+    args = ServerArgs.from_dict(config.server_args)
+    setup_logging(args.log_level, "scheduler")
+    with startup_errors():
+        scheduler, ready = build(args, config.ipc_dir)
+    watch(scheduler, args.watchdog_timeout)
+    scheduler.send(ready)
+    scheduler.run_forever()
+
+
+def build(typed, ipc_dir: str):
+    """The scheduler with everything it drives, and the message that says it is ready."""
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler
+    from sglang.srt.managers.kv_manager import KVManager
+    from sglang.srt.managers.schedule_policy import SchedulePolicy
+    from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
+    from sglang.srt.managers.scheduler_stats import SchedulerStats
+    from sglang.srt.managers.tp_worker import TpWorker
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import choose_device, model_folder, resolve
+    from sglang.srt.utils.ipc import Receiver, Sender
+
+    model_config = ModelConfig.load(
+        model_folder(typed), typed.json_model_override_args, typed.context_length, typed.dtype
+    )
+    args = resolve(typed, model_config, choose_device(typed))
+    receiver = Receiver(os.path.join(ipc_dir, "scheduler"), ToScheduler)
+    sender = Sender(os.path.join(ipc_dir, "detokenizer"))
+    runner = ModelRunner(args, model_config)
+
+    max_len = min(args.context_length, runner.full_size)
+    if args.chunked_prefill_size < 0 and runner.swa_size:
+        max_len = min(max_len, runner.swa_size)  # the whole prompt has sliding slots while it is computed
+    kv = KVManager(
+        runner.full_size,
+        runner.swa_size,
+        model_config.sliding_window if runner.swa_size else None,
+        args.max_running_requests,
+        max_len,
+        enable_cache=not args.disable_radix_cache,
+    )
+    policy = SchedulePolicy(
+        args.schedule_policy,
+        args.chunked_prefill_size,
+        args.max_prefill_tokens,
+        args.prefill_max_requests,
+        args.enable_mixed_chunk,
+        args.schedule_conservativeness,
+    )
+    limits = SchedulerLimits(
+        max_len=max_len,
+        vocab_size=model_config.vocab_size,
+        eos_token_ids=frozenset(model_config.eos_token_ids),
+        max_queued=args.max_queued_requests,
+        seed=args.random_seed,
+        overlap=not args.disable_overlap_schedule,
+    )
+    stats = SchedulerStats(args.decode_log_interval)
+    scheduler = Scheduler(TpWorker(runner), kv, policy, limits, receiver.receive_all, sender.send, stats)
+    public = args.public_dict() | {
+        "max_total_num_tokens": runner.full_size,
+        "max_total_num_tokens_swa": runner.swa_size,
+        "max_req_input_len": max_len - 1,
+        "max_req_len": max_len,
+        "memory_usage": {
+            "weight": round(runner.weight_bytes / 1e9, 3),
+            "kvcache": round(runner.kv_bytes / 1e9, 3),
+            "token_capacity": runner.full_size,
+        },
+    }
+    return scheduler, SchedulerReady(public)
+
+
+def watch(scheduler, timeout: float) -> None:
+    """End the process when one step takes longer than `timeout` seconds: a hung device never returns by itself."""
+
+    def run() -> None:
+        while True:
+            time.sleep(WATCHDOG_POLL_SECONDS)
+            since = scheduler.busy_since
+            if since is not None and time.monotonic() - since > timeout:
+                print(f"error: a step has taken more than {timeout:g} s (--watchdog-timeout)", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=run, name="watchdog", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

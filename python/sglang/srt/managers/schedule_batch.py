@@ -1,0 +1,147 @@
+"""Req, the scheduler's view of one prompt being served, and StepPlan, what one step will do. No device, no sockets."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sglang.srt.managers.io_struct import FinishReason, Logprobs, TokenizedGenerateReq
+from sglang.srt.mem_cache.radix_cache import Match
+from sglang.srt.model_executor.step_io import TokenLogprob
+
+
+class Req:
+    """A request from arrival to its final message.
+
+    Its tokens are prompt then output. `computed` counts tokens whose KV is in its slots, steps in flight included;
+    `pending` counts tokens sampled by steps whose result has not been processed (0 or 1).
+    """
+
+    __slots__ = (
+        "rid", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
+        "row", "node", "owned_from", "swa_start", "swa_released", "prefill_end", "computed", "pending",
+        "cached_tokens", "num_retractions", "finish", "sent", "out_logprobs", "in_logprobs", "stream_every",
+    )  # fmt: skip
+
+    def __init__(self, msg: TokenizedGenerateReq, stop_ids: frozenset[int], seed: int, order: int, max_len: int):
+        self.rid = msg.rid
+        self.msg = msg
+        self.params = msg.sampling_params
+        self.prompt = np.asarray(msg.input_ids, dtype=np.int64)
+        self.output_ids: list[int] = []
+        self.stop_ids = stop_ids
+        self.seed = seed
+        self.max_new_tokens = min(self.params.max_new_tokens, max_len - len(self.prompt))
+        self.order = order  # arrival number
+
+        # KV, owned by KVManager
+        self.row = -1
+        self.node = None  # locked tree node of the cached part
+        self.owned_from = 0  # slots of positions below are the tree's
+        self.swa_start = 0  # first owned position whose sliding slot has not been given back
+        self.swa_released = False  # the sliding lock on `node` was given up
+
+        self.prefill_end = 0  # tokens to compute before decoding starts: all that were known at admission
+        self.computed = 0
+        self.pending = 0
+
+        self.cached_tokens = 0
+        self.num_retractions = 0
+        self.finish: FinishReason | None = None
+        self.sent = 0  # output tokens already sent on
+        self.out_logprobs: list[TokenLogprob] = []  # not yet sent
+        self.in_logprobs: list[TokenLogprob] | None = None
+        if msg.return_logprob and msg.logprob_start_len >= 0:
+            self.in_logprobs = []
+        self.stream_every = self._stream_every()
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Prompt log-probabilities were asked for and the prompt is not through yet."""
+        return self.in_logprobs is not None and not self.output_ids and not self.pending
+
+    @property
+    def match_limit(self) -> int:
+        """How many tokens may come from the cache: at least one is computed, for its logits, and wanted prompt
+        log-probabilities need the logits of the token before each."""
+        if self.wants_prompt_logprobs:
+            return max(0, min(len(self.prompt), self.msg.logprob_start_len) - 1)
+        return self.num_tokens - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.output_ids)
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.computed < self.prefill_end
+
+    @property
+    def wants_token(self) -> bool:
+        """Another decode step is needed, as far as is known before pending tokens arrive."""
+        return len(self.output_ids) + self.pending < self.max_new_tokens
+
+    def token_ids(self) -> np.ndarray:
+        """All known tokens, int64."""
+        if not self.output_ids:
+            return self.prompt
+        return np.concatenate([self.prompt, np.asarray(self.output_ids, dtype=np.int64)])
+
+    def _stream_every(self) -> int:
+        """Output tokens between two messages: stop strings must be looked for in each token, others can wait."""
+        if self.msg.stream:
+            return self.params.stream_interval or 1
+        return 1 if self.params.stop or self.params.stop_regex else 50
+
+    def take_prompt_logprobs(self) -> Logprobs | None:
+        """The prompt's log-probabilities, once; entry 0 has no value when it is the first token of all."""
+        if self.in_logprobs is None:
+            return None
+        start = self.msg.logprob_start_len
+        ids = self.prompt[start:].tolist()
+        entries, self.in_logprobs = self.in_logprobs, None
+        result = make_logprobs(ids[len(ids) - len(entries) :], entries, self.msg)
+        if start == 0 and ids:
+            result.values.insert(0, None)
+            result.ids.insert(0, ids[0])
+            for column in (result.top, result.selected):
+                if column is not None:
+                    column.insert(0, None)
+        return result
+
+    def take_output_logprobs(self, ids: list[int]) -> Logprobs | None:
+        """Log-probabilities of the output tokens being sent."""
+        if not self.msg.return_logprob:
+            return None
+        entries, self.out_logprobs = self.out_logprobs, []
+        return make_logprobs(ids, entries, self.msg)
+
+
+def make_logprobs(ids: list[int], entries: list[TokenLogprob], msg: TokenizedGenerateReq) -> Logprobs:
+    """Rows of log-probabilities as the columns the protocol wants; raises AssertionError when their counts differ."""
+    assert len(ids) == len(entries), f"{len(ids)} tokens but {len(entries)} log-probabilities for {msg.rid}"
+    return Logprobs(
+        values=[e.value for e in entries],
+        ids=ids,
+        top=[e.top for e in entries] if msg.top_logprobs_num else None,
+        selected=[e.selected for e in entries] if msg.token_ids_logprob else None,
+    )
+
+
+@dataclass(slots=True)
+class Chunk:
+    """`tokens` more prompt tokens of a request; a request not yet running comes with its cached prefix, locked."""
+
+    req: Req
+    tokens: int
+    match: Match | None = None
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step does. Retracted requests gave their slots back when the plan was made."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    decodes: list[Req] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks or self.decodes)

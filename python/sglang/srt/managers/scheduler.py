@@ -1,0 +1,289 @@
+"""Scheduler: receive, plan, launch, and process the previous step while the device runs this one.
+
+It owns the queues and the requests. It knows slots as numbers (KVManager) and the device as a Worker that runs steps in
+order; tensors, text and HTTP are others' business. Its decisions depend on the request stream and its own state only.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTokenOutput,
+    FinishReason,
+    FlushCacheReply,
+    FlushCacheReq,
+    InternalStateReply,
+    InternalStateReq,
+    Message,
+    StopReq,
+    TokenizedGenerateReq,
+    TokenOutput,
+)
+from sglang.srt.managers.kv_manager import KVManager
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.schedule_policy import SchedulePolicy
+from sglang.srt.managers.scheduler_stats import SchedulerStats
+from sglang.srt.managers.step_builder import build_step
+from sglang.srt.model_executor.step_io import StepInput, StepOutput, TableWrite, TokenLogprob
+
+logger = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """Runs steps in the order they come; `submit` returns at once, `result()` of what it returned waits."""
+
+    def submit(self, step: StepInput) -> "PendingStep": ...
+
+
+class PendingStep(Protocol):
+    def result(self) -> StepOutput: ...
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A launched step and the requests its results belong to."""
+
+    pending: PendingStep
+    sampled: list[Req]
+    # Where prompt log-probabilities go; a retraction starts the request's list anew, and these are dropped with the old.
+    prompt_logprobs: list[list[TokenLogprob]]
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """`max_len`: tokens of prompt and output together a request may have. `max_queued`: None = no limit."""
+
+    max_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_queued: int | None = None
+    seed: int = 0
+    overlap: bool = True
+
+
+class Scheduler:
+    """`receive(block)` gives the messages that have come, `send(message)` passes one on to the detokenizer."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        kv: KVManager,
+        policy: SchedulePolicy,
+        limits: SchedulerLimits,
+        receive: Callable[[bool], list[Message]],
+        send: Callable[[Message], None],
+        stats: SchedulerStats,
+    ):
+        self.worker = worker
+        self.kv = kv
+        self.policy = policy
+        self.limits = limits
+        self.receive = receive
+        self.send = send
+        self.stats = stats
+        self.waiting: list[Req] = []
+        self.running: list[Req] = []
+        self.by_rid: dict[str, Req] = {}
+        self.in_flight: InFlight | None = None
+        self.outbox: list[TokenOutput] = []
+        self.table_writes: list[TableWrite] = []
+        self.arrivals = 0
+        self.seeds = random.Random(limits.seed)
+        self.busy_since: float | None = None  # the watchdog's: since when a step's result is waited for
+        self.handlers: dict[type, Callable] = {
+            TokenizedGenerateReq: self.on_generate,
+            AbortReq: self.on_abort,
+            StopReq: self.on_stop,
+            FlushCacheReq: self.on_flush,
+            InternalStateReq: self.on_internal_state,
+        }
+
+    def run_forever(self) -> None:
+        while True:
+            self.step()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not self.running and self.in_flight is None
+
+    def step(self) -> None:
+        was_idle = self.is_idle
+        for message in self.receive(was_idle):
+            self.handlers[type(message)](message)
+        launched = self.launch()
+        if not self.limits.overlap and launched:
+            self.process(launched)
+            launched = None
+        if self.in_flight:  # the previous step's tokens, while the device runs this one
+            self.process(self.in_flight)
+        self.in_flight = launched
+        self.flush_outbox()
+        if self.is_idle and not was_idle:
+            self.kv.check_idle()
+
+    # ---- messages ----------------------------------------------------------------------------------------------
+
+    def on_generate(self, msg: TokenizedGenerateReq) -> None:
+        error = self.refusal(msg)
+        if error:
+            self.outbox.append(TokenOutput(msg.rid, [], finish=error, prompt_tokens=len(msg.input_ids)))
+            return
+        params = msg.sampling_params
+        stop_ids = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= self.limits.eos_token_ids
+        # Drawn for every request, so that one with its own seed does not shift those of the others.
+        drawn = self.seeds.getrandbits(62)
+        seed = drawn if params.sampling_seed is None else params.sampling_seed
+        req = Req(msg, frozenset(stop_ids), seed, self.arrivals, self.limits.max_len)
+        self.arrivals += 1
+        self.by_rid[req.rid] = req
+        self.waiting.append(req)
+
+    def refusal(self, msg: TokenizedGenerateReq) -> FinishReason | None:
+        """Why this request can't be taken. The HTTP process checks first; these bounds guard the device itself."""
+        if not msg.input_ids:
+            return _refused("the prompt has no tokens")
+        if len(msg.input_ids) >= self.limits.max_len:
+            return _refused(
+                f"the prompt has {len(msg.input_ids)} tokens; with at least one output token it must stay within "
+                f"{self.limits.max_len} (the context length and the KV pools' size)"
+            )
+        if not 0 <= min(msg.input_ids) <= max(msg.input_ids) < self.limits.vocab_size:
+            return _refused(f"token ids must be from 0 to {self.limits.vocab_size - 1}")
+        if msg.rid in self.by_rid:
+            return _refused(f"a request with rid {msg.rid!r} is being served")
+        if self.limits.max_queued is not None and len(self.waiting) >= self.limits.max_queued:
+            return _refused(f"the queue is full ({self.limits.max_queued} requests wait)", status_code=503)
+        return None
+
+    def on_abort(self, msg: AbortReq) -> None:
+        reqs = list(self.by_rid.values()) if msg.abort_all else [self.by_rid[msg.rid]] if msg.rid in self.by_rid else []
+        for req in reqs:
+            self.finish(req, FinishReason("abort", message=msg.message))
+
+    def on_stop(self, msg: StopReq) -> None:
+        if req := self.by_rid.get(msg.rid):
+            self.finish(req, FinishReason("stop"))
+
+    def on_flush(self, msg: FlushCacheReq) -> None:
+        idle = not self.waiting and not self.running
+        if idle:
+            self.kv.flush()
+        reason = "" if idle else f"{len(self.running)} requests are running and {len(self.waiting)} waiting"
+        self.send(FlushCacheReply(msg.call_id, idle, reason))
+
+    def on_internal_state(self, msg: InternalStateReq) -> None:
+        state = self.stats.state() | self.kv.usage()
+        state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(self.waiting)}
+        self.send(InternalStateReply(msg.call_id, state))
+
+    # ---- a step ------------------------------------------------------------------------------------------------
+
+    def launch(self) -> InFlight | None:
+        """Plan and start the next step; None when there is nothing to run."""
+        self.kv.trim(self.running)
+        while victim := self.policy.victim(self.running, self.kv):
+            self.retract(victim)
+        plan = self.policy.plan(self.waiting, self.running, self.kv)
+        if not plan:
+            return None
+        for chunk in plan.chunks:
+            if chunk.match is not None:
+                self.waiting.remove(chunk.req)
+                self.running.append(chunk.req)
+        step, sampled, logprob_reqs = build_step(plan, self.kv)
+        step.table_writes[:0] = self.table_writes
+        self.table_writes = []
+        for chunk in plan.chunks:
+            if not chunk.req.is_prefilling:
+                # Whoever reads these slots runs after this step, so the prompt can be shared at once.
+                if write := self.kv.share_prompt(chunk.req):
+                    self.table_writes.append(write)
+        pending = self.worker.submit(step)
+        self.stats.on_launch(plan, self.running, self.waiting, self.kv)
+        return InFlight(pending, sampled, [req.in_logprobs for req in logprob_reqs])
+
+    def retract(self, req: Req) -> None:
+        """Give the request's slots back; it waits again, before all later arrivals, and resumes from its tokens."""
+        if req.wants_prompt_logprobs:
+            req.in_logprobs = []
+        self.kv.release(req)
+        req.num_retractions += 1
+        self.running.remove(req)
+        self.waiting.append(req)
+        self.waiting.sort(key=lambda r: r.order)
+        self.policy.ratio.after_retraction(self.running)
+        self.stats.retractions += 1
+        logger.info("KV pools are full: request %s retracted, %d still run", req.rid, len(self.running))
+
+    def process(self, launched: InFlight) -> None:
+        """Hand out the tokens of a finished step."""
+        self.busy_since = time.monotonic()
+        output = launched.pending.result()
+        self.busy_since = None
+        for target, entries in zip(launched.prompt_logprobs, output.prompt_logprobs, strict=True):
+            target.extend(entries)
+        logprobs = output.output_logprobs or [None] * len(launched.sampled)
+        for req, token, logprob in zip(launched.sampled, output.next_ids, logprobs, strict=True):
+            req.pending -= 1
+            if req.finish is not None:  # it ended while this step was under way
+                continue
+            self.add_token(req, token, logprob)
+        self.stats.on_tokens(len(launched.sampled))
+
+    def add_token(self, req: Req, token: int, logprob: TokenLogprob | None) -> None:
+        if req.max_new_tokens == 0:  # only the prompt was of interest
+            self.finish(req, FinishReason("length", length=0))
+            return
+        req.output_ids.append(token)
+        if logprob is not None:
+            req.out_logprobs.append(logprob)
+        if token in req.stop_ids:
+            self.finish(req, FinishReason("stop", matched=token))
+        elif len(req.output_ids) >= req.max_new_tokens:
+            self.finish(req, FinishReason("length", length=len(req.output_ids)))
+        elif len(req.output_ids) - req.sent >= req.stream_every or req.sent == 0:
+            self.emit(req)
+
+    def finish(self, req: Req, reason: FinishReason) -> None:
+        """End a request wherever it is: its slots are free or cached at once, and its final message is on its way."""
+        req.finish = reason
+        if req.row >= 0:
+            self.kv.release(req)
+            self.running.remove(req)
+        else:
+            self.waiting.remove(req)
+        del self.by_rid[req.rid]
+        self.emit(req)
+
+    def emit(self, req: Req) -> None:
+        new_ids = req.output_ids[req.sent :]
+        req.sent = len(req.output_ids)
+        self.outbox.append(
+            TokenOutput(
+                req.rid,
+                new_ids,
+                finish=req.finish,
+                prompt_tokens=len(req.prompt),
+                completion_tokens=req.sent,
+                cached_tokens=req.cached_tokens,
+                num_retractions=req.num_retractions,
+                output_logprobs=req.take_output_logprobs(new_ids),
+                input_logprobs=None if req.finish and req.finish.type == "abort" else req.take_prompt_logprobs(),
+            )
+        )
+
+    def flush_outbox(self) -> None:
+        if self.outbox:
+            self.send(BatchTokenOutput(self.outbox))
+            self.outbox = []
+
+
+def _refused(message: str, status_code: int = 400) -> FinishReason:
+    return FinishReason("abort", message=message, status_code=status_code)

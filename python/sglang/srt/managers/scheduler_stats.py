@@ -1,0 +1,76 @@
+"""SchedulerStats: the scheduler's log lines and counters. It reads the scheduler's state and changes none of it."""
+
+import logging
+import time
+
+from sglang.srt.managers.kv_manager import KVManager
+from sglang.srt.managers.schedule_batch import Req, StepPlan
+
+logger = logging.getLogger(__name__)
+
+
+class SchedulerStats:
+    """`decode_log_interval`: steps between two decode log lines (and two readings of the generation throughput)."""
+
+    def __init__(self, decode_log_interval: int = 40):
+        self.decode_log_interval = decode_log_interval
+        self.retractions = 0
+        self.steps = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generated_tokens = 0
+        self.last_gen_throughput = 0.0  # tokens a second
+        self._decode_steps = 0
+        self._mark_tokens = 0
+        self._mark_time = time.monotonic()
+
+    def on_launch(self, plan: StepPlan, running: list[Req], waiting: list[Req], kv: KVManager) -> None:
+        self.steps += 1
+        if plan.chunks:
+            self._on_prefill(plan, running, waiting, kv)
+        if plan.decodes:
+            self._decode_steps += 1
+            if self._decode_steps % self.decode_log_interval == 0:
+                self._log_decode(plan, waiting, kv)
+
+    def on_tokens(self, count: int) -> None:
+        self.generated_tokens += count
+
+    def _on_prefill(self, plan: StepPlan, running: list[Req], waiting: list[Req], kv: KVManager) -> None:
+        new = sum(chunk.tokens for chunk in plan.chunks)
+        cached = sum(chunk.match.length for chunk in plan.chunks if chunk.match is not None)
+        self.prompt_tokens += new
+        self.cached_tokens += cached
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(
+                "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, %s, #running-req: %d, #queue-req: %d",
+                len(plan.chunks), new, cached, _usage_text(kv), len(running), len(waiting),
+            )  # fmt: skip
+
+    def _log_decode(self, plan: StepPlan, waiting: list[Req], kv: KVManager) -> None:
+        now = time.monotonic()
+        self.last_gen_throughput = (self.generated_tokens - self._mark_tokens) / max(now - self._mark_time, 1e-9)
+        self._mark_tokens, self._mark_time = self.generated_tokens, now
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(
+                "Decode batch, #running-req: %d, %s, gen throughput (token/s): %.2f, #queue-req: %d",
+                len(plan.decodes), _usage_text(kv), self.last_gen_throughput, len(waiting),
+            )  # fmt: skip
+
+    def state(self) -> dict:
+        """JSON-safe counters for /server_info's internal_states."""
+        return {
+            "last_gen_throughput": round(self.last_gen_throughput, 2),
+            "num_steps": self.steps,
+            "num_retractions": self.retractions,
+            "prompt_tokens_total": self.prompt_tokens,
+            "cached_tokens_total": self.cached_tokens,
+            "generation_tokens_total": self.generated_tokens,
+        }
+
+
+def _usage_text(kv: KVManager) -> str:
+    """Share of each pool that running requests hold (cached tokens can be evicted, so they count as free)."""
+    full, swa = kv.room()
+    text = f"full token usage: {1 - full / kv.full_size:.2f}"
+    return text if kv.swa is None else f"{text}, swa token usage: {1 - swa / kv.swa_size:.2f}"

@@ -1,0 +1,349 @@
+"""TokenizerManager: the HTTP process's side of every request. It validates, tokenizes, sends, and assembles answers.
+
+It knows no HTTP: entrypoints give it Prompts and read Generations. All of it runs on one event loop; only the
+tokenizing of long texts runs in threads.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import regex
+
+from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, RequestError
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTextOutput,
+    DetokenizeSetup,
+    FinishReason,
+    FlushCacheReply,
+    FlushCacheReq,
+    InternalStateReply,
+    InternalStateReq,
+    Message,
+    TokenizedGenerateReq,
+)
+from sglang.srt.managers.server_info import ServerInfo
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_N = 128  # OpenAI's own limit
+MAX_GENERATIONS = 4096  # of one call: prompts times n
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 128
+MAX_TOKEN_IDS_LOGPROB = 1024
+MAX_RID_CHARS = 256
+INLINE_CHARS = 4096  # shorter texts are tokenized on the event loop: a thread would take longer than the work
+CONTROL_SECONDS = 30.0  # for a scheduler to answer a control message between two steps
+PROMPT_TAIL = 8  # prompt tokens the detokenizer sees
+LOG_TEXT_CHARS = 2048  # of a prompt or answer at --log-requests-level 2
+
+
+class TokenizerManager:
+    """`to_scheduler` and `to_detokenizer` send one message each. `tokenizer` None: prompts must be ids."""
+
+    def __init__(
+        self,
+        args: ServerArgs,
+        info: ServerInfo,
+        tokenizer: Tokenizer | None,
+        to_scheduler: Callable[[Message], None],
+        to_detokenizer: Callable[[Message], None],
+    ):
+        self.args = args
+        self.info = info
+        self.tokenizer = tokenizer
+        self.to_scheduler = to_scheduler
+        self.to_detokenizer = to_detokenizer
+        self.generations: dict[str, Generation] = {}  # those under way, by rid
+        self.last_output = 0.0  # time.monotonic() of the last sign of life from the scheduler's side
+        self._calls: dict[str, asyncio.Future] = {}  # control messages that wait for their reply
+        self._failure: str | None = None
+        resolved = info.server_args
+        self.max_generations = resolved["max_running_requests"] + resolved["max_queued_requests"]
+
+    # ---- requests ----------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def generate(self, prompts: list[Prompt]) -> AsyncIterator[GenerationGroup]:
+        """Check all prompts, send them, and give their generations, which end with the context: leaving it early, as
+        when the client has gone, aborts what still runs. Raises RequestError before anything was sent."""
+        count = sum(p.params.n for p in prompts)
+        if not 1 <= count <= MAX_GENERATIONS:
+            raise RequestError(f"{count} generations (prompts times n) in one request; 1 to {MAX_GENERATIONS} are possible")
+        for prompt in prompts:
+            self._check_params(prompt)
+        ids = [await self._input_ids(prompt) for prompt in prompts]
+        # No await from here to the last send: what was checked about other requests stays true.
+        self._check_capacity(count)
+        group = self._make_group(prompts, ids)
+        try:
+            for generation in group.generations:
+                self._send(generation)
+            yield group
+        finally:
+            for generation in group.generations:
+                if generation.finish is None and self.generations.pop(generation.rid, None):
+                    self._abort(generation, "the client has gone")
+
+    def _make_group(self, prompts: list[Prompt], ids: list[list[int]]) -> GenerationGroup:
+        group = GenerationGroup()
+        rids: set[str] = set()
+        for prompt, prompt_ids in zip(prompts, ids, strict=True):
+            base = prompt.rid or uuid.uuid4().hex
+            for i in range(prompt.params.n):
+                rid = base if prompt.params.n == 1 else f"{base}-{i}"
+                if rid in rids or rid in self.generations:
+                    raise RequestError(f"rid {rid!r} is in use by a request under way", param="rid")
+                rids.add(rid)
+                group.generations.append(Generation(rid, base, len(group.generations), i, prompt, prompt_ids, group))
+        return group
+
+    def _send(self, generation: Generation) -> None:
+        prompt, params, rid = generation.prompt, generation.prompt.params, generation.rid
+        changes: dict = {"n": 1}
+        if params.sampling_seed is not None:  # n answers of one prompt must not be n times the same
+            changes["sampling_seed"] = (params.sampling_seed + generation.sample) % 2**63
+        if prompt.stream and params.stream_interval is None:
+            changes["stream_interval"] = self.args.stream_interval
+        self.generations[rid] = generation
+        # The detokenizer hears of a request before the scheduler does.
+        self.to_detokenizer(
+            DetokenizeSetup(
+                rid,
+                stop=params.stop,
+                stop_regex=params.stop_regex,
+                no_stop_trim=params.no_stop_trim,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+                min_new_tokens=params.min_new_tokens,
+                prompt_tail=generation.prompt_ids[-PROMPT_TAIL:],
+            )
+        )
+        self.to_scheduler(
+            TokenizedGenerateReq(
+                rid,
+                generation.prompt_ids,
+                msgspec.structs.replace(params, **changes),
+                stream=prompt.stream,
+                return_logprob=prompt.return_logprob,
+                logprob_start_len=prompt.logprob_start_len,
+                top_logprobs_num=prompt.top_logprobs_num,
+                token_ids_logprob=prompt.token_ids_logprob,
+                extra_key=prompt.extra_key,
+                created=generation.created,
+            )
+        )
+        if self.args.log_requests:
+            self._log_start(generation)
+
+    def _check_capacity(self, count: int) -> None:
+        if self._failure is not None:
+            raise RequestError(self._failure, status=503)
+        if len(self.generations) + count > self.max_generations:
+            raise RequestError(
+                f"the server holds {len(self.generations)} requests and takes at most {self.max_generations} "
+                "(--max-running-requests plus --max-queued-requests); try again later",
+                status=503,
+            )
+
+    def _check_params(self, prompt: Prompt) -> None:
+        params = prompt.params
+        if not 1 <= params.n <= MAX_N:
+            raise RequestError(f"n is {params.n}; 1 to {MAX_N} are possible", param="n")
+        if params.logit_bias and len(params.logit_bias) > MAX_LOGIT_BIAS:
+            raise RequestError(
+                f"logit_bias has {len(params.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are possible", param="logit_bias"
+            )
+        try:
+            params.verify(self.info.vocab_size)
+        except ValueError as e:
+            raise RequestError(str(e), param="sampling_params") from e
+        if self.tokenizer is None and (params.stop or params.stop_regex):
+            raise RequestError("stop strings need a tokenizer, which --skip-tokenizer-init leaves out", param="stop")
+        for pattern in params.stop_regex:
+            self._check_regex(pattern)
+        if prompt.rid is not None and not 1 <= len(prompt.rid) <= MAX_RID_CHARS:
+            raise RequestError(f"rid has {len(prompt.rid)} characters; 1 to {MAX_RID_CHARS} are possible", param="rid")
+        if not 0 <= prompt.top_logprobs_num <= min(MAX_TOP_LOGPROBS, self.info.vocab_size):
+            raise RequestError(
+                f"{prompt.top_logprobs_num} top log-probabilities; 0 to {min(MAX_TOP_LOGPROBS, self.info.vocab_size)} "
+                "are possible",
+                param="top_logprobs_num",
+            )
+        if prompt.logprob_start_len < -1:
+            raise RequestError(f"logprob_start_len is {prompt.logprob_start_len}; -1 or more", param="logprob_start_len")
+        if selected := prompt.token_ids_logprob:
+            if len(selected) > MAX_TOKEN_IDS_LOGPROB:
+                raise RequestError(
+                    f"token_ids_logprob has {len(selected)} ids; at most {MAX_TOKEN_IDS_LOGPROB}", param="token_ids_logprob"
+                )
+            self._check_ids(selected, "token_ids_logprob")
+
+    def _check_regex(self, pattern: str) -> None:
+        try:
+            empty = regex.compile(pattern).fullmatch("", timeout=0.1)
+        except (regex.error, TimeoutError) as e:
+            raise RequestError(f"stop_regex {pattern!r} does not work: {e}", param="stop_regex") from e
+        if empty:
+            raise RequestError(f"stop_regex {pattern!r} matches the empty text: it would stop at once", param="stop_regex")
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.info.vocab_size:
+            bad = low if low < 0 else high
+            raise RequestError(f"{param} has token id {bad}; ids go from 0 to {self.info.vocab_size - 1}", param=param)
+
+    async def _input_ids(self, prompt: Prompt) -> list[int]:
+        if prompt.text is not None:
+            ids = await self.encode(prompt.text, prompt.add_special_tokens)
+            param = "text"
+        else:
+            ids, param = prompt.input_ids, "input_ids"
+        if not ids:
+            raise RequestError("the prompt has no tokens", param=param)
+        if prompt.text is None:
+            self._check_ids(ids, param)
+        limit = self.info.max_req_input_len
+        if len(ids) > limit:
+            if not self.args.allow_auto_truncate:
+                raise RequestError(
+                    f"the prompt has {len(ids)} tokens; at most {limit} are possible (context length "
+                    f"{self.info.context_len}, KV cache of {self.info.max_total_num_tokens} tokens)",
+                    param=param,
+                )
+            # Half the context at least stays for the prompt, whatever max_new_tokens asks for.
+            ids = ids[: max(limit + 1 - max(1, prompt.params.max_new_tokens), (limit + 1) // 2, 1)]
+        if prompt.logprob_start_len > len(ids):
+            raise RequestError(
+                f"logprob_start_len is {prompt.logprob_start_len}, behind the prompt's end at {len(ids)} tokens",
+                param="logprob_start_len",
+            )
+        return ids
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Text to ids. Raises RequestError without a tokenizer."""
+        tokenizer = self.require_tokenizer()
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:  # JSON can hold half of a surrogate pair
+            raise RequestError("the text is not valid Unicode: it holds half of a surrogate pair", param="text") from e
+        if len(text) <= INLINE_CHARS:
+            return tokenizer.encode(text, add_special_tokens)
+        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+
+    def require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError("this server runs with --skip-tokenizer-init: send input_ids to /generate")
+        return self.tokenizer
+
+    # ---- aborts ------------------------------------------------------------------------------------------------
+
+    def abort(self, rid: str) -> int:
+        """End the request with that rid (all n of its generations); how many there were. Their clients get an answer
+        with finish reason abort."""
+        found = [g for g in self.generations.values() if rid in (g.rid, g.base_rid)]
+        for generation in found:
+            self._abort(generation, "aborted by /abort_request")
+        return len(found)
+
+    def abort_all(self, message: str) -> int:
+        self.to_scheduler(AbortReq(abort_all=True, message=message))
+        return len(self.generations)
+
+    def _abort(self, generation: Generation, message: str) -> None:
+        self.to_scheduler(AbortReq(generation.rid, message=message))
+
+    def fail_all(self, reason: str) -> None:
+        """The server cannot go on: every request under way, and every later one, ends with this error."""
+        self._failure = reason
+        for generation in list(self.generations.values()):
+            generation.end(FinishReason("abort", message=reason, status_code=500))
+            generation.group.notify(generation)
+        self.generations.clear()
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(RequestError(reason, status=503))
+
+    # ---- control -----------------------------------------------------------------------------------------------
+
+    async def flush_cache(self, timeout: float = 0.0) -> FlushCacheReply:
+        """Empty the prefix cache, which works only while nothing runs; tried again for `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            reply = await self._call(FlushCacheReq)
+            if reply.success or time.monotonic() >= deadline:
+                return reply
+            await asyncio.sleep(0.05)
+
+    async def internal_state(self) -> dict:
+        return (await self._call(InternalStateReq)).state
+
+    async def _call(self, message_type: type) -> FlushCacheReply | InternalStateReply:
+        if self._failure is not None:
+            raise RequestError(self._failure, status=503)
+        call_id = uuid.uuid4().hex
+        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        self.to_scheduler(message_type(call_id))
+        try:
+            return await asyncio.wait_for(future, CONTROL_SECONDS)
+        except TimeoutError as e:
+            raise RequestError(f"the scheduler did not answer within {CONTROL_SECONDS:.0f} s", status=503) from e
+        finally:
+            del self._calls[call_id]
+
+    # ---- messages from the detokenizer -------------------------------------------------------------------------
+
+    def handle_all(self, messages: list[Message]) -> None:
+        self.last_output = time.monotonic()
+        for message in messages:
+            if isinstance(message, BatchTextOutput):
+                for out in message.outputs:
+                    # Gone: its client left, and this was under way.
+                    if generation := self.generations.get(out.rid):
+                        generation.add(out)
+                        if out.finish is not None:
+                            self._finished(generation)
+            elif isinstance(message, FlushCacheReply | InternalStateReply):
+                future = self._calls.get(message.call_id)
+                if future is not None and not future.done():
+                    future.set_result(message)
+            else:
+                raise AssertionError(f"{type(message).__name__} is no message for a server that is ready")
+
+    def _finished(self, generation: Generation) -> None:
+        del self.generations[generation.rid]
+        if self.args.log_requests:
+            self._log_end(generation)
+
+    # ---- request log -------------------------------------------------------------------------------------------
+
+    def _log_start(self, generation: Generation) -> None:
+        level, prompt = self.args.log_requests_level, generation.prompt
+        line = f"Receive: rid={generation.rid}, prompt_tokens={generation.prompt_tokens}, stream={prompt.stream}"
+        if level >= 1:
+            line += f", sampling_params={msgspec.json.encode(prompt.params).decode()}"
+        if level >= 2:
+            shown = prompt.text if prompt.text is not None else str(generation.prompt_ids)
+            line += f", prompt={_shown(shown, level)}"
+        logger.info("%s", line)
+
+    def _log_end(self, generation: Generation) -> None:
+        line = (
+            f"Finish: rid={generation.rid}, reason={generation.finish.type}, prompt_tokens={generation.prompt_tokens}, "
+            f"cached_tokens={generation.cached_tokens}, completion_tokens={generation.completion_tokens}, "
+            f"e2e_latency={generation.ended - generation.created:.3f}"
+        )
+        if self.args.log_requests_level >= 2:
+            line += f", text={_shown(generation.text, self.args.log_requests_level)}"
+        logger.info("%s", line)
+
+
+def _shown(text: str, level: int) -> str:
+    return repr(text if level >= 3 or len(text) <= LOG_TEXT_CHARS else text[:LOG_TEXT_CHARS] + "...")

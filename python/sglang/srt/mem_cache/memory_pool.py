@@ -1,0 +1,174 @@
+"""KV memory on the device: one buffer pair a layer, and how many tokens each pool gets. It knows no owners of slots."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import KVLayerSpec
+
+# Sliding slots a running request holds beyond its window: a trim waits for up to 128 tokens (fewer where the window is
+# smaller), and a step in flight adds a token or two before it.
+TRIM_MARGIN = 128
+IN_FLIGHT_MARGIN = 2
+
+
+class KVPool:
+    """K and V of `layers`, which share one head geometry and one set of slots.
+
+    Buffers are [size + page_size, num_kv_heads, head_dim]; page 0 is padding and slots follow as in SlotAllocator.
+    They start as zeros, since attention may read (and mask) slots that were never written, and 0 x NaN is NaN.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        layers: Iterable[int],
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        page_size: int = 1,
+    ):
+        self.size = size
+        shape = (size + page_size, num_kv_heads, head_dim)
+        self.buffers = {
+            layer: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for layer in layers
+        }
+        self.bytes_per_token = len(self.buffers) * 2 * num_kv_heads * head_dim * dtype.itemsize
+
+    def get_kv(self, layer: int) -> tuple[Tensor, Tensor]:
+        """K and V buffers of a layer, each [size + page_size, num_kv_heads, head_dim]."""
+        return self.buffers[layer]
+
+    def set_kv(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write k and v [T, num_kv_heads, head_dim] to `slots` [T] int64. Slot 0 may come many times: it is padding."""
+        k_buffer, v_buffer = self.buffers[layer]
+        k_buffer[slots] = k
+        v_buffer[slots] = v
+
+
+class HybridKVPool:
+    """The full-attention pool and the sliding pool behind one interface; a layer's slots are those of its own pool.
+
+    `kv_layers` are the layers that own KV. A pool without layers is None and its size is not used.
+    Raises ValueError when layers of one pool differ in head geometry.
+    """
+
+    def __init__(
+        self,
+        kv_layers: "list[KVLayerSpec]",
+        full_size: int,
+        swa_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        page_size: int = 1,
+    ):
+        self.full = _make_pool([s for s in kv_layers if not s.sliding], full_size, dtype, device, page_size)
+        self.swa = _make_pool([s for s in kv_layers if s.sliding], swa_size, dtype, device, page_size)
+        self._pool_of = {s.layer: self.swa if s.sliding else self.full for s in kv_layers}
+        self._sliding = {s.layer: s.sliding for s in kv_layers}
+
+    @property
+    def full_bytes_per_token(self) -> int:
+        return self.full.bytes_per_token if self.full else 0
+
+    @property
+    def swa_bytes_per_token(self) -> int:
+        return self.swa.bytes_per_token if self.swa else 0
+
+    def is_sliding(self, layer: int) -> bool:
+        """Whether `layer` keeps its KV in the sliding pool."""
+        return self._sliding[layer]
+
+    def get_kv(self, layer: int) -> tuple[Tensor, Tensor]:
+        """See KVPool.get_kv."""
+        return self._pool_of[layer].get_kv(layer)
+
+    def set_kv(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """See KVPool.set_kv; `slots` are of the layer's own pool."""
+        self._pool_of[layer].set_kv(layer, slots, k, v)
+
+
+def _make_pool(
+    specs: "list[KVLayerSpec]", size: int, dtype: torch.dtype, device: torch.device | str, page_size: int
+) -> KVPool | None:
+    if not specs:
+        return None
+    shapes = {(s.num_kv_heads, s.head_dim) for s in specs}
+    if len(shapes) > 1:
+        raise ValueError(f"layers that share a KV pool differ in (num_kv_heads, head_dim): {sorted(shapes)}")
+    num_kv_heads, head_dim = shapes.pop()
+    return KVPool(size, [s.layer for s in specs], num_kv_heads, head_dim, dtype, device, page_size)
+
+
+def token_bytes(kv_layers: "list[KVLayerSpec]", dtype_bytes: int) -> tuple[int, int]:
+    """Bytes of K and V that one token takes in the full and in the sliding pool."""
+    full = sum(2 * s.num_kv_heads * s.head_dim * dtype_bytes for s in kv_layers if not s.sliding)
+    swa = sum(2 * s.num_kv_heads * s.head_dim * dtype_bytes for s in kv_layers if s.sliding)
+    return full, swa
+
+
+def pool_sizes(
+    budget_bytes: int,
+    kv_layers: "list[KVLayerSpec]",
+    dtype_bytes: int,
+    window: int | None,
+    max_running_requests: int,
+    chunked_prefill_size: int,
+    swa_full_tokens_ratio: float,
+    context_len: int,
+    max_total_tokens: int | None = None,
+) -> tuple[int, int]:
+    """Tokens of the full and of the sliding pool that fit `budget_bytes`; the second is 0 without sliding layers.
+
+    The sliding pool gets what it can use: for each running request a window with its margin, as much again for windows
+    kept by the prefix cache, and one prefill chunk (`chunked_prefill_size` < 1: a whole context). It is bounded above
+    by `swa_full_tokens_ratio` x the full pool and below by what one request needs. All other memory is full tokens.
+    `max_total_tokens` sets the full pool, or limits it where the budget holds less.
+    Raises ValueError when the budget does not hold one request's window and chunk.
+    """
+    full_bytes, swa_bytes = token_bytes(kv_layers, dtype_bytes)
+    if full_bytes == 0:
+        raise ValueError("a model needs at least one full-attention layer: the full pool counts its tokens")
+    chunk = min(chunked_prefill_size, context_len) if chunked_prefill_size > 0 else context_len
+    if swa_bytes == 0:
+        full = budget_bytes // full_bytes
+        _check_fits(full, min(context_len, chunk), budget_bytes, full_bytes, "")
+        return (full if max_total_tokens is None else min(full, max_total_tokens)), 0
+    if window is None:
+        raise ValueError("sliding layers without a window")
+
+    held = min(context_len, window + min(TRIM_MARGIN, window) + IN_FLIGHT_MARGIN)
+    one_request = min(context_len, held + chunk)
+    demand = max(one_request, max_running_requests * 2 * held + max(chunk, chunked_prefill_size))
+
+    def swa_for(full: int) -> int:
+        """A token has a sliding slot only beside a full one, hence never more of them than `full`."""
+        return min(full, max(one_request, min(demand, int(swa_full_tokens_ratio * full))))
+
+    # swa_for is min and max of lines in `full`, so the memory for (full, swa_for(full)) grows with `full`: bisect.
+    low, high = 0, budget_bytes // full_bytes
+    if max_total_tokens is not None:
+        high = min(high, max_total_tokens)
+    while low < high:
+        full = (low + high + 1) // 2
+        if full * full_bytes + swa_for(full) * swa_bytes <= budget_bytes:
+            low = full
+        else:
+            high = full - 1
+    wanted = one_request if max_total_tokens is None else min(one_request, max_total_tokens)
+    _check_fits(low, wanted, budget_bytes, full_bytes + swa_bytes, f" (window {window}, chunk {chunk})")
+    return low, swa_for(low)
+
+
+def _check_fits(tokens: int, needed: int, budget_bytes: int, bytes_per_token: int, detail: str) -> None:
+    if tokens < needed:
+        raise ValueError(
+            f"KV memory of {max(0, budget_bytes) / 2**20:.1f} MiB holds {max(0, tokens)} tokens at {bytes_per_token} "
+            f"bytes each, but one request needs {needed}{detail}: raise --mem-fraction-static or lower "
+            f"--chunked-prefill-size or --context-length"
+        )

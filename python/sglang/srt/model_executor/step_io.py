@@ -1,0 +1,80 @@
+"""StepInput and StepOutput: one step as host data, the seam between scheduling and the device.
+
+The scheduler makes a StepInput without knowing tokens that are still being computed: a decode row takes its input from
+the device's table of last sampled tokens. Steps run in the order of submission, so a slot freed while an earlier step
+is in flight can be given out again at once: whoever writes it next runs later.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sglang.srt.layers.sampler import SamplingFlags
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class Admission:
+    """A request takes row `row`; the device fills its sampling state. `output_ids`: tokens made before a retraction."""
+
+    row: int
+    params: SamplingParams
+    seed: int
+    prompt_len: int
+    stop_ids: list[int]
+    output_ids: list[int]
+
+
+@dataclass(slots=True)
+class TableWrite:
+    """Slots of positions [start, start + len) of a row: a cached prefix, or slots the cache has exchanged."""
+
+    row: int
+    start: int
+    full_slots: np.ndarray  # int32
+    swa_slots: np.ndarray  # int32
+
+
+@dataclass(slots=True)
+class PromptLogprobs:
+    """Prompt tokens whose log-probabilities are wanted: logits of token rows `token_rows` predict `next_ids`."""
+
+    index: int  # of the request in StepInput.rows
+    token_rows: np.ndarray  # int64 [n]
+    next_ids: np.ndarray  # int64 [n]
+    top: int
+    selected: list[int] | None
+
+
+@dataclass(slots=True)
+class StepInput:
+    """Rows are prefill chunks first, then decodes; T = sum of extend_lens. All integer arrays are int64."""
+
+    rows: np.ndarray  # [B]
+    seq_lens: np.ndarray  # [B], this step's tokens included
+    extend_lens: np.ndarray  # [B]
+    num_extends: int
+    prefill_ids: np.ndarray  # [tokens of the prefill chunks]; decode inputs come from the device's last tokens
+    out_cache_loc: np.ndarray  # [T]
+    out_cache_loc_swa: np.ndarray  # [T]
+    sampled: np.ndarray  # [S], indices into rows of the requests that get a token
+    flags: SamplingFlags
+    admissions: list[Admission] = field(default_factory=list)
+    table_writes: list[TableWrite] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    # one entry a sampled request where any of them wants log-probabilities: (top, selected ids), None = not wanted
+    output_logprobs: list[tuple[int, list[int] | None] | None] | None = None
+
+
+@dataclass(slots=True)
+class TokenLogprob:
+    value: float
+    top: list[tuple[float, int]] | None
+    selected: list[float] | None
+
+
+@dataclass(slots=True)
+class StepOutput:
+    next_ids: list[int]  # [S]
+    output_logprobs: list[TokenLogprob | None] | None = None
+    prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)  # one list a PromptLogprobs

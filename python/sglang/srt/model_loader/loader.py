@@ -1,0 +1,118 @@
+"""Builds a model and fills it from a folder of safetensors, or with random weights. Every element of every parameter is
+set from a tensor of the right shape, or loading fails and says which were not."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.model_loader.checkpoint import TensorInfo, checkpoint_files, open_shard, read_headers
+from sglang.srt.model_loader.weight_map import WeightMap, checkpoint_views
+from sglang.srt.models.registry import model_class
+
+logger = logging.getLogger(__name__)
+
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
+DUMMY_STD = 0.02
+DUMMY_SEED = 0
+LISTED = 10  # tensors an error names before it only counts
+
+
+def load_model(config: ModelConfig, load_format: str, device: torch.device) -> nn.Module:
+    """The model on `device` in config's dtype, ready to run (eval, no gradients).
+
+    `load_format`: auto and safetensors read the folder; dummy draws weights from normal(0, 0.02), norms and scales 1.
+    Raises ValueError with one message that lists missing, misshapen and unexpected tensors.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise ValueError(f"load format {load_format!r} is not supported; supported: {', '.join(LOAD_FORMATS)}")
+    started = time.perf_counter()
+    sources = None if load_format == "dummy" else read_headers(checkpoint_files(Path(config.path)))
+    with _defaults(config.torch_dtype, device):
+        model = model_class(config.architectures)(config)
+    model = model.eval().requires_grad_(False)
+    if sources is None:
+        _fill_randomly(model, device)
+    else:
+        _fill(checkpoint_views(model), _match(model, sources))
+    logger.info("model loaded in %.1f s (%s, %s, %s)", time.perf_counter() - started, load_format, config.dtype, device)
+    return model
+
+
+@contextmanager
+def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Modules made inside have their parameters in `dtype` on `device`."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
+    """Model tensor name -> (name in the file, where it is), complete and with the right shapes; ValueError otherwise."""
+    weights: WeightMap = model.WEIGHTS
+    wanted = checkpoint_views(model)
+    unused = model.unused_weights()
+    matched: dict[str, tuple[str, TensorInfo]] = {}
+    problems: list[str] = []
+    skipped = ignored = 0
+    for name, info in sorted(sources.items()):
+        target = weights.model_name(name)
+        if weights.is_other_modality(name):
+            skipped += 1
+        elif target in unused or name.endswith(weights.buffers or ("\0",)):
+            ignored += 1
+        elif target not in wanted:
+            problems.append(f"unexpected {name} {list(info.shape)}")
+        elif target in matched:
+            problems.append(f"{name} and {matched[target][0]} are both {target}")
+        elif info.shape != tuple(wanted[target].shape):
+            matched[target] = (name, info)
+            problems.append(f"{name} has shape {list(info.shape)}, expected {list(wanted[target].shape)}")
+        elif info.dtype not in FLOAT_TYPES:
+            matched[target] = (name, info)
+            problems.append(f"{name} has type {info.dtype}, which is not supported")
+        else:
+            matched[target] = (name, info)
+    problems[:0] = [f"missing {name} {list(view.shape)}" for name, view in wanted.items() if name not in matched]
+    if problems:
+        more = f" ... and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise ValueError(
+            f"the weights do not fit config.json ({len(problems)} tensors): {'; '.join(problems[:LISTED])}{more}"
+        )
+    if skipped or ignored:
+        logger.info("skipped %d vision and audio tensors, ignored %d unused ones", skipped, ignored)
+    return matched
+
+
+@torch.no_grad()
+def _fill(views: dict[str, Tensor], matched: dict[str, tuple[str, TensorInfo]]) -> None:
+    """One copy a tensor, from the mapped file into its place; a shard is mapped only while it is read."""
+    by_file: dict[Path, list[tuple[str, str]]] = defaultdict(list)
+    for target, (name, info) in matched.items():
+        by_file[info.file].append((name, target))
+    for file, names in by_file.items():
+        with open_shard(file) as shard:
+            for name, target in names:
+                views[target].copy_(shard.get_tensor(name))
+
+
+@torch.no_grad()
+def _fill_randomly(model: nn.Module, device: torch.device) -> None:
+    """Matrices from normal(0, DUMMY_STD), norms and scales 1, biases 0; the same for the same config and device."""
+    generator = torch.Generator(device).manual_seed(DUMMY_SEED)
+    for name, view in checkpoint_views(model).items():
+        if view.dim() > 1:
+            view.normal_(0, DUMMY_STD, generator=generator)
+        else:
+            view.fill_(0 if name.endswith(".bias") else 1)

@@ -1,0 +1,57 @@
+"""From a checkpoint's tensor names to the places of a model's parameters they fill. Names only: no files, no copying."""
+
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor, nn
+
+from sglang.srt.layers.linear import FusedLinear
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """What a family's files call things, where that is not simply the module's name.
+
+    `prefixes`: in the file -> in the model, the first that fits wins; a name that none fits stays as it is.
+    `renamed`: prefixes of model names (after the above) whose module lives elsewhere.
+    `other_modalities`: prefixes of tensors of parts this server does not run; skipped and counted.
+    `buffers`: endings of tensors that old files hold and that we compute.
+    """
+
+    prefixes: dict[str, str]
+    renamed: dict[str, str] | None = None
+    other_modalities: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+
+    def is_other_modality(self, name: str) -> bool:
+        return name.startswith(self.other_modalities)
+
+    def model_name(self, name: str) -> str:
+        """The checkpoint's name as the model's modules would say it, fused layers still apart."""
+        for table in (self.prefixes, self.renamed or {}):
+            prefix = next((p for p in table if name.startswith(p)), None)
+            if prefix is not None:
+                name = table[prefix] + name[len(prefix) :]
+        return name
+
+
+def checkpoint_views(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor the model wants from a checkpoint: name -> the (view of a) parameter or persistent buffer it fills.
+
+    The views cover each parameter exactly once, so filling all of them leaves no element unset.
+    """
+    views: dict[str, Tensor] = {}
+    for module_name, module in model.named_modules():
+        fused = isinstance(module, FusedLinear)
+        for name, tensor in chain(module.named_parameters(recurse=False), _persistent_buffers(module)):
+            if fused:
+                parent = module_name.rpartition(".")[0]
+                views.update({f"{parent}.{part}.{name}": view for part, view in module.parts(tensor)})
+            else:
+                views[f"{module_name}.{name}" if module_name else name] = tensor
+    return views
+
+
+def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    derived = module._non_persistent_buffers_set
+    return [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if name not in derived]

@@ -1,0 +1,215 @@
+"""Gemma 4, every text variant: mixture of experts (26B-A4B), dense with K = V (31B), per-layer inputs with shared KV
+and double-wide MLPs (E2B, E4B). It knows nothing of requests, slots or files; the layers do the arithmetic.
+
+Module names are the checkpoint's, so the weight map is what they do not say (see `WEIGHTS`).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sglang.srt.configs.gemma4 import FULL, SLIDING, Gemma4LayerConfig, Gemma4TextConfig
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.layers.activation import gelu_tanh_and_mul
+from sglang.srt.layers.attention.base import Attention
+from sglang.srt.layers.layernorm import RMSNorm, rms_norm
+from sglang.srt.layers.linear import GateUpLinear, Linear, QKVLinear
+from sglang.srt.layers.logits_processor import head_logits
+from sglang.srt.layers.moe.experts import Experts
+from sglang.srt.layers.moe.router import Router
+from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
+from sglang.srt.layers.rotary_embedding import RotaryEmbedding, apply_rope
+from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_loader.weight_map import WeightMap
+
+Rotation = tuple[Tensor, Tensor]  # cos, sin, each [T, head_dim]
+
+
+class Gemma4MLP(nn.Module):
+    """down(gelu_tanh(gate(x)) * up(x))."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.gate_up_proj = GateUpLinear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, H]
+        return self.down_proj(gelu_tanh_and_mul(self.gate_up_proj(x)))
+
+
+class Gemma4Attention(nn.Module):
+    """A layer with its own KV. The scale of q . k is exactly 1."""
+
+    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, layer.num_kv_heads
+        self.eps = config.rms_norm_eps
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.qkv_proj = QKVLinear(
+            hidden, self.num_heads, self.num_kv_heads, layer.head_dim, bias, has_v=not layer.k_eq_v
+        )
+        self.q_norm = RMSNorm(layer.head_dim, self.eps)
+        self.k_norm = RMSNorm(layer.head_dim, self.eps)
+        self.attn = _attention(config, layer)
+        self.o_proj = Linear(self.num_heads * layer.head_dim, hidden, bias)
+
+    def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
+        q, k, v = qkv_norm_rope(
+            self.qkv_proj(x),
+            self.q_norm.weight,
+            self.k_norm.weight,
+            *rotation,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            eps=self.eps,
+        )
+        return self.o_proj(self.attn(q, k, v, batch))
+
+
+class Gemma4SharedAttention(nn.Module):
+    """A layer that has queries only and reads its donor's KV."""
+
+    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig):
+        super().__init__()
+        self.num_heads, self.eps = config.num_heads, config.rms_norm_eps
+        self.q_proj = Linear(config.hidden_size, self.num_heads * layer.head_dim, config.attention_bias)
+        self.q_norm = RMSNorm(layer.head_dim, self.eps)
+        self.attn = _attention(config, layer)
+        self.o_proj = Linear(self.num_heads * layer.head_dim, config.hidden_size, config.attention_bias)
+
+    def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
+        q = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
+        q = apply_rope(rms_norm(q, self.q_norm.weight, self.eps), *rotation)
+        return self.o_proj(self.attn(q, None, None, batch))
+
+
+def _attention(config: Gemma4TextConfig, layer: Gemma4LayerConfig) -> Attention:
+    return Attention(
+        num_heads=config.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        head_dim=layer.head_dim,
+        scale=1.0,
+        kv_layer=layer.kv_layer,
+        sliding_window=config.sliding_window if layer.sliding else None,
+    )
+
+
+class Gemma4DecoderLayer(nn.Module):
+    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig):
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.kind = SLIDING if layer.sliding else FULL
+        self.is_moe = config.num_experts > 0
+        self.has_ple = config.ple_size > 0
+        self.input_layernorm = RMSNorm(hidden, eps)
+        self.self_attn = (Gemma4Attention if layer.owns_kv else Gemma4SharedAttention)(config, layer)
+        self.post_attention_layernorm = RMSNorm(hidden, eps)
+        self.pre_feedforward_layernorm = RMSNorm(hidden, eps)
+        self.mlp = Gemma4MLP(hidden, layer.intermediate_size)
+        if self.is_moe:
+            self.router = Router(hidden, config.num_experts, config.top_k_experts, eps)
+            self.experts = Experts(config.num_experts, hidden, config.moe_intermediate_size)
+            self.pre_feedforward_layernorm_2 = RMSNorm(hidden, eps)
+            self.post_feedforward_layernorm_1 = RMSNorm(hidden, eps)
+            self.post_feedforward_layernorm_2 = RMSNorm(hidden, eps)
+        self.post_feedforward_layernorm = RMSNorm(hidden, eps)
+        if self.has_ple:
+            self.per_layer_input_gate = Linear(hidden, config.ple_size)
+            self.per_layer_projection = Linear(config.ple_size, hidden)
+            self.post_per_layer_input_norm = RMSNorm(hidden, eps)
+        self.register_buffer("layer_scalar", torch.empty(1))  # in the checkpoint, hence persistent
+
+    def forward(self, h: Tensor, rotation: Rotation, ple: Tensor | None, batch: ForwardBatch) -> Tensor:
+        """h [T, H] residual stream, rotation of this kind of layer, ple [T, P] this layer's per-layer input or None."""
+        a = self.self_attn(self.input_layernorm(h), rotation, batch)
+        h = h + self.post_attention_layernorm(a)
+        m = self.mlp(self.pre_feedforward_layernorm(h))
+        if self.is_moe:  # router and experts both read h, not the MLP's input
+            y = self.experts(self.pre_feedforward_layernorm_2(h), *self.router(h))
+            m = self.post_feedforward_layernorm_1(m) + self.post_feedforward_layernorm_2(y)
+        h = h + self.post_feedforward_layernorm(m)
+        if self.has_ple:  # the gate reads h as it is, without a norm
+            g = gelu_tanh_and_mul(torch.cat((self.per_layer_input_gate(h), ple), dim=-1))
+            h = h + self.post_per_layer_input_norm(self.per_layer_projection(g))
+        return h * self.layer_scalar  # scales the residual too
+
+
+class PerLayerInputs(nn.Module):
+    """One vector [P] for each token and layer, of the token's id and of its embedding (E2B, E4B)."""
+
+    def __init__(self, config: Gemma4TextConfig):
+        super().__init__()
+        self.shape = (len(config.layers), config.ple_size)
+        width = self.shape[0] * self.shape[1]
+        self.embed_tokens_per_layer = VocabEmbedding(config.ple_vocab_size, width, scale=config.ple_size**0.5)
+        self.per_layer_model_projection = Linear(config.hidden_size, width)
+        self.projection_scale = config.hidden_size**-0.5
+        self.per_layer_projection_norm = RMSNorm(config.ple_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, embeds: Tensor) -> Tensor:
+        """input_ids [T], embeds [T, H] (scaled) -> [T, layers, P]."""
+        identity = self.embed_tokens_per_layer(input_ids).unflatten(-1, self.shape)
+        context = self.per_layer_model_projection(embeds) * self.projection_scale
+        context = self.per_layer_projection_norm(context.unflatten(-1, self.shape))
+        return (context + identity) * 2.0**-0.5
+
+
+class Gemma4Model(nn.Module):
+    def __init__(self, config: Gemma4TextConfig, context_len: int):
+        super().__init__()
+        self.embed_tokens = VocabEmbedding(config.vocab_size, config.hidden_size, scale=config.hidden_size**0.5)
+        self.per_layer_inputs = PerLayerInputs(config) if config.ple_size else None
+        self.layers = nn.ModuleList(Gemma4DecoderLayer(config, layer) for layer in config.layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        head_dims = {SLIDING if layer.sliding else FULL: layer.head_dim for layer in config.layers}
+        self.rotary = nn.ModuleDict(
+            {kind: RotaryEmbedding(config.rope[kind], dim, context_len) for kind, dim in head_dims.items()}
+        )
+
+    def forward(self, input_ids: Tensor, positions: Tensor, batch: ForwardBatch) -> Tensor:
+        h = self.embed_tokens(input_ids)
+        ple = None if self.per_layer_inputs is None else self.per_layer_inputs(input_ids, h).unbind(1)
+        rotations = {kind: rotary(positions) for kind, rotary in self.rotary.items()}
+        for i, layer in enumerate(self.layers):
+            h = layer(h, rotations[layer.kind], None if ple is None else ple[i], batch)
+        return self.norm(h)
+
+
+class Gemma4ForCausalLM(nn.Module):
+    """The text model with its tied head."""
+
+    WEIGHTS = WeightMap(
+        # multimodal files have the first prefix, text-only ones the second
+        prefixes={"model.language_model.": "model.", "model.": "model."},
+        renamed={
+            "model.embed_tokens_per_layer.": "model.per_layer_inputs.embed_tokens_per_layer.",
+            "model.per_layer_model_projection.": "model.per_layer_inputs.per_layer_model_projection.",
+            "model.per_layer_projection_norm.": "model.per_layer_inputs.per_layer_projection_norm.",
+        },
+        other_modalities=(
+            "model.vision_tower.",
+            "model.embed_vision.",
+            "model.audio_tower.",
+            "model.embed_audio.",
+        ),
+    )
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config: Gemma4TextConfig = config.text
+        self.model = Gemma4Model(self.config, config.context_len)
+
+    def unused_weights(self) -> set[str]:
+        """Tensors a good checkpoint may hold that this model has no use for: a copy of the tied head, and K and V of
+        layers that read another layer's."""
+        kv = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
+        shared = (layer.index for layer in self.config.layers if not layer.owns_kv)
+        return {"lm_head.weight"} | {f"model.layers.{i}.self_attn.{name}" for i in shared for name in kv}
+
+    def forward(self, input_ids: Tensor, positions: Tensor, batch: ForwardBatch) -> Tensor:
+        """input_ids, positions [T] -> hidden states after the last norm [T, H]."""
+        return self.model(input_ids, positions, batch)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [N, H] -> logits [N, V] in the model dtype, capped."""
+        return head_logits(hidden, self.model.embed_tokens.weight, self.config.final_logit_softcap)

@@ -1,0 +1,430 @@
+"""Server configuration: every flag, declared once, and the one place where automatic values are chosen.
+
+`ServerArgs` is what the user typed and never changes. `resolve()` turns it into `ResolvedArgs`, which has the same
+attributes with the automatic ones filled in, and logs each choice with its reason. Only this file decides defaults;
+it must not load a model or allocate device memory.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import sys
+from typing import Any, Self
+
+from sglang.srt.arg_fields import (
+    all_flags,
+    arg,
+    at_least,
+    between,
+    build_parser,
+    convert,
+    kinds,
+    name_of,
+    nearest,
+    non_empty,
+    specs,
+    validate,
+)
+from sglang.srt.unsupported_flags import refusal
+
+logger = logging.getLogger(__name__)
+
+MODEL = "model and tokenizer"
+HTTP = "HTTP server"
+CHAT = "chat and sampling defaults"
+MEMORY = "memory and batching"
+CACHE = "prefix cache"
+KERNELS = "device and kernels"
+LOGGING = "logging"
+PARALLEL = "parallelism"
+
+
+def _only_one(what: str):
+    return lambda value: None if value == 1 else f"only 1 is supported so far ({what})"
+
+
+def _chunk_size(value: int) -> str | None:
+    return None if value == -1 or value >= 1 else "must be at least 1, or -1 for no chunking"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerArgs:
+    """What the user asked for. None means: not given, chosen by resolve() or absent."""
+
+    model_path: str | None = arg(
+        None,
+        help="Folder of a Hugging Face checkpoint. Without it the small model inside the package is served.",
+        group=MODEL,
+        aliases=("--model",),
+        check=non_empty,
+        metavar="PATH",
+    )
+    tokenizer_path: str | None = arg(
+        None, help="Folder of the tokenizer; the model's folder if not given.", group=MODEL, check=non_empty, metavar="PATH"
+    )
+    skip_tokenizer_init: bool = arg(
+        False, help="Load no tokenizer: requests carry input_ids and replies carry output_ids.", group=MODEL
+    )
+    load_format: str = arg(
+        "auto",
+        help="auto reads safetensors; dummy makes random weights from the config alone.",
+        group=MODEL,
+        choices=("auto", "safetensors", "dummy"),
+        metavar="FORMAT",
+    )
+    context_length: int | None = arg(
+        None, help="Longest prompt plus answer in tokens; the config's value if not given.", group=MODEL, check=at_least(1)
+    )
+    dtype: str = arg(
+        "auto",
+        help="Type of weights and activations; auto takes the checkpoint's.",
+        group=MODEL,
+        choices=("auto", "float32", "bfloat16", "float16"),
+        metavar="DTYPE",
+    )
+    json_model_override_args: dict = arg(
+        {}, help='Entries that replace those of config.json, e.g. \'{"sliding_window": 64}\'.', group=MODEL
+    )
+    served_model_name: str | None = arg(
+        None, help="Name in /v1/models and replies; the model path if not given.", group=MODEL, check=non_empty
+    )
+
+    host: str = arg("127.0.0.1", help="Address to listen on.", group=HTTP, check=non_empty, metavar="ADDR")
+    port: int = arg(30000, help="Port to listen on.", group=HTTP, check=between(1, 65535))
+    api_key: str | None = arg(
+        None, help="Requests must send `Authorization: Bearer TEXT`.", group=HTTP, check=non_empty, secret=True
+    )
+    stream_interval: int = arg(1, help="Tokens between two streamed pieces.", group=HTTP, check=at_least(1))
+    incremental_streaming_output: bool = arg(
+        False, help="/generate streams only the new text instead of all text so far.", group=HTTP
+    )
+    enable_cache_report: bool = arg(
+        False, help="Report cached prompt tokens in the usage of OpenAI replies.", group=HTTP
+    )
+    allow_auto_truncate: bool = arg(
+        False, help="Cut a prompt longer than the context instead of answering 400.", group=HTTP
+    )
+    skip_server_warmup: bool = arg(False, help="Be ready without a first request of our own.", group=HTTP)
+    watchdog_timeout: float = arg(
+        300, help="Seconds a single scheduler step may take before the server ends itself.", group=HTTP, check=at_least(1)
+    )
+
+    chat_template: str | None = arg(
+        None, help="Jinja file to use in place of the tokenizer's chat template.", group=CHAT, check=non_empty, metavar="PATH"
+    )
+    default_chat_template_kwargs: dict | None = arg(
+        None, help='Template variables of every chat request, e.g. \'{"enable_thinking": true}\'.', group=CHAT
+    )
+    sampling_defaults: str = arg(
+        "model",
+        help="Sampling values a request leaves out: generation_config.json's, or OpenAI's (temperature 1).",
+        group=CHAT,
+        choices=("model", "openai"),
+        metavar="SOURCE",
+    )
+    preferred_sampling_params: dict | None = arg(
+        None, help="Sampling parameters that /model_info shows to clients; not applied to requests.", group=CHAT
+    )
+
+    mem_fraction_static: float | None = arg(
+        None,
+        help="Share of device memory for weights and KV cache (auto: all but a reserve for activations).",
+        group=MEMORY,
+        check=between(0.01, 0.99),
+    )
+    max_running_requests: int | None = arg(
+        None, help="Most requests in one batch (auto: 256 on a GPU, 64 on a CPU).", group=MEMORY, check=at_least(1)
+    )
+    max_queued_requests: int | None = arg(
+        None, help="Most waiting requests; more get a 503 (auto: 16384).", group=MEMORY, check=at_least(1)
+    )
+    max_total_tokens: int | None = arg(
+        None,
+        help="Upper limit of tokens in the KV cache (auto: what memory allows; on a CPU at most 65536).",
+        group=MEMORY,
+        check=at_least(1),
+    )
+    chunked_prefill_size: int | None = arg(
+        None,
+        help="Most prompt tokens in one step; -1 for no chunking (auto: by device memory, 512 on a CPU).",
+        group=MEMORY,
+        check=_chunk_size,
+    )
+    max_prefill_tokens: int = arg(
+        16384, help="Most prompt tokens of all requests that start in one step.", group=MEMORY, check=at_least(1)
+    )
+    prefill_max_requests: int | None = arg(
+        None, help="Most requests that start in one step (default: no limit).", group=MEMORY, check=at_least(1)
+    )
+    schedule_policy: str = arg(
+        "fcfs",
+        help="Order of waiting requests: first come, or longest cached prefix first.",
+        group=MEMORY,
+        choices=("fcfs", "lpm"),
+        metavar="POLICY",
+    )
+    schedule_conservativeness: float = arg(
+        1.0,
+        help="Scales the KV memory set aside for running requests; raise it if requests are retracted often.",
+        group=MEMORY,
+        check=between(0, 100),
+    )
+    page_size: int = arg(1, help="KV slots in a page.", group=MEMORY, check=_only_one("larger pages are not in yet"))
+    swa_full_tokens_ratio: float = arg(
+        0.8, help="Slots of the sliding pool per slot of the full pool, at most.", group=MEMORY, check=between(0.01, 1)
+    )
+    enable_mixed_chunk: bool | None = arg(
+        None,
+        help="Put prompt chunks and decode tokens in the same step (the default).",
+        group=MEMORY,
+        off_flag="--disable-mixed-chunk",
+    )
+    disable_overlap_schedule: bool = arg(
+        False, help="Finish a step's bookkeeping before the next step starts.", group=MEMORY
+    )
+
+    disable_radix_cache: bool = arg(False, help="Do not reuse the KV cache of shared prefixes.", group=CACHE)
+    radix_eviction_policy: str = arg(
+        "lru", help="Which cached prefix goes first.", group=CACHE, choices=("lru",), metavar="POLICY"
+    )
+
+    device: str = arg(
+        "auto", help="auto takes the GPU if there is one.", group=KERNELS, choices=("auto", "cpu", "cuda"), metavar="DEVICE"
+    )
+    attention_backend: str = arg(
+        "auto", help="Attention kernels.", group=KERNELS, choices=("auto", "torch_native"), metavar="NAME"
+    )
+    sampling_backend: str = arg("pytorch", help="Sampling kernels.", group=KERNELS, choices=("pytorch",), metavar="NAME")
+    random_seed: int | None = arg(
+        None, help="Seed of sampling without a request's own seed (auto: random).", group=KERNELS, check=between(0, 2**63 - 1)
+    )
+
+    log_level: str = arg(
+        "info", help="Least severe messages shown.", group=LOGGING,
+        choices=("debug", "info", "warning", "error", "critical"), metavar="LEVEL",
+    )  # fmt: skip
+    log_requests: bool = arg(False, help="Log requests, prompts included (see the level).", group=LOGGING)
+    log_requests_level: int = arg(
+        2,
+        help="0 metadata, 1 with sampling parameters, 2 with texts cut short, 3 with full texts.",
+        group=LOGGING,
+        check=between(0, 3),
+    )
+    decode_log_interval: int = arg(40, help="Decode steps between two progress lines.", group=LOGGING, check=at_least(1))
+
+    tp_size: int = arg(
+        1, help="GPUs that share the model.", group=PARALLEL, aliases=("--tp", "--tensor-parallel-size"),
+        check=_only_one("tensor parallelism is not in yet"),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        types_of = kinds(type(self))
+        for name, spec in specs(type(self)).items():
+            validate(name, getattr(self, name), spec, *types_of[name])
+        for problem in self._contradictions():
+            raise ValueError(problem)
+
+    def _contradictions(self):
+        if self.skip_tokenizer_init:
+            for name in ("tokenizer_path", "chat_template", "default_chat_template_kwargs"):
+                if getattr(self, name) is not None:
+                    yield (
+                        f"--{name.replace('_', '-')} contradicts --skip-tokenizer-init, "
+                        "which loads no tokenizer; drop one of them"
+                    )
+        if self.disable_radix_cache and self.schedule_policy == "lpm":
+            yield (
+                "--schedule-policy lpm orders by cached prefix, which --disable-radix-cache removes; "
+                "use --schedule-policy fcfs or keep the cache"
+            )
+        if self.enable_mixed_chunk and self.chunked_prefill_size == -1:
+            yield (
+                "--enable-mixed-chunk needs prompt chunks, which --chunked-prefill-size -1 turns off; "
+                "give a chunk size or use --disable-mixed-chunk"
+            )
+
+    @classmethod
+    def from_kwargs(cls, **kwargs: Any) -> Self:
+        """Arguments by their Python names, as Engine(**kwargs) takes them. JSON fields may also be JSON text.
+
+        Raises TypeError for an unknown name or a wrong type, ValueError for a wrong or unsupported value.
+        """
+        types_of = kinds(cls)
+        for name, value in kwargs.items():
+            if name not in types_of:
+                reason = refusal(name)
+                if reason:
+                    raise ValueError(f"{name} {reason}")
+                close = nearest(name, types_of)
+                raise TypeError(f"unknown server argument {name!r}" + (f"; did you mean {close}?" if close else ""))
+            if types_of[name][0] is dict and isinstance(value, str):
+                kwargs[name] = convert(name, dict, value)
+        return cls(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; from_dict() gives back an equal object. Holds the API key: not for logs or replies."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        return cls.from_kwargs(**values)
+
+    def public_dict(self) -> dict[str, Any]:
+        """to_dict() as a client may see it: the API key only as present or absent."""
+        return {**self.to_dict(), "api_key": None if self.api_key is None else "***"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedArgs(ServerArgs):
+    """ServerArgs after resolve(). Still None where None has a meaning of its own:
+
+    api_key, chat_template, default_chat_template_kwargs, preferred_sampling_params (absent),
+    prefill_max_requests (no limit), max_total_tokens on a GPU (known once the weights are loaded).
+    chunked_prefill_size stays -1 for no chunking. `device` is cpu or cuda.
+    """
+
+
+def model_folder(args: ServerArgs) -> str:
+    """The checkpoint's folder or name: what was typed, else the model inside the package."""
+    if args.model_path is not None:
+        return args.model_path
+    from sglang.assets import shipped_model_path
+
+    return str(shipped_model_path())
+
+
+def choose_device(args: ServerArgs) -> str:
+    """cpu or cuda. Raises ValueError when cuda was asked for and there is none."""
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU; use --device cpu or auto")
+    if args.device != "auto":
+        return args.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def prepare_server_args(argv: list[str]) -> ServerArgs:
+    """Command line -> ServerArgs. A mistake ends the process: one line on stderr, exit code 2."""
+    from sglang.version import __version__
+
+    parser = build_parser(ServerArgs, "python -m sglang.launch_server", "Serve a model over HTTP.")
+    parser.add_argument("--version", action="version", version=__version__)
+    valid = all_flags(ServerArgs) | {"--help", "--version"}
+    for token in argv:
+        flag = token.split("=", 1)[0]
+        if not flag.startswith("--") or flag in valid:
+            continue
+        reason = refusal(name_of(flag))
+        if reason:
+            parser.error(f"{flag} {reason}")
+        close = nearest(flag, valid)
+        parser.error(f"unknown flag {flag}" + (f"; did you mean {close}?" if close else "; --help lists all flags"))
+    typed, extra = parser.parse_known_args(argv)
+    if extra:
+        parser.error(f"unexpected argument {extra[0]!r}; flags start with --")
+    types_of = kinds(ServerArgs)
+    try:
+        values = {k: convert(k, types_of[k][0], v) if isinstance(v, str) else v for k, v in vars(typed).items()}
+        return ServerArgs(**values)
+    except (TypeError, ValueError) as e:
+        parser.error(str(e))
+
+
+MIB_PER_GIB = 1024
+CPU_MAX_TOTAL_TOKENS = 65536  # a KV cache in host memory competes with everything else on the machine
+CPU_MEM_FRACTION = 0.5
+MAX_QUEUED_REQUESTS = 16384  # a bound on memory held by requests nobody serves yet
+
+
+def default_chunked_prefill_size(device: str, memory_mib: int) -> int:
+    """Prompt tokens a step, by device memory; the GPU steps are upstream's."""
+    if device == "cpu":
+        return 512  # a step this long already takes a CPU a noticeable part of a second
+    for limit_gib, size in ((20, 2048), (60, 4096), (160, 8192)):
+        if memory_mib < limit_gib * MIB_PER_GIB:
+            return size
+    return 16384
+
+
+def default_mem_fraction(memory_mib: int, prefill_tokens: int, max_running_requests: int) -> float:
+    """Share of a GPU left for weights and KV: the rest holds the CUDA context, activations and graphs."""
+    reserve_mib = 1024 + 1.5 * prefill_tokens + 2 * max_running_requests
+    return round(min(0.95, max(0.1, 1 - reserve_mib / memory_mib)), 3)
+
+
+def device_memory_mib(device: str) -> int:
+    """All memory of the device, used or not."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory >> 20
+    return (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) >> 20
+
+
+def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None = None) -> ResolvedArgs:
+    """Fill every automatic value and log each choice with its reason.
+
+    `model_config` gives context_len, dtype, sliding_window, vocab_size and architectures; `device` is cpu or cuda
+    (see choose_device); `memory_mib` is read from the device if not given. Raises ValueError for a value that this
+    model or device cannot take.
+    """
+    memory_mib = device_memory_mib(device) if memory_mib is None else memory_mib
+    values = args.to_dict()
+
+    def choose(name: str, value, reason: str) -> None:
+        values[name] = value
+        logger.info("%s = %s (%s)", name, value, reason)
+
+    values["device"] = device
+    if args.device == "auto":
+        choose("device", device, "the GPU torch sees" if device == "cuda" else "torch sees no GPU")
+    if args.model_path is None:
+        choose("model_path", model_folder(args), "no --model-path: the model inside the package")
+    if args.tokenizer_path is None:
+        values["tokenizer_path"] = values["model_path"]
+    if args.served_model_name is None:
+        shipped = os.path.basename(values["model_path"]) if args.model_path is None else args.model_path
+        values["served_model_name"] = shipped
+
+    if args.context_length is None:
+        choose("context_length", model_config.context_len, "the model's config")
+    elif args.context_length > model_config.context_len:
+        raise ValueError(
+            f"--context-length {args.context_length}: the model takes at most {model_config.context_len} tokens; "
+            "its config says so, and --json-model-override-args can change that"
+        )
+    if args.dtype == "auto":
+        choose("dtype", model_config.dtype, "the checkpoint's type")
+    if args.attention_backend == "auto":
+        choose("attention_backend", "torch_native", "the only backend so far")
+
+    if args.max_running_requests is None:
+        choose("max_running_requests", 256 if device == "cuda" else 64, f"default of {device}")
+    if args.max_queued_requests is None:
+        values["max_queued_requests"] = MAX_QUEUED_REQUESTS
+    if args.chunked_prefill_size is None:
+        size = default_chunked_prefill_size(device, memory_mib)
+        choose("chunked_prefill_size", size, f"{device} with {memory_mib / MIB_PER_GIB:.0f} GiB")
+    if args.enable_mixed_chunk is None:
+        on = values["chunked_prefill_size"] != -1
+        choose("enable_mixed_chunk", on, "a decode step reads the weights a chunk needs anyway" if on else "no chunks")
+    if args.mem_fraction_static is None:
+        if device == "cuda":
+            chunk = values["chunked_prefill_size"]
+            tokens = args.max_prefill_tokens if chunk == -1 else chunk
+            fraction = default_mem_fraction(memory_mib, tokens, values["max_running_requests"])
+            choose("mem_fraction_static", fraction, f"room for activations of {tokens} prompt tokens")
+        else:
+            choose("mem_fraction_static", CPU_MEM_FRACTION, "host memory is shared with other programs")
+    if args.max_total_tokens is None and device == "cpu":
+        choose("max_total_tokens", CPU_MAX_TOTAL_TOKENS, "limit on a CPU; less if memory says so")
+    if args.random_seed is None:
+        choose("random_seed", secrets.randbelow(2**30), "none given")
+    return ResolvedArgs(**values)
+
+
+if __name__ == "__main__":
+    print(json.dumps(prepare_server_args(sys.argv[1:]).public_dict(), indent=2))

@@ -1,0 +1,83 @@
+"""The child's side of process supervision: read the launch configuration, end with the parent, fail in one line.
+
+The parent's side is managers/process_supervisor.py. stdin carries one length-prefixed msgpack map and then stays open
+for as long as the parent lives.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import shutil
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+
+import msgspec
+
+STARTUP_FAILED = 2  # exit code: a mistake of the user's that one printed line explains
+PARENT_POLL_SECONDS = 1.0
+
+
+class LaunchConfig(msgspec.Struct):
+    """What a child is told. `server_args` is ServerArgs.to_dict(), `ipc_dir` the directory of all sockets."""
+
+    server_args: dict
+    ipc_dir: str
+
+
+def write_launch_config(fd: int, config: LaunchConfig) -> None:
+    data = msgspec.msgpack.encode(config)
+    data = struct.pack(">I", len(data)) + data
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def read_launch_config() -> LaunchConfig:
+    """Call first of all in a child, before slow imports. The terminal's Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    (size,) = struct.unpack(">I", _read_exactly(4))
+    return msgspec.msgpack.decode(_read_exactly(size), type=LaunchConfig)
+
+
+def _read_exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = os.read(0, size - len(data))
+        if not more:
+            sys.exit("error: this is a server's inner process; start it with python -m sglang.launch_server")
+        data += more
+    return data
+
+
+def exit_when_parent_dies(ipc_dir: str) -> None:
+    """Start a thread that ends this process, and removes the sockets, once the parent is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        # EOF is the quick sign. The pid is checked too: a fork of the parent may still hold the pipe open.
+        while os.getppid() == parent:
+            if select.select([0], [], [], PARENT_POLL_SECONDS)[0] and not os.read(0, 1):
+                break
+        shutil.rmtree(ipc_dir, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def setup_logging(level: str, process_name: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format=f"[%(asctime)s {process_name}] %(message)s", datefmt="%Y-%m-%d %H:%M:%S", force=True
+    )
+
+
+@contextlib.contextmanager
+def startup_errors() -> Iterator[None]:
+    """Around a child's start-up: what the user can mend (ValueError, OSError) ends it in one line, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        sys.exit(STARTUP_FAILED)

@@ -1,0 +1,106 @@
+"""Workers without a model, for tests and benchmarks of the scheduler.
+
+ContextWorker keeps, for each KV slot, which token at which position was written there, checks that every request reads
+exactly its own tokens through its slots, and makes the next token a function of the whole context: any slot given to
+two owners, freed too early or shared wrongly either fails a check or changes the output. NullWorker costs nothing.
+"""
+
+import zlib
+
+import numpy as np
+
+from sglang.srt.model_executor.step_io import StepInput, StepOutput, TokenLogprob
+
+
+class Done:
+    """A step whose result is there already."""
+
+    def __init__(self, output: StepOutput):
+        self._output = output
+
+    def result(self) -> StepOutput:
+        return self._output
+
+
+def next_token(context: list[int] | np.ndarray, vocab_size: int) -> int:
+    """The token ContextWorker makes after `context`."""
+    return zlib.crc32(np.asarray(context, dtype=np.int64).tobytes()) % vocab_size
+
+
+def expected_output(prompt: list[int], count: int, vocab_size: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
+    """What a request gets when it is served alone and by the book."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens, vocab_size))
+        if tokens[-1] in stop_ids:
+            break
+    return tokens[len(prompt) :]
+
+
+class ContextWorker:
+    """`window`: W keys including the query's own, None for a model without sliding layers."""
+
+    def __init__(self, full_size: int, swa_size: int, window: int | None, rows: int, max_len: int, vocab_size: int):
+        self.window = window
+        self.vocab_size = vocab_size
+        self.full_kv = np.full((full_size + 1, 2), -1, dtype=np.int64)  # slot -> token, position
+        self.swa_kv = np.full((swa_size + 1, 2), -1, dtype=np.int64)
+        self.full_table = np.zeros((rows + 1, max_len), dtype=np.int64)
+        self.swa_table = np.zeros((rows + 1, max_len), dtype=np.int64)
+        self.last_tokens = np.zeros(rows + 1, dtype=np.int64)
+        self.steps = 0
+        self.prefill_tokens = 0
+        self.mixed_steps = 0
+
+    def submit(self, step: StepInput) -> Done:
+        self.steps += 1
+        self.prefill_tokens += len(step.prefill_ids)
+        self.mixed_steps += 0 < step.num_extends < len(step.rows)
+        for write in step.table_writes:
+            end = write.start + len(write.full_slots)
+            self.full_table[write.row, write.start : end] = write.full_slots
+            self.swa_table[write.row, write.start : end] = write.swa_slots
+        ids = np.concatenate([step.prefill_ids, self.last_tokens[step.rows[step.num_extends :]]])
+        starts = np.cumsum(step.extend_lens) - step.extend_lens
+        assert len(ids) == step.extend_lens.sum() == len(step.out_cache_loc)
+        assert (step.out_cache_loc > 0).all() and len(set(step.out_cache_loc)) == len(ids)
+        for b, row in enumerate(step.rows):
+            count, end = step.extend_lens[b], step.seq_lens[b]
+            part = slice(starts[b], starts[b] + count)
+            positions = np.arange(end - count, end)
+            self.full_table[row, positions] = step.out_cache_loc[part]
+            self.full_kv[step.out_cache_loc[part]] = np.stack([ids[part], positions], axis=1)
+            if self.window is not None:
+                assert (step.out_cache_loc_swa[part] > 0).all()
+                self.swa_table[row, positions] = step.out_cache_loc_swa[part]
+                self.swa_kv[step.out_cache_loc_swa[part]] = np.stack([ids[part], positions], axis=1)
+        contexts = [self._read(b, step) for b in range(len(step.rows))]
+        next_ids = [next_token(contexts[i], self.vocab_size) for i in step.sampled]
+        self.last_tokens[step.rows[step.sampled]] = next_ids
+        output = StepOutput(next_ids)
+        if step.output_logprobs is not None:
+            output.output_logprobs = [
+                None if w is None else TokenLogprob(-float(t), None, None)
+                for w, t in zip(step.output_logprobs, next_ids, strict=True)
+            ]
+        for wanted in step.prompt_logprobs:  # minus the id of the token itself: tests can see which one was meant
+            output.prompt_logprobs.append([TokenLogprob(-float(t), None, None) for t in wanted.next_ids])
+        return Done(output)
+
+    def _read(self, b: int, step: StepInput) -> np.ndarray:
+        """The request's context through its slots, after checking each of them."""
+        row, count, end = step.rows[b], step.extend_lens[b], step.seq_lens[b]
+        content = self.full_kv[self.full_table[row, :end]]
+        assert (content[:, 1] == np.arange(end)).all(), f"row {row}: full slots hold positions {content[:, 1]}"
+        if self.window is not None:
+            first = max(0, end - count - (self.window - 1))
+            visible = self.swa_kv[self.swa_table[row, first:end]]
+            assert (visible == content[first:]).all(), f"row {row}: sliding slots {self.swa_table[row, first:end]} differ"
+        return content[:, 0]
+
+
+class NullWorker:
+    """Answers every step at once with token 1."""
+
+    def submit(self, step: StepInput) -> Done:
+        return Done(StepOutput([1] * len(step.sampled)))

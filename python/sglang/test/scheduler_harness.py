@@ -1,0 +1,95 @@
+"""A Scheduler on a fake worker, fed and read by hand: no processes, sockets or model."""
+
+from dataclasses import dataclass, field
+
+from sglang.srt.managers.io_struct import BatchTokenOutput, Logprobs, Message, TokenizedGenerateReq, TokenOutput
+from sglang.srt.managers.kv_manager import KVManager
+from sglang.srt.managers.schedule_policy import SchedulePolicy
+from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
+from sglang.srt.managers.scheduler_stats import SchedulerStats
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.test.fake_worker import ContextWorker
+
+VOCAB = 1000
+
+
+@dataclass
+class Received:
+    """All that came back for one request."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: Logprobs | None = None
+    finals: list[TokenOutput] = field(default_factory=list)
+
+
+class Harness:
+    """`worker` None means a ContextWorker that checks every slot."""
+
+    def __init__(
+        self,
+        full_size: int = 256,
+        swa_size: int = 256,
+        window: int | None = 8,
+        rows: int = 8,
+        max_len: int = 128,
+        chunk: int = 16,
+        policy: str = "fcfs",
+        mixed: bool = True,
+        overlap: bool = True,
+        cache: bool = True,
+        max_queued: int | None = None,
+        worker=None,
+    ):
+        self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, VOCAB)
+        self.kv = KVManager(full_size, swa_size, window, rows, max_len, enable_cache=cache)
+        self.inbox: list[Message] = []
+        self.other: list[Message] = []
+        self.received: dict[str, Received] = {}
+        self.scheduler = Scheduler(
+            self.worker,
+            self.kv,
+            SchedulePolicy(policy, chunk, 16384, mixed_chunk=mixed),
+            SchedulerLimits(max_len, VOCAB, frozenset({VOCAB - 1}), max_queued=max_queued, overlap=overlap),
+            self._receive,
+            self._send,
+            SchedulerStats(),
+        )
+
+    def _receive(self, block: bool) -> list[Message]:
+        messages, self.inbox = self.inbox, []
+        assert messages or not block, "the scheduler is idle and would wait for ever"
+        return messages
+
+    def _send(self, message: Message) -> None:
+        if not isinstance(message, BatchTokenOutput):
+            self.other.append(message)
+            return
+        for output in message.outputs:
+            got = self.received.setdefault(output.rid, Received())
+            assert not got.finals, f"{output.rid} got a message after its final one"
+            got.ids += output.new_ids
+            if output.output_logprobs:
+                got.logprobs += output.output_logprobs.values
+            if output.input_logprobs is not None:
+                assert got.prompt_logprobs is None, "prompt log-probabilities came twice"
+                got.prompt_logprobs = output.input_logprobs
+            if output.finish:
+                got.finals.append(output)
+
+    def add(self, rid: str, prompt: list[int], max_new_tokens: int = 8, ignore_eos: bool = True, **fields) -> None:
+        params = SamplingParams(
+            max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, stop_token_ids=fields.pop("stop_token_ids", [])
+        )
+        self.inbox.append(TokenizedGenerateReq(rid, list(prompt), params, **fields))
+
+    def step(self) -> None:
+        self.scheduler.step()
+
+    def run(self, limit: int = 10_000) -> None:
+        """Until everything is answered; fails when that takes more than `limit` steps."""
+        for _ in range(limit):
+            if self.scheduler.is_idle and not self.inbox:
+                return
+            self.step()
+        raise AssertionError(f"not idle after {limit} steps: {self.kv.usage()}")
