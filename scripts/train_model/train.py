@@ -96,7 +96,7 @@ def train(args, model, device: str) -> None:
         print(f"resumed at step {first}")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     fast = FastForward(model, CONFIG, dtype, compile=device == "cuda")
-    loader = Loader(args.workers, ASSETS, args.seed + first, args.length, args.chat_share, args.shots, args.gsm_symbolic)
+    loader = Loader(args.workers, args.tokenizer, args.seed + first, args.length, args.chat_share, args.shots, args.gsm_symbolic)
     blocks, log, begin, recent = [loader.next()], (args.out / "log.jsonl").open("a"), time.time(), []
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=5)
     last_logged = (first, begin)
@@ -143,6 +143,7 @@ def train(args, model, device: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--tokenizer", type=Path, default=ASSETS, help="folder made by make_tokenizer.py")
     parser.add_argument("--init-from", type=Path, help="start from this exported model's weights")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--max-seconds", type=float, default=3600, help="the schedule ends here if the steps do not end it before")
@@ -169,7 +170,7 @@ def main() -> None:
     train(args, model, device)
     export(model, args.out / "model")
     served = Gemma4ForCausalLM.from_pretrained(args.out / "model", dtype=torch.bfloat16).to(device).eval()
-    report = score(served, AutoTokenizer.from_pretrained(ASSETS), args.eval_limit)
+    report = score(served, AutoTokenizer.from_pretrained(args.tokenizer), args.eval_limit)
     (args.out / "scores.json").write_text(json.dumps(report, indent=1))
 
 

@@ -39,6 +39,7 @@ class Harness:
         overlap: bool = True,
         cache: bool = True,
         max_queued: int | None = None,
+        conservativeness: float = 1.0,
         worker=None,
     ):
         self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, VOCAB)
@@ -49,7 +50,7 @@ class Harness:
         self.scheduler = Scheduler(
             self.worker,
             self.kv,
-            SchedulePolicy(policy, chunk, 16384, mixed_chunk=mixed),
+            SchedulePolicy(policy, chunk, 16384, mixed_chunk=mixed, conservativeness=conservativeness),
             SchedulerLimits(max_len, VOCAB, frozenset({VOCAB - 1}), max_queued=max_queued, overlap=overlap),
             self._receive,
             self._send,

@@ -98,7 +98,9 @@ class Gemma4TextConfig:
             hidden_size=fields.integer(raw, "hidden_size"),
             num_heads=num_heads,
             layers=layers,
-            rope={kind: RopeConfig.from_dict(fields.mapping(rope, kind) or DEFAULT_ROPE[kind]) for kind in DEFAULT_ROPE},
+            rope={
+                kind: RopeConfig.from_dict(fields.mapping(rope, kind) or DEFAULT_ROPE[kind]) for kind in DEFAULT_ROPE
+            },
             rms_norm_eps=fields.number(raw, "rms_norm_eps", 1e-6),
             attention_bias=fields.boolean(raw, "attention_bias", False),
             sliding_window=fields.integer(raw, "sliding_window", 512),

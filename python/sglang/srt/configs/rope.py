@@ -23,7 +23,9 @@ class RopeConfig:
         """From one `rope_parameters` (or older `rope_scaling`) object. ValueError for a kind we do not compute."""
         kind = raw.get("rope_type", raw.get("type", "default"))
         if kind not in ("default", "proportional", "llama3"):
-            raise ValueError(f"config.json: rope_type {kind!r} is not supported; supported: default, proportional, llama3")
+            raise ValueError(
+                f"config.json: rope_type {kind!r} is not supported; supported: default, proportional, llama3"
+            )
         theta = fields.number(raw, "rope_theta", default_theta)
         if kind == "proportional":
             partial = fields.number(raw, "partial_rotary_factor", 1.0)

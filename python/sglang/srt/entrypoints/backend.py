@@ -46,6 +46,7 @@ class Backend:
         self.manager: TokenizerManager | None = None  # set by connect()
         self.scheduler_info: dict = {}  # all that the scheduler said of itself
         self.startup_seconds = 0.0
+        self.ready_at = 0.0  # time.time()
         self._on_failure = on_failure
         self._scheduler_module = scheduler_module
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -87,6 +88,7 @@ class Backend:
             self.args, info, self.tokenizer, self._to_scheduler.send, self._to_detokenizer.send
         )
         self.startup_seconds = time.monotonic() - self._begun
+        self.ready_at = time.time()
 
     def _starting(self, messages: list[Message]) -> None:
         if self.manager is not None:
@@ -139,15 +141,15 @@ class Backend:
             raise RequestError(f"the first request had no answer within {WARMUP_SECONDS:.0f} s", status=500)
 
     def model_info(self) -> dict:
-        info, resolved = self.manager.info, self.manager.info.server_args
+        info = self.manager.info
         return {
-            "model_path": resolved["model_path"],
-            "served_model_name": resolved["served_model_name"],
-            "tokenizer_path": resolved["tokenizer_path"],
+            "model_path": info.model_path,
+            "served_model_name": info.served_model_name,
+            "tokenizer_path": info.tokenizer_path,
             "is_generation": True,
-            "preferred_sampling_params": resolved["preferred_sampling_params"],
+            "preferred_sampling_params": info.preferred_sampling_params,
             "weight_version": "default",
-            "load_format": resolved["load_format"],
+            "load_format": info.load_format,
             "reasoning_parser": None,
             "tool_call_parser": None,
             "disaggregation_mode": "null",
@@ -159,18 +161,20 @@ class Backend:
 
     async def server_info(self) -> dict:
         """Every resolved argument, what the scheduler said when it became ready, and its state now."""
-        rest = {k: v for k, v in self.scheduler_info.items() if k != "server_args"}
         return {
-            **self.manager.info.server_args,
-            **rest,
+            **self.scheduler_info,
             "startup_time": round(self.startup_seconds, 3),
             "version": sglang.__version__,
             "internal_states": [await self.manager.internal_state()],
         }
 
-    def shutdown(self) -> None:
-        """End the processes and remove the sockets. May be called in any state, and twice."""
+    def end_processes(self) -> None:
+        """May be called in any state, from any thread, and twice."""
         if self._supervisor is not None:
             self._supervisor.shutdown()
+
+    def shutdown(self) -> None:
+        """End the processes and close the sockets, for good."""
+        self.end_processes()
         for socket in self._sockets:
             socket.close()

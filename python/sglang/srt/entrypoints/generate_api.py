@@ -16,13 +16,13 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of /generate. One prompt, or lists: a field of a batch is one value for all or a list with one for each."""
 
     text: str | list[str] | None = None
-    input_ids: list[int] | list[list[int]] | None = None
+    input_ids: list[int | list[int]] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     rid: str | list[str] | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
-    token_ids_logprob: list[int] | list[list[int] | None] | None = None
+    token_ids_logprob: list[int | list[int] | None] | None = None
     return_text_in_logprobs: bool | None = None
     stream: bool | None = None
     extra_key: str | list[str] | None = None
@@ -58,6 +58,16 @@ def refuse_unserved(body: msgspec.Struct, names: tuple[str, ...]) -> None:
             raise RequestError(f"{name} is not supported", param=name)
 
 
+def item_type(items: list, field: str) -> type:
+    """The one type of a list's entries. Raises RequestError when there is none, or more than one."""
+    types = set(map(type, items))
+    if not types:
+        raise RequestError(f"{field} is an empty list", param=field)
+    if len(types) > 1:
+        raise RequestError(f"{field} mixes {' and '.join(sorted(t.__name__ for t in types))} entries", param=field)
+    return types.pop()
+
+
 def sampling_params(values: dict[str, Any], defaults: dict[str, Any] | None = None) -> SamplingParams:
     """Checked parameters. Raises RequestError that names the field, its value and the limit."""
     try:
@@ -73,10 +83,8 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
         raise RequestError("exactly one of text and input_ids must be given", param="text")
     field = "text" if body.text is not None else "input_ids"
     given = getattr(body, field)
-    is_batch = isinstance(given, list) and (field == "text" or bool(given and isinstance(given[0], list)))
+    is_batch = isinstance(given, list) and item_type(given, field) is not int
     items = given if is_batch else [given]
-    if not items:
-        raise RequestError("the batch is empty", param=field)
 
     def per_prompt(name: str, default: Any, is_list: bool | None = None) -> list:
         value = getattr(body, name)
@@ -93,7 +101,7 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
     if is_batch and isinstance(body.rid, str):
         raise RequestError("rid must be a list with one id for each prompt of the batch", param="rid")
     selected = body.token_ids_logprob
-    nested = bool(selected) and not isinstance(selected[0], int)
+    nested = bool(selected) and item_type([x for x in selected if x is not None] or [[]], "token_ids_logprob") is list
     columns = {
         "rid": per_prompt("rid", None),
         "return_logprob": per_prompt("return_logprob", False),

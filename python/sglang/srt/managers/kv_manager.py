@@ -33,6 +33,10 @@ class KVManager:
         self.full_table = np.zeros((max_rows + 1, max_len), dtype=np.int32)
         self.swa_table = np.zeros((max_rows + 1, max_len), dtype=np.int32)
         self.trim_every = min(TRIM_EVERY, window) if window else 0
+        # The most sliding slots one request can hold: a locked cached window, its own, and what is not trimmed yet.
+        least = min(max_len, 2 * window + self.trim_every + 1) if window else 0
+        if self.swa_size < least:
+            raise ValueError(f"the sliding pool has {self.swa_size} tokens, one request may need {least}")
 
     def room(self) -> tuple[int, int]:
         """Slots that can be had now in the full and the sliding pool, the cache's evictable ones included."""

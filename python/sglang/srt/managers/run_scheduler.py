@@ -83,6 +83,11 @@ def build(typed, ipc_dir: str):
         "max_total_num_tokens_swa": runner.swa_size,
         "max_req_input_len": max_len - 1,
         "max_req_len": max_len,
+        "vocab_size": model_config.vocab_size,
+        "eos_token_ids": model_config.eos_token_ids,
+        "generation_config": model_config.generation_config,
+        "architectures": model_config.architectures,
+        "model_type": model_config.model_type,
         "memory_usage": {
             "weight": round(runner.weight_bytes / 1e9, 3),
             "kvcache": round(runner.kv_bytes / 1e9, 3),

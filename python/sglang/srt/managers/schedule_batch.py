@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sglang.srt.layers.sampler import flag_bits
 from sglang.srt.managers.io_struct import FinishReason, Logprobs, TokenizedGenerateReq
 from sglang.srt.mem_cache.radix_cache import Match
 from sglang.srt.model_executor.step_io import TokenLogprob
@@ -20,6 +21,7 @@ class Req:
         "rid", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
         "row", "node", "owned_from", "swa_start", "swa_released", "prefill_end", "computed", "pending",
         "cached_tokens", "num_retractions", "finish", "sent", "out_logprobs", "in_logprobs", "stream_every",
+        "sampling_bits",
     )  # fmt: skip
 
     def __init__(self, msg: TokenizedGenerateReq, stop_ids: frozenset[int], seed: int, order: int, max_len: int):
@@ -53,6 +55,7 @@ class Req:
         if msg.return_logprob and msg.logprob_start_len >= 0:
             self.in_logprobs = []
         self.stream_every = self._stream_every()
+        self.sampling_bits = flag_bits(self.params)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -79,7 +79,8 @@ class SchedulePolicy:
         for req in self.order(waiting, kv):
             if self.prefill_max_requests is not None and len(plan.chunks) >= self.prefill_max_requests:
                 break
-            if not budget.admit(plan, req):
+            # A request just retracted may still await a token of the step in flight; later arrivals wait behind it.
+            if req.pending or not budget.admit(plan, req):
                 break
         if self.mixed_chunk or not plan.chunks:
             plan.decodes = decodes
@@ -137,8 +138,10 @@ class PrefillBudget:
         left = min(req.max_new_tokens - len(req.output_ids), MAX_RESERVED_NEW_TOKENS)
         later = rest + int(left * self.ratio)
         alone = len(plan.chunks) == 0 and self.rows == len(self.kv.full_table) - 1
+        if alone and self.chunked:
+            count = min(count, full_left, swa_left)
         # One request alone always fits in the end (it was accepted), whatever it is expected to need.
-        fits = count <= full_left and count <= swa_left and (alone or later + self.reserved <= full_left)
+        fits = 0 < count <= full_left and count <= swa_left and (alone or later + self.reserved <= full_left)
         if not self.chunked and count > self.tokens and plan.chunks:
             fits = False
         if not fits:

@@ -129,6 +129,7 @@ class Scheduler:
     # ---- messages ----------------------------------------------------------------------------------------------
 
     def on_generate(self, msg: TokenizedGenerateReq) -> None:
+        assert msg.rid not in self.by_rid, f"two requests with rid {msg.rid!r}: the HTTP process lets only one in"
         error = self.refusal(msg)
         if error:
             self.outbox.append(TokenOutput(msg.rid, [], finish=error, prompt_tokens=len(msg.input_ids)))
@@ -156,8 +157,6 @@ class Scheduler:
             )
         if not 0 <= min(msg.input_ids) <= max(msg.input_ids) < self.limits.vocab_size:
             return _refused(f"token ids must be from 0 to {self.limits.vocab_size - 1}")
-        if msg.rid in self.by_rid:
-            return _refused(f"a request with rid {msg.rid!r} is being served")
         if self.limits.max_queued is not None and len(self.waiting) >= self.limits.max_queued:
             return _refused(f"the queue is full ({self.limits.max_queued} requests wait)", status_code=503)
         return None

@@ -1,17 +1,25 @@
-"""ServerInfo: what the scheduler process tells the others about the model and its limits once it is ready."""
+"""ServerInfo: what the HTTP process must know of the resolved arguments, the model and its limits."""
 
 import msgspec
 
 
 class ServerInfo(msgspec.Struct, kw_only=True):
-    """The contents of SchedulerReady.info. Fields beyond these are welcome there; /server_info shows them all."""
+    """Read from SchedulerReady.info: ResolvedArgs.public_dict() with facts about model and memory beside it. Its other
+    entries are for /server_info alone."""
 
-    server_args: dict  # ResolvedArgs.public_dict()
-    context_len: int  # tokens of prompt and output together that the model takes
+    model_path: str
+    served_model_name: str
+    tokenizer_path: str
+    load_format: str
+    preferred_sampling_params: dict | None
+    context_length: int  # tokens of prompt and output together that the model takes
+    max_running_requests: int
+    max_queued_requests: int
+
     max_req_input_len: int  # longest prompt, in tokens, that context and KV pools leave room for
     max_total_num_tokens: int  # size of the full-attention KV pool
     vocab_size: int
-    eos_token_ids: list[int] = []
-    generation_config: dict = {}
-    architectures: list[str] = []
-    model_type: str = ""
+    eos_token_ids: list[int]
+    generation_config: dict
+    architectures: list[str]
+    model_type: str

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sglang.srt.layers.sampler import SamplingState
+from sglang.srt.layers.sampler import combine
 from sglang.srt.managers.kv_manager import KVManager
 from sglang.srt.managers.schedule_batch import Req, StepPlan
 from sglang.srt.model_executor.step_io import Admission, PromptLogprobs, StepInput
@@ -73,7 +73,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
         out_cache_loc=np.concatenate(full_slots).astype(np.int64),
         out_cache_loc_swa=np.concatenate(swa_slots).astype(np.int64),
         sampled=np.array(sampled, dtype=np.int64),
-        flags=SamplingState.plan([req.params for req in sampled_reqs]),
+        flags=combine([req.sampling_bits for req in sampled_reqs]),
         admissions=admissions,
         table_writes=writes,
         prompt_logprobs=prompt_logprobs,

@@ -33,9 +33,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-MAX_N = 128  # OpenAI's own limit
 MAX_GENERATIONS = 4096  # of one call: prompts times n
-MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 128
 MAX_TOKEN_IDS_LOGPROB = 1024
 MAX_RID_CHARS = 256
@@ -65,8 +63,7 @@ class TokenizerManager:
         self.last_output = 0.0  # time.monotonic() of the last sign of life from the scheduler's side
         self._calls: dict[str, asyncio.Future] = {}  # control messages that wait for their reply
         self._failure: str | None = None
-        resolved = info.server_args
-        self.max_generations = resolved["max_running_requests"] + resolved["max_queued_requests"]
+        self.max_generations = info.max_running_requests + info.max_queued_requests
 
     # ---- requests ----------------------------------------------------------------------------------------------
 
@@ -155,12 +152,6 @@ class TokenizerManager:
 
     def _check_params(self, prompt: Prompt) -> None:
         params = prompt.params
-        if not 1 <= params.n <= MAX_N:
-            raise RequestError(f"n is {params.n}; 1 to {MAX_N} are possible", param="n")
-        if params.logit_bias and len(params.logit_bias) > MAX_LOGIT_BIAS:
-            raise RequestError(
-                f"logit_bias has {len(params.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are possible", param="logit_bias"
-            )
         try:
             params.verify(self.info.vocab_size)
         except ValueError as e:
@@ -184,7 +175,7 @@ class TokenizerManager:
                 raise RequestError(
                     f"token_ids_logprob has {len(selected)} ids; at most {MAX_TOKEN_IDS_LOGPROB}", param="token_ids_logprob"
                 )
-            self._check_ids(selected, "token_ids_logprob")
+            self.check_ids(selected, "token_ids_logprob")
 
     def _check_regex(self, pattern: str) -> None:
         try:
@@ -194,7 +185,7 @@ class TokenizerManager:
         if empty:
             raise RequestError(f"stop_regex {pattern!r} matches the empty text: it would stop at once", param="stop_regex")
 
-    def _check_ids(self, ids: list[int], param: str) -> None:
+    def check_ids(self, ids: list[int], param: str) -> None:
         low, high = min(ids), max(ids)
         if low < 0 or high >= self.info.vocab_size:
             bad = low if low < 0 else high
@@ -209,13 +200,13 @@ class TokenizerManager:
         if not ids:
             raise RequestError("the prompt has no tokens", param=param)
         if prompt.text is None:
-            self._check_ids(ids, param)
+            self.check_ids(ids, param)
         limit = self.info.max_req_input_len
         if len(ids) > limit:
             if not self.args.allow_auto_truncate:
                 raise RequestError(
                     f"the prompt has {len(ids)} tokens; at most {limit} are possible (context length "
-                    f"{self.info.context_len}, KV cache of {self.info.max_total_num_tokens} tokens)",
+                    f"{self.info.context_length}, KV cache of {self.info.max_total_num_tokens} tokens)",
                     param=param,
                 )
             # Half the context at least stays for the prompt, whatever max_new_tokens asks for.
@@ -315,7 +306,7 @@ class TokenizerManager:
                 if future is not None and not future.done():
                     future.set_result(message)
             else:
-                raise AssertionError(f"{type(message).__name__} is no message for a server that is ready")
+                raise TypeError(f"{type(message).__name__} is no message for a server that is ready")
 
     def _finished(self, generation: Generation) -> None:
         del self.generations[generation.rid]

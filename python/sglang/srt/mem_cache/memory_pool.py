@@ -143,7 +143,8 @@ def pool_sizes(
         raise ValueError("sliding layers without a window")
 
     held = min(context_len, window + min(TRIM_MARGIN, window) + IN_FLIGHT_MARGIN)
-    one_request = min(context_len, held + chunk)
+    # Beside its own window a request keeps the cached one it started from locked, until it has moved past that.
+    one_request = min(context_len, window + held + chunk)
     demand = max(one_request, max_running_requests * 2 * held + max(chunk, chunked_prefill_size))
 
     def swa_for(full: int) -> int:

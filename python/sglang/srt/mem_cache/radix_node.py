@@ -1,9 +1,19 @@
 """TreeNode and LruList, the parts of the prefix tree: a run of cached tokens, and an order of nodes by last use."""
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Hashable, Iterator
 
 import numpy as np
+
+
+class Link:
+    """A node's place in one LruList; `newer` is None while the node is not in it."""
+
+    __slots__ = ("node", "older", "newer")
+
+    def __init__(self, node: "TreeNode | None"):
+        self.node = node
+        self.older: Link | None = None
+        self.newer: Link | None = None
 
 
 class TreeNode:
@@ -14,91 +24,85 @@ class TreeNode:
     """
 
     __slots__ = (
-        "parent", "key", "children", "start", "end", "tokens", "full", "swa", "full_lock", "swa_lock", "alive",
-        "full_older", "full_newer", "swa_older", "swa_newer",
+        "parent", "key", "children", "start", "end", "tokens", "full", "swa",
+        "full_lock", "swa_lock", "full_link", "swa_link", "alive",
     )  # fmt: skip
 
     def __init__(
-        self, parent: "TreeNode | None", key: object, start: int, tokens: np.ndarray, full: np.ndarray, swa: np.ndarray | None
+        self,
+        parent: "TreeNode | None",
+        key: Hashable,
+        start: int,
+        tokens: np.ndarray,
+        full: np.ndarray,
+        swa: np.ndarray | None,
     ):
         self.parent = parent
         self.key = key  # in parent.children
-        self.children: dict[object, TreeNode] = {}
+        self.children: dict[Hashable, TreeNode] = {}
         self.start = start
         self.end = start + len(tokens)
         self.tokens = tokens  # int64 [end - start]
         self.full = full  # int32 [end - start], owned by the tree
         self.swa = swa  # int32 [end - start], owned by the tree, or None
-        self.full_lock = 0  # locked paths that pass through here; a parent's count is never below a child's
+        self.full_lock = 0  # locked paths that pass through here, so never below a child's count
         self.swa_lock = 0  # locked paths whose last window covers this node
+        self.full_link = Link(self)
+        self.swa_link = Link(self)
         self.alive = True  # False once evicted
-        self.full_older: TreeNode | None = None
-        self.full_newer: TreeNode | None = None
-        self.swa_older: TreeNode | None = None
-        self.swa_newer: TreeNode | None = None
 
     def __len__(self) -> int:
         return self.end - self.start
 
 
 class LruList:
-    """Nodes from least to most recently used, linked through their own fields: every change is O(1).
+    """Nodes from least to most recently used. Every change is O(1); an OrderedDict could not insert beside a node.
 
-    `tokens` is the sum of the lengths of its nodes. An OrderedDict would do, but for insert_before/after.
+    `tokens` is the sum of the lengths of its nodes.
     """
 
-    def __init__(self, kind: Literal["full", "swa"]):
-        self._older, self._newer = f"{kind}_older", f"{kind}_newer"
-        # The ends of a ring: the sentinel's newer neighbour is the oldest node.
-        self._sentinel = TreeNode(None, None, 0, np.zeros(0, np.int64), np.zeros(0, np.int32), None)
+    def __init__(self) -> None:
+        self._ring = Link(None)  # its newer neighbour is the oldest node, its older one the newest
         self.clear()
 
     def clear(self) -> None:
-        setattr(self._sentinel, self._older, self._sentinel)
-        setattr(self._sentinel, self._newer, self._sentinel)
+        """Forget the nodes, whose links are not reset: they must not be used again."""
+        self._ring.older = self._ring.newer = self._ring
         self.tokens = 0
 
     def oldest(self) -> TreeNode | None:
-        node = getattr(self._sentinel, self._newer)
-        return None if node is self._sentinel else node
-
-    def __contains__(self, node: TreeNode) -> bool:
-        return getattr(node, self._older) is not None
+        return self._ring.newer.node
 
     def __iter__(self) -> Iterator[TreeNode]:
-        node = getattr(self._sentinel, self._newer)
-        while node is not self._sentinel:
-            yield node
-            node = getattr(node, self._newer)
+        """From least to most recently used."""
+        link = self._ring.newer
+        while link is not self._ring:
+            yield link.node
+            link = link.newer
 
-    def append(self, node: TreeNode) -> None:
-        """`node` becomes the most recently used; it must not be in the list."""
-        self._link(getattr(self._sentinel, self._older), node, self._sentinel)
-        self.tokens += len(node)
+    def append(self, link: Link) -> None:
+        """The node becomes the most recently used; it must not be in the list."""
+        self._insert(link, self._ring)
+        self.tokens += len(link.node)
 
-    def remove(self, node: TreeNode) -> None:
-        older, newer = getattr(node, self._older), getattr(node, self._newer)
-        setattr(older, self._newer, newer)
-        setattr(newer, self._older, older)
-        setattr(node, self._older, None)
-        setattr(node, self._newer, None)
-        self.tokens -= len(node)
+    def remove(self, link: Link) -> None:
+        link.older.newer, link.newer.older = link.newer, link.older
+        link.older = link.newer = None
+        self.tokens -= len(link.node)
 
-    def touch(self, node: TreeNode) -> None:
-        """Make `node`, which is in the list, the most recently used."""
-        self.remove(node)
-        self.append(node)
+    def touch(self, link: Link) -> None:
+        """Make the node, which is in the list, the most recently used."""
+        link.older.newer, link.newer.older = link.newer, link.older
+        link.newer = None
+        self._insert(link, self._ring)
 
-    def insert_upper(self, upper: TreeNode, lower: TreeNode, upper_is_newer: bool) -> None:
-        """`lower`, in the list, was split: its tokens above went to `upper`, which joins beside it."""
-        if upper_is_newer:
-            self._link(lower, upper, getattr(lower, self._newer))
-        else:
-            self._link(getattr(lower, self._older), upper, lower)
+    def add_upper(self, upper: Link, lower: Link, newer: bool) -> None:
+        """A node of the list was split; its upper part joins as the next newer or the next older node."""
+        self._insert(upper, lower.newer if newer else lower)
 
-    def _link(self, older: TreeNode, node: TreeNode, newer: TreeNode) -> None:
-        assert getattr(node, self._older) is None, f"node [{node.start}, {node.end}) is in the list already"
-        setattr(older, self._newer, node)
-        setattr(node, self._older, older)
-        setattr(node, self._newer, newer)
-        setattr(newer, self._older, node)
+    @staticmethod
+    def _insert(link: Link, before: Link) -> None:
+        assert link.newer is None, f"node [{link.node.start}, {link.node.end}) is in the list already"
+        link.older, link.newer = before.older, before
+        before.older.newer = link
+        before.older = link

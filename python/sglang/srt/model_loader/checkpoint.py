@@ -1,4 +1,4 @@
-"""The safetensors files of a folder: which they are, which tensors they hold. Headers only, until a tensor is asked for.
+"""The safetensors files of a folder: which they are, which tensors they hold. Headers only, until one is asked for.
 
 A checkpoint is untrusted input: shard names must be plain file names in the folder, and no other format is read.
 """
@@ -30,13 +30,17 @@ def checkpoint_files(folder: Path) -> list[Path]:
         names = set(weight_map.values()) if all(isinstance(v, str) for v in weight_map.values()) else {None}
         for name in names:
             if name is None or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-                raise ValueError(f"{folder / INDEX} names {name!r} as a shard; a shard is a .safetensors file beside it")
+                raise ValueError(
+                    f"{folder / INDEX} names {name!r} as a shard; a shard is a .safetensors file beside it"
+                )
         files = [folder / name for name in sorted(names)]
     else:
         files = [folder / SINGLE]
     for file in files:
         if not file.is_file():
-            found = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+            found = sorted(
+                p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+            )
             raise ValueError(
                 f"no weights: {file} does not exist; only safetensors are read "
                 f"(weight files in the folder: {', '.join(found[:10]) or 'none'})"
@@ -58,7 +62,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         with open_shard(file) as shard:
-            for name in shard.keys():  # noqa: SIM118 - a safe_open is not iterable
+            for name in shard.keys():
                 if name in tensors:
                     raise ValueError(f"tensor {name} is in both {tensors[name].file.name} and {file.name}")
                 piece = shard.get_slice(name)

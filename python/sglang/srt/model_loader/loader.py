@@ -59,7 +59,7 @@ def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 
 def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
-    """Model tensor name -> (name in the file, where it is), complete and with the right shapes; ValueError otherwise."""
+    """Model tensor name -> (name in the file, where it is), all of them, rightly shaped; else ValueError."""
     weights: WeightMap = model.WEIGHTS
     wanted = checkpoint_views(model)
     unused = model.unused_weights()

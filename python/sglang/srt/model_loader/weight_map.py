@@ -1,4 +1,4 @@
-"""From a checkpoint's tensor names to the places of a model's parameters they fill. Names only: no files, no copying."""
+"""From a checkpoint's tensor names to the parameters (or parts of them) they fill. It opens no file, copies nothing."""
 
 from dataclasses import dataclass
 from itertools import chain

@@ -6,6 +6,7 @@ Module names are the checkpoint's, so the weight map is what they do not say (se
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sglang.srt.configs.gemma4 import FULL, SLIDING, Gemma4LayerConfig, Gemma4TextConfig
 from sglang.srt.configs.model_config import ModelConfig
@@ -129,7 +130,7 @@ class Gemma4DecoderLayer(nn.Module):
             m = self.post_feedforward_layernorm_1(m) + self.post_feedforward_layernorm_2(y)
         h = h + self.post_feedforward_layernorm(m)
         if self.has_ple:  # the gate reads h as it is, without a norm
-            g = gelu_tanh_and_mul(torch.cat((self.per_layer_input_gate(h), ple), dim=-1))
+            g = F.gelu(self.per_layer_input_gate(h), approximate="tanh") * ple
             h = h + self.post_per_layer_input_norm(self.per_layer_projection(g))
         return h * self.layer_scalar  # scales the residual too
 

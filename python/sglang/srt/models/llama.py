@@ -1,4 +1,4 @@
-"""The plain dense family: Llama, Qwen2 (biased qkv) and Qwen3 (q and k normed a head). It shares the layers with Gemma 4
+"""The plain dense family: Llama, Qwen2 (biased qkv) and Qwen3 (q and k normed a head). It shares layers with Gemma 4
 and shows that the engine assumes nothing of either."""
 
 from torch import Tensor, nn

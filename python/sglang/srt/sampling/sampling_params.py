@@ -1,10 +1,25 @@
 """Sampling parameters of one request: names, defaults and bounds as users of upstream know them."""
 
+import math
+import re
+from typing import Any
+
 import msgspec
+
+MAX_NEW_TOKENS = 1 << 30
+MAX_STOP = 32
+MAX_STOP_CHARS = 1024
+MAX_STOP_REGEX_CHARS = 256  # bounds what one pattern can cost
+MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_N = 128
+MAX_CUSTOM_PARAMS_CHARS = 65536
+GREEDY_BELOW = 1e-6  # upstream: lower temperatures mean argmax
+GRAMMAR_FIELDS = ("json_schema", "regex", "ebnf", "structural_tag")
 
 
 class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What a request asks of the sampler and of its stopping rules. `None` from outside means the default."""
+    """What a request asks of the sampler and of its stopping rules. From outside, null means the default."""
 
     max_new_tokens: int = 128
     min_new_tokens: int = 0
@@ -27,3 +42,153 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     stream_interval: int | None = None
     sampling_seed: int | None = None
     custom_params: dict | None = None
+
+    @classmethod
+    def from_request(cls, given: dict | None, defaults: dict | None = None) -> "SamplingParams":
+        """Parameters from a JSON object, `defaults` filling what it leaves out.
+
+        Raises ValueError naming the field, the value and what is allowed, also for fields that do not exist.
+        """
+        if given is not None and not isinstance(given, dict):
+            raise ValueError(f"sampling_params must be an object, got {_show(given)}")
+        merged = {k: v for k, v in (defaults or {}).items() if v is not None}
+        merged |= {k: v for k, v in (given or {}).items() if v is not None}
+        for name in merged:
+            if name in GRAMMAR_FIELDS:
+                raise ValueError(f"{name}: constrained output is not supported by this server")
+            if name not in CHECKS:
+                raise ValueError(f"unknown sampling parameter {name!r}; known are {', '.join(sorted(CHECKS))}")
+        params = cls(**{name: CHECKS[name](name, value) for name, value in merged.items()})
+        if params.min_new_tokens > params.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens {params.min_new_tokens} is above max_new_tokens {params.max_new_tokens}"
+            )
+        if params.temperature < GREEDY_BELOW:
+            params.temperature, params.top_k = 1.0, 1
+        return params
+
+    def verify(self, vocab_size: int) -> None:
+        """Raises ValueError for token ids outside the vocabulary."""
+        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", map(int, self.logit_bias or {}))):
+            for token in ids:
+                if not 0 <= token < vocab_size:
+                    raise ValueError(f"{name}: token id {token} must be from 0 to {vocab_size - 1}")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _bad(name: str, value: Any, rule: str) -> ValueError:
+    return ValueError(f"{name} must be {rule}, got {_show(value)}")
+
+
+def _int(low: int, high: int, also: tuple[int, ...] = ()):
+    rule = f"an integer from {low} to {high}" + "".join(f" or {v}" for v in also)
+
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not (low <= value <= high or value in also):
+            raise _bad(name, value, rule)
+        return value
+
+    return check
+
+
+def _number(low: float, high: float, rule: str, open_low: bool = False):
+    def check(name: str, value: Any) -> float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not ok or not low <= value <= high or (open_low and value == low):
+            raise _bad(name, value, rule)
+        return float(value)
+
+    return check
+
+
+def _bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _bad(name, value, "true or false")
+    return value
+
+
+def _strings(most: int, chars: int):
+    rule = f"a string or a list of at most {most} strings of 1 to {chars} characters"
+
+    def check(name: str, value: Any) -> list[str]:
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(v, str) and 1 <= len(v) <= chars for v in values):
+            raise _bad(name, value, rule)
+        if len(values) > most:
+            raise ValueError(f"{name} holds {len(values)} strings, at most {most} are allowed")
+        return values
+
+    return check
+
+
+def _patterns(name: str, value: Any) -> list[str]:
+    patterns = _strings(MAX_STOP, MAX_STOP_REGEX_CHARS)(name, value)
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as e:
+            raise ValueError(f"{name}: {_show(pattern)} is no regular expression: {e}") from None
+    return patterns
+
+
+def _token_ids(name: str, value: Any) -> list[int]:
+    values = [value] if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**31 for v in values):
+        raise _bad(name, value, "a list of token ids")
+    if len(values) > MAX_STOP_TOKEN_IDS:
+        raise ValueError(f"{name} holds {len(values)} ids, at most {MAX_STOP_TOKEN_IDS} are allowed")
+    return values
+
+
+def _logit_bias(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise _bad(name, value, "an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise ValueError(f"{name} holds {len(value)} entries, at most {MAX_LOGIT_BIAS} are allowed")
+    bound = _number(-100, 100, "a number from -100 to 100")
+    result = {}
+    for key, entry in value.items():
+        text = str(key)
+        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+            raise _bad(name, key, "keyed by token ids")
+        result[text] = bound(f"{name}[{text}]", entry)
+    return result
+
+
+def _object(name: str, value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise _bad(name, value, "an object")
+    if len(msgspec.json.encode(value)) > MAX_CUSTOM_PARAMS_CHARS:
+        raise ValueError(f"{name} must be at most {MAX_CUSTOM_PARAMS_CHARS} bytes of JSON")
+    return value
+
+
+CHECKS = {
+    "max_new_tokens": _int(0, MAX_NEW_TOKENS),
+    "min_new_tokens": _int(0, MAX_NEW_TOKENS),
+    "stop": _strings(MAX_STOP, MAX_STOP_CHARS),
+    "stop_token_ids": _token_ids,
+    "stop_regex": _patterns,
+    "temperature": _number(0, 1e4, "a number from 0 to 10000"),
+    "top_p": _number(0, 1, "a number above 0 and at most 1", open_low=True),
+    "top_k": _int(1, 1 << 30, also=(-1,)),
+    "min_p": _number(0, 1, "a number from 0 to 1"),
+    "frequency_penalty": _number(-2, 2, "a number from -2 to 2"),
+    "presence_penalty": _number(-2, 2, "a number from -2 to 2"),
+    "repetition_penalty": _number(0, 2, "a number above 0 and at most 2", open_low=True),
+    "logit_bias": _logit_bias,
+    "n": _int(1, MAX_N),
+    "ignore_eos": _bool,
+    "skip_special_tokens": _bool,
+    "spaces_between_special_tokens": _bool,
+    "no_stop_trim": _bool,
+    "stream_interval": _int(1, 1 << 20),
+    "sampling_seed": _int(-(2**63), 2**63 - 1),
+    "custom_params": _object,
+}

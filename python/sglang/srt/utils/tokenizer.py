@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import processors
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-REPLACEMENT = "\ufffd"  # what decoding puts in place of bytes that are no UTF-8
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte: itself where that is printable Latin-1, else the next from 256 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_LEVEL_ALPHABET = _byte_level_alphabet()
 
 
 class Tokenizer:
@@ -36,24 +44,22 @@ class Tokenizer:
         config = _read_json(root / "tokenizer_config.json")
         self.special_tokens = _special_tokens(config)
         self.chat_template = _read_template(root, config, chat_template)
-        if "add_bos_token" in config or "add_eos_token" in config:
-            self._backend.post_processor = self._affixes(config)
         self.size: int = self._backend.get_vocab_size(with_added_tokens=True)
-        self._bytes: dict[int, int] = {}  # byte-fallback tokens: id -> the byte
-        for token, token_id in self._backend.get_vocab(with_added_tokens=False).items():
-            if match := BYTE_TOKEN.fullmatch(token):
-                self._bytes[token_id] = int(match[1], 16)
+        self.special_ids = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self._bytes = self._byte_tokens(_is_byte_level(self._backend.decoder))
         self.token_text = functools.lru_cache(maxsize=65536)(self._token_text)
 
-    def _affixes(self, config: dict) -> processors.PostProcessor:
-        """What the config says to put around a text, which outranks tokenizer.json as it does in transformers."""
-        left = self.special_tokens.get("bos_token") if config.get("add_bos_token") else None
-        right = self.special_tokens.get("eos_token") if config.get("add_eos_token") else None
-        used = [token for token in (left, right) if token is not None]
-        return processors.TemplateProcessing(
-            single=[*([left] if left else []), "$A", *([right] if right else [])],
-            special_tokens=[(token, self._backend.token_to_id(token)) for token in dict.fromkeys(used)],
-        )
+    def _byte_tokens(self, byte_level: bool) -> dict[int, bytes]:
+        """Tokens that stand for bytes, which may be parts of characters: all tokens of a byte-level tokenizer, the
+        byte-fallback tokens of any other."""
+        found = {}
+        for token, token_id in self._backend.get_vocab(with_added_tokens=True).items():
+            if byte_level:
+                is_mapped = all(char in BYTE_LEVEL_ALPHABET for char in token)
+                found[token_id] = bytes(BYTE_LEVEL_ALPHABET[char] for char in token) if is_mapped else token.encode()
+            elif match := BYTE_TOKEN.fullmatch(token):
+                found[token_id] = bytes([int(match[1], 16)])
+        return found
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -62,22 +68,22 @@ class Tokenizer:
         """Text of a whole sequence. Ids outside the vocabulary (a model may have more logits than tokens) add nothing."""
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def byte_of(self, token_id: int) -> int | None:
-        """The byte a byte-fallback token stands for, None for all other tokens."""
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """The bytes of a token that may hold part of a character; None for a token whose text only decode() knows."""
         return self._bytes.get(token_id)
 
     def _token_text(self, token_id: int) -> str:
         """One token as it shows in log-probabilities: special tokens by name, its leading space kept."""
-        if (byte := self._bytes.get(token_id)) is not None and byte >= 0x80:
-            return REPLACEMENT
+        if (data := self._bytes.get(token_id)) is not None:
+            return data.decode("utf-8", errors="replace")
         text = self._backend.decode([token_id], skip_special_tokens=False)
         piece = self._backend.id_to_token(token_id) or ""
         # Some decoders strip the space before a sequence's first word, which here is not the first.
         return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
 
     def token_bytes(self, token_id: int) -> list[int]:
-        byte = self._bytes.get(token_id)
-        return [byte] if byte is not None else list(self.token_text(token_id).encode())
+        data = self._bytes.get(token_id)
+        return list(data if data is not None else self.token_text(token_id).encode())
 
     def render_chat(
         self,
@@ -108,6 +114,13 @@ class Tokenizer:
         return rendered[0]
 
 
+def _is_byte_level(decoder: tokenizers.decoders.Decoder | None) -> bool:
+    if decoder is None:
+        return False
+    state = json.loads(decoder.__getstate__())
+    return all(part["type"] == "ByteLevel" for part in state.get("decoders", [state]))
+
+
 def _read_json(file: Path) -> dict:
     if not file.is_file():
         return {}
@@ -115,9 +128,9 @@ def _read_json(file: Path) -> dict:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{file} is not valid JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return value
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"{file} holds no JSON object")
 
 
 def _special_tokens(config: dict) -> dict[str, str]:

@@ -9,9 +9,10 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglang.test.word_problems.words import GIRLS, BOYS, TEST_BOYS, TEST_GIRLS, invented_name
+from sglang.test.word_problems.words import BOYS, GIRLS, TEST_BOYS, TEST_GIRLS, THINGS, invented_name, invented_things
 
 TEST_SHARE = 16  # one in so many combinations of template and numbers is kept for the test sets
+INVENTED_NAMES, INVENTED_THINGS = 0.5, 0.1  # shares in training, so that the model learns to copy unknown words
 MAX_NUMBER = 999  # any larger intermediate result makes the sampler draw again
 
 
@@ -69,6 +70,8 @@ class Sampler:
         return 10 * self.rng.randint(low // 10, high // 10)
 
     def pick(self, options):
+        if options is THINGS and not self.test_names and self.rng.random() < INVENTED_THINGS:
+            return invented_things(self.rng)
         return options[int(self.rng.random() * len(options))]
 
     def any(self, *phrasings: str) -> str:
@@ -85,7 +88,7 @@ class Sampler:
         while True:
             if self.test_names:
                 name = self.pick(TEST_GIRLS if girl else TEST_BOYS)
-            elif self.rng.random() < 0.25:
+            elif self.rng.random() < INVENTED_NAMES:
                 name = invented_name(self.rng)  # teaches copying of names never seen before
             else:
                 name = self.pick(GIRLS if girl else BOYS)
@@ -123,7 +126,7 @@ def add(*terms: int) -> str:
 
 
 def sub(a: int, b: int) -> str:
-    need(a >= b)
+    need(b <= a <= MAX_NUMBER)
     return f"{a} - {b} = {a - b}"
 
 
@@ -145,7 +148,7 @@ def mul(a: int, b: int) -> str:
 
 def div(a: int, b: int) -> str:
     """`96 / 4 = 80 / 4 + 16 / 4 = 20 + 4 = 24`; exact division only."""
-    need(b > 0 and a % b == 0)
+    need(a <= MAX_NUMBER and b > 0 and a % b == 0)
     quotient = a // b
     high, low = _tens_and_ones(quotient)
     if quotient <= 12 or b == 1 or low == 0 or quotient == 100:

@@ -166,7 +166,7 @@ def share_with_friends(s: Sampler) -> Problem:
         f"{n} has {a} {x} and finds {b} more. {n.He} shares all of them equally among {people} friends.",
         f"{n} picked {a} {x} on one day and {b} {x} on the next. {n.He} divides them equally among {people} children.",
     )
-    ask = s.any(f"How many {x} does each get?", f"How many {x} does each child or friend receive?")
+    ask = s.any(f"How many {x} does each get?", f"How many {x} does each of them get?")
     return s.problem(story, ask, [f"{n} has {add(a, b)} {x}.", f"Each gets {div(a + b, people)} {x}."], each)
 
 

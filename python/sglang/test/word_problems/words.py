@@ -27,7 +27,13 @@ CLOTHES = ["shirts", "hats", "scarves", "socks", "jackets", "belts", "ties", "dr
 ANIMALS = ["chickens", "cows", "sheep", "goats", "ducks", "horses", "pigs", "rabbits", "geese", "turkeys", "ponies", "donkeys"]
 FLOWERS = ["roses", "tulips", "daisies", "lilies", "orchids", "irises", "violets", "poppies", "sunflowers", "daffodils"]
 TREES = ["apple trees", "oak trees", "pine trees", "cherry trees", "maple trees", "lemon trees", "palm trees", "birch trees"]
-THINGS = [*FRUIT, *TOYS, *SUPPLIES, *FOOD]
+MORE = """plates cups bowls spoons forks knives lamps candles chairs tables keys ropes nails screws bricks tiles boards wheels
+bells drums flutes violins kites masks flags maps stones feathers leaves nuts raisins mints carrots onions potatoes tomatoes
+beans pumpkins cabbages turnips mushrooms eggs cakes candies caramels lollipops biscuits fish birds kittens puppies hamsters
+turtles frogs snails bees butterflies parrots robots trains planes boats bikes tires tickets letters posters photos paintings
+songs stories games medals trophies rings necklaces pearls watches umbrellas bottles towels blankets pillows mirrors clocks
+vases baskets barrels batteries bulbs cables phones cameras skates helmets rackets balls nets tents lanterns seeds bushes""".split()
+THINGS = [*FRUIT, *TOYS, *SUPPLIES, *FOOD, *MORE]
 BOXES = ["boxes", "bags", "baskets", "crates", "jars", "packs", "bins", "trays", "cartons", "sacks"]
 FAMILY = ["brother", "sister", "cousin", "friend", "neighbor", "uncle", "aunt", "teacher", "classmate", "mother", "father"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -37,6 +43,7 @@ TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times", 6: "six
 COUNT = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve"}
 PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 
+_FIRST = "A E I O U An Al Em Ev Is Ig Or Os Ul Ur X Z Th Ph Kw Q Y".split()
 _ONSET = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t th tr v w y z".split()
 _VOWEL = "a e i o u ai ea ia ie oa ou y".split()
 _CODA = "b ck d l ld ll m n nd ng r rd rt s sh st t th x z".split()
@@ -48,4 +55,11 @@ def invented_name(rng: random.Random) -> str:
     parts += [rng.choice(_ONSET) + rng.choice(_VOWEL) + (rng.choice(_CODA) if rng.random() < 0.6 else "")]
     if rng.random() < 0.2:
         parts.append(rng.choice(_ONSET) + rng.choice(_VOWEL))
+    if rng.random() < 0.35:
+        parts[0] = rng.choice(_FIRST) + (rng.choice(_VOWEL) if rng.random() < 0.5 else "")
     return "".join(parts).capitalize()
+
+
+def invented_things(rng: random.Random) -> str:
+    """A plural that is probably no word, such as brenods: the model must copy it, not know it."""
+    return invented_name(rng).lower().rstrip("s") + "s"

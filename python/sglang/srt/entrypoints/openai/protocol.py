@@ -91,7 +91,7 @@ GENERATION_CONFIG_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetitio
 
 
 class CompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=True):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]  # text, texts, ids, or lists of ids
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
@@ -131,7 +131,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
-    tokens: list[int] | list[list[int]]
+    tokens: list[int | list[int]]
     skip_special_tokens: bool = True
 
 
@@ -161,7 +161,12 @@ def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_
     values["max_new_tokens"] = max_new_tokens
     if body.seed is not None:
         values["sampling_seed"] = body.seed % 2**63  # OpenAI's may be negative
-    return sampling_params({k: v for k, v in values.items() if v is not None}, sampling_defaults(manager))
+    try:
+        return sampling_params({k: v for k, v in values.items() if v is not None}, sampling_defaults(manager))
+    except RequestError as e:  # in the words of this API
+        for name, field in RENAMED.items():
+            e.message = e.message.replace(name, field)
+        raise
 
 
 def shared_key(body: CommonFields) -> str | None:
@@ -191,4 +196,4 @@ def finish_fields(g: Generation) -> dict:
 
 
 def model_name(body: CommonFields, manager: TokenizerManager) -> str:
-    return body.model or manager.info.server_args["served_model_name"]
+    return body.model or manager.info.served_model_name

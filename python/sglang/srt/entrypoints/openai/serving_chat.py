@@ -98,7 +98,7 @@ class ChatApi:
             )
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         # Without a limit an answer may fill the context; the scheduler ends it there.
-        params = make_sampling_params(body, self._manager, self._manager.info.context_len if limit is None else limit)
+        params = make_sampling_params(body, self._manager, self._manager.info.context_length if limit is None else limit)
         return Prompt(
             params,
             text=self._render(body),

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from sglang.srt.entrypoints.generate_api import item_type
 from sglang.srt.entrypoints.openai.protocol import (
     MAX_TOP_LOGPROBS,
     CompletionRequest,
@@ -72,21 +73,21 @@ class CompletionsApi:
             body, self._manager, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         )
         given = body.prompt
-        if not given and given != "":
-            raise RequestError("prompt is an empty list", param="prompt")
-        items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+        items = given if isinstance(given, list) and item_type(given, "prompt") is not int else [given]
         if body.rid is not None and len(items) > 1:
             raise RequestError("rid needs a single prompt", param="rid")
-        options = dict(
-            rid=body.rid,
-            stream=bool(body.stream),
-            return_logprob=body.logprobs is not None,
-            logprob_start_len=0 if body.echo and body.logprobs is not None else -1,
-            top_logprobs_num=body.logprobs or 0,
-            extra_key=shared_key(body),
-        )
         return [
-            Prompt(params, text=item, **options) if isinstance(item, str) else Prompt(params, input_ids=item, **options)
+            Prompt(
+                params,
+                text=item if isinstance(item, str) else None,
+                input_ids=None if isinstance(item, str) else item,
+                rid=body.rid,
+                stream=bool(body.stream),
+                return_logprob=body.logprobs is not None,
+                logprob_start_len=0 if body.echo and body.logprobs is not None else -1,
+                top_logprobs_num=body.logprobs or 0,
+                extra_key=shared_key(body),
+            )
             for item in items
         ]
 

@@ -1,9 +1,9 @@
 """Attention in plain torch: the reference backend, and the one a CPU serves with.
 
-prepare() turns slot tables into a few work items, which every layer of a kind (full, or sliding by W) shares. An item
-is a rectangle of queries by keys: the gather indices of its keys and a mask. Decode rows of the batch are one padded
-item; a prefill chunk is one item for every QUERY_BLOCK of its tokens. Only slots a query may see are gathered: on
-sliding layers those of earlier positions may have been given back.
+Slot tables become a few work items, made by the first layer of each kind (full, or sliding by W) of a step and shared
+by the others. An item is a rectangle of queries by keys: the gather indices of its keys and a mask. Decode rows of the
+batch are one padded item; a prefill chunk is one item for every QUERY_BLOCK of its tokens. Only slots a query may see
+are gathered: on sliding layers those of earlier positions may have been given back.
 """
 
 from dataclasses import dataclass
@@ -46,24 +46,23 @@ class _Plan:
 
 
 class TorchNativeBackend(AttentionBackend):
-    """`sliding_window` is the model's W (keys seen, the query's own included), None if no layer slides."""
+    """Holds the plans of the step that prepare() announced, by window."""
 
-    def __init__(self, sliding_window: int | None):
-        self.sliding_window = sliding_window
+    def __init__(self) -> None:
         self._plans: dict[int | None, _Plan] = {}
 
     def prepare(self, batch: ForwardBatch) -> None:
-        """See AttentionBackend.prepare; uses the host copies of the lengths, so it never waits for the device."""
-        self._plans = {None: _plan(batch, batch.req_to_token, None)}
-        if self.sliding_window is not None:
-            self._plans[self.sliding_window] = _plan(batch, batch.req_to_token_swa, self.sliding_window)
+        """Forget the last step's plans. Making one reads lengths from the host's copies, so it never waits."""
+        self._plans.clear()
 
     def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
         """See Attention.forward."""
+        sliding, window = batch.kv_pool.is_sliding(layer.kv_layer), layer.sliding_window
         if k is not None:
-            sliding = batch.kv_pool.is_sliding(layer.kv_layer)
             batch.kv_pool.set_kv(layer.kv_layer, batch.out_cache_loc_swa if sliding else batch.out_cache_loc, k, v)
-        plan = self._plans[layer.sliding_window]
+        if window not in self._plans:
+            self._plans[window] = _plan(batch, batch.req_to_token_swa if sliding else batch.req_to_token, window)
+        plan = self._plans[window]
         k_cache, v_cache = batch.kv_pool.get_kv(layer.kv_layer)
         if plan.decode is not None and not plan.prefills:
             return _decode(q, k_cache, v_cache, plan.decode, layer.scale).flatten(1)

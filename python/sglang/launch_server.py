@@ -1,0 +1,16 @@
+"""`python -m sglang.launch_server [flags]`: serve a model over HTTP."""
+
+import sys
+
+
+def main(argv: list[str]) -> int:
+    from sglang.srt.server_args import prepare_server_args
+
+    args = prepare_server_args(argv)  # first: --help and mistakes must not wait for slow imports
+    from sglang.srt.entrypoints.http_server import serve
+
+    return serve(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""Engine: the server without HTTP, for use from Python. Its requests are those of /generate, answered as dicts.
+
+The same processes run as under the server. Their front lives on an event loop in a thread of its own, so an Engine works
+in plain scripts, in threads, and inside a running event loop.
+"""
+
+import asyncio
+import atexit
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, Self
+
+import msgspec
+
+from sglang.srt.entrypoints.backend import Backend
+from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest
+from sglang.srt.managers.generation import RequestError
+from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE
+from sglang.srt.server_args import ServerArgs
+
+
+class Engine:
+    """`Engine(model_path=..., ...)` takes the server's arguments by their Python names and returns when it is ready.
+
+    Raises TypeError or ValueError for wrong arguments, ChildDied (a RuntimeError) when a process fails to start. Wrong
+    requests raise ValueError; a request the engine could not finish raises RuntimeError.
+    """
+
+    def __init__(self, *, scheduler_module: str = SCHEDULER_MODULE, **server_args: Any):
+        self.server_args = ServerArgs.from_kwargs(**{"log_level": "error", **server_args})
+        self._failure: str | None = None
+        self._closed = False
+        self._backend = Backend(self.server_args, self._on_failure, scheduler_module)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sglang-engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.shutdown)
+        try:
+            self._backend.launch()
+            self._run(self._backend.connect())
+        except BaseException:
+            self.shutdown()
+            raise
+        self._api = GenerateApi(self._backend.manager)
+
+    def _on_failure(self, reason: str) -> None:
+        self._failure = reason
+        # The other process holds the model; it must not outlive the engine's use.
+        threading.Thread(target=self._backend.end_processes, name="sglang-engine-end", daemon=True).start()
+
+    def _run(self, work: Coroutine) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # ---- requests ----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: dict | list[dict] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        stream: bool = False,
+        **fields: Any,
+    ) -> dict | list[dict] | Iterator[dict]:
+        """The answer of a prompt, a list for a batch, an iterator of answers so far with `stream`. `fields` are those
+        of /generate (return_logprob, top_logprobs_num, rid, ...)."""
+        body = self._body(prompt, sampling_params, input_ids, stream, fields)
+        return self._iterate(body) if stream else self._run(self._answer(body))
+
+    async def async_generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: dict | list[dict] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        stream: bool = False,
+        **fields: Any,
+    ) -> dict | list[dict] | AsyncIterator[dict]:
+        """generate() for a running event loop. Cancelling it aborts the request."""
+        body = self._body(prompt, sampling_params, input_ids, stream, fields)
+        if stream:
+            return self._aiterate(body)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._answer(body), self._loop))
+
+    def _body(self, prompt: Any, sampling_params: Any, input_ids: Any, stream: bool, fields: dict) -> GenerateRequest:
+        self._check_alive()
+        values = {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
+        try:
+            return msgspec.convert({**values, **fields}, GenerateRequest)
+        except msgspec.ValidationError as e:
+            raise ValueError(str(e)) from e
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise RuntimeError("the engine has been shut down")
+        if self._failure is not None:
+            raise RuntimeError(self._failure)
+
+    async def _answer(self, body: GenerateRequest) -> dict | list[dict]:
+        try:
+            return await self._api.answer(body)
+        except RequestError as e:
+            raise _as_python_error(e) from e
+
+    async def _pieces(self, body: GenerateRequest) -> AsyncIterator[dict]:
+        try:
+            async for piece in self._api.pieces(body):
+                yield piece
+        except RequestError as e:
+            raise _as_python_error(e) from e
+
+    def _iterate(self, body: GenerateRequest) -> Iterator[dict]:
+        pieces = self._pieces(body)
+        try:
+            while (piece := self._run(_next_or_none(pieces))) is not None:
+                yield piece
+        finally:  # also when the caller stops early: what still runs is aborted
+            self._run(pieces.aclose())
+
+    async def _aiterate(self, body: GenerateRequest) -> AsyncIterator[dict]:
+        pieces = self._pieces(body)
+
+        def there(work: Coroutine) -> asyncio.Future:
+            return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+        try:
+            while (piece := await there(_next_or_none(pieces))) is not None:
+                yield piece
+        finally:
+            await there(pieces.aclose())
+
+    # ---- control -----------------------------------------------------------------------------------------------
+
+    def flush_cache(self) -> bool:
+        """Empty the prefix cache; False when requests are running."""
+        self._check_alive()
+        return self._run(self._backend.manager.flush_cache()).success
+
+    def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
+        self._check_alive()
+        manager = self._backend.manager
+        message = "aborted by abort_request"
+        self._loop.call_soon_threadsafe(*((manager.abort_all, message) if abort_all else (manager.abort, rid)))
+
+    def get_server_info(self) -> dict:
+        self._check_alive()
+        return self._run(self._backend.server_info())
+
+    def get_model_info(self) -> dict:
+        self._check_alive()
+        return self._backend.model_info()
+
+    def shutdown(self) -> None:
+        """End all processes; requests under way raise RuntimeError. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.shutdown)
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _close(self) -> None:
+        if self._backend.manager is not None:
+            self._backend.manager.fail_all("the engine has been shut down")
+        await asyncio.sleep(0)  # those who waited take their error
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=1.0)
+        self._backend.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+
+async def _next_or_none(pieces: AsyncIterator[dict]) -> dict | None:
+    return await anext(pieces, None)
+
+
+def _as_python_error(error: RequestError) -> Exception:
+    return ValueError(error.message) if error.status == 400 else RuntimeError(error.message)

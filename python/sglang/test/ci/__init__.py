@@ -1,0 +1,1 @@
+"""How test files name the CI suites they belong to."""

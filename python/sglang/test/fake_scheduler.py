@@ -1,0 +1,218 @@
+"""A scheduler process without a model, for tests of everything around it: it answers each prompt with its own tokens.
+
+It speaks the protocol of srt/managers/io_struct.py. Output token i is prompt token i (modulo its length). A request's
+`custom_params` change that: {"output_ids": [...]} are the tokens instead, {"delay": s} waits before each token,
+{"die": code} ends the process on arrival, {"refuse": message, "status": code} answers with an error.
+`--json-model-override-args {"fake": {...}}` changes the start: "startup_error", "startup_exit", "startup_delay",
+"context_len", "generation_config".
+"""
+
+import os
+import sys
+import time
+
+from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
+
+VOCAB_SIZE = 1024
+EOS = 1
+IDLE_SECONDS = 60.0
+
+
+class FakeReq:
+    def __init__(self, msg, now: float):
+        self.msg = msg
+        self.params = msg.sampling_params
+        self.custom = self.params.custom_params or {}
+        self.tokens: list[int] = self.custom.get("output_ids") or msg.input_ids
+        self.made: list[int] = []
+        self.sent = 0
+        self.due = now + self.custom.get("delay", 0.0)
+        self.every = (self.params.stream_interval or 1) if msg.stream else 1
+
+
+class FakeScheduler:
+    def __init__(self, receiver, sender, context_len: int):
+        self.receiver = receiver
+        self.sender = sender
+        self.context_len = context_len
+        self.running: dict[str, FakeReq] = {}
+        self.received: list[str] = []
+        self.aborted: list[str] = []
+        self.stopped: list[str] = []
+        self.last_request: dict = {}
+
+    def step(self) -> None:
+        from sglang.srt.managers.io_struct import BatchTokenOutput
+
+        for message in self.receiver.receive_all(block=self._wait()):
+            getattr(self, f"on_{type(message).__name__}")(message)
+        now = time.monotonic()
+        outputs = []
+        for req in list(self.running.values()):
+            if req.due <= now:
+                req.due = now + req.custom.get("delay", 0.0)
+                if (out := self._next(req)) is not None:
+                    outputs.append(out)
+        if outputs:
+            self.sender.send(BatchTokenOutput(outputs))
+
+    def _wait(self) -> float:
+        next_due = min((req.due for req in self.running.values()), default=time.monotonic() + IDLE_SECONDS)
+        return max(0.0, next_due - time.monotonic())
+
+    def _next(self, req: FakeReq):
+        from sglang.srt.managers.io_struct import FinishReason
+
+        limit = min(req.params.max_new_tokens, self.context_len - len(req.msg.input_ids))
+        finish = None
+        if limit > 0:
+            token = req.tokens[len(req.made) % len(req.tokens)]
+            req.made.append(token)
+            stop_ids = {EOS, *req.params.stop_token_ids}
+            if token in stop_ids and not (token == EOS and req.params.ignore_eos):
+                finish = FinishReason("stop", matched=token)
+        if finish is None and len(req.made) >= limit:
+            finish = FinishReason("length", length=len(req.made))
+        if finish is None and 1 < len(req.made) < req.sent + req.every:
+            return None
+        return self._output(req, finish)
+
+    def _output(self, req: FakeReq, finish):
+        from sglang.srt.managers.io_struct import TokenOutput
+
+        first, ids = req.sent == 0, req.made[req.sent :]
+        start, prompt = req.msg.logprob_start_len, req.msg.input_ids
+        output_logprobs = self._logprobs(req.msg, ids, req.sent) if req.msg.return_logprob else None
+        wants_prompt = req.msg.return_logprob and start >= 0 and first
+        input_logprobs = self._logprobs(req.msg, prompt[start:], start, start == 0) if wants_prompt else None
+        req.sent = len(req.made)
+        if finish is not None:
+            del self.running[req.msg.rid]
+        return TokenOutput(
+            req.msg.rid, ids, finish=finish, prompt_tokens=len(prompt), completion_tokens=req.sent,
+            output_logprobs=output_logprobs, input_logprobs=input_logprobs,
+        )  # fmt: skip
+
+    def _logprobs(self, msg, ids: list[int], start: int, no_first: bool = False):
+        """Token i of its side has logprob -i - 1; the best k are ids 10, 11, ... at -0.25, -0.5, ..."""
+        from sglang.srt.managers.io_struct import Logprobs
+
+        values: list[float | None] = [float(-i - 1) for i in range(start, start + len(ids))]
+        if no_first and values:
+            values[0] = None
+        k, selected = msg.top_logprobs_num, msg.token_ids_logprob
+        return Logprobs(
+            values,
+            ids,
+            [[(-(j + 1) / 4, 10 + j) for j in range(k)] for _ in ids] if k else None,
+            [[-float(i) for i in selected] for _ in ids] if selected else None,
+        )
+
+    def _end(self, rid: str, finish) -> None:
+        from sglang.srt.managers.io_struct import BatchTokenOutput
+
+        if req := self.running.get(rid):
+            self.sender.send(BatchTokenOutput([self._output(req, finish)]))
+
+    # ---- messages ----------------------------------------------------------------------------------------------
+
+    def on_TokenizedGenerateReq(self, msg) -> None:
+        import msgspec
+
+        from sglang.srt.managers.io_struct import FinishReason
+
+        req = FakeReq(msg, time.monotonic())
+        if "die" in req.custom:
+            os._exit(req.custom["die"])
+        self.received.append(msg.rid)
+        self.last_request = msgspec.to_builtins(msg.sampling_params) | {"input_ids": msg.input_ids}
+        self.running[msg.rid] = req
+        if "refuse" in req.custom:
+            self._end(msg.rid, FinishReason("abort", message=req.custom["refuse"], status_code=req.custom["status"]))
+
+    def on_AbortReq(self, msg) -> None:
+        from sglang.srt.managers.io_struct import FinishReason
+
+        for rid in list(self.running) if msg.abort_all else [msg.rid]:
+            self.aborted.append(rid)
+            self._end(rid, FinishReason("abort", message=msg.message))
+
+    def on_StopReq(self, msg) -> None:
+        from sglang.srt.managers.io_struct import FinishReason
+
+        self.stopped.append(msg.rid)
+        self._end(msg.rid, FinishReason("stop"))
+
+    def on_FlushCacheReq(self, msg) -> None:
+        from sglang.srt.managers.io_struct import FlushCacheReply
+
+        busy = len(self.running)
+        self.sender.send(FlushCacheReply(msg.call_id, not busy, f"{busy} requests are running" if busy else ""))
+
+    def on_InternalStateReq(self, msg) -> None:
+        from sglang.srt.managers.io_struct import InternalStateReply
+
+        state = {
+            "running": list(self.running),
+            "received": self.received,
+            "aborted": self.aborted,
+            "stopped": self.stopped,
+            "last_request": self.last_request,
+        }
+        self.sender.send(InternalStateReply(msg.call_id, state))
+
+
+def resolved(args) -> dict:
+    """Automatic values, as resolve() would fill them for a real model."""
+    from sglang.srt.server_args import model_folder
+
+    values = args.public_dict()
+    folder = model_folder(args)
+    chosen = {
+        "model_path": folder,
+        "tokenizer_path": folder,
+        "served_model_name": os.path.basename(folder),
+        "max_running_requests": 256,
+        "max_queued_requests": 16384,
+    }
+    return values | {k: v for k, v in chosen.items() if values[k] is None}
+
+
+def main() -> None:
+    config = read_launch_config()
+    exit_when_parent_dies(config.ipc_dir)
+
+    from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils.ipc import Receiver, Sender
+
+    with startup_errors():
+        args = ServerArgs.from_dict(config.server_args)
+        setup_logging(args.log_level, "scheduler")
+        fake = args.json_model_override_args.get("fake", {})
+        time.sleep(fake.get("startup_delay", 0.0))
+        if "startup_exit" in fake:
+            sys.exit(fake["startup_exit"])
+        if "startup_error" in fake:
+            raise ValueError(fake["startup_error"])
+        context_len = args.context_length or fake.get("context_len", 4096)
+        receiver = Receiver(os.path.join(config.ipc_dir, "scheduler"), ToScheduler)
+    sender = Sender(os.path.join(config.ipc_dir, "detokenizer"))
+    info = resolved(args) | {
+        "context_length": context_len,
+        "max_req_input_len": context_len - 1,
+        "max_total_num_tokens": 65536,
+        "vocab_size": VOCAB_SIZE,
+        "eos_token_ids": [EOS],
+        "generation_config": fake.get("generation_config", {}),
+        "architectures": ["FakeForCausalLM"],
+        "model_type": "fake",
+    }
+    sender.send(SchedulerReady(info))
+    scheduler = FakeScheduler(receiver, sender, context_len)
+    while True:
+        scheduler.step()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""ServerProcess: a server as tests use one: started on a free port, its output kept, ended with the test."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Self
+
+import httpx
+import psutil
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class ServerProcess:
+    """`python -m module --port P flags...`. As a context manager it waits until the server is ready."""
+
+    def __init__(self, module: str, *flags: str, port: int | None = None, timeout: float = 60.0):
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.timeout = timeout
+        self.client = httpx.Client(base_url=self.url, timeout=60.0)
+        self._log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, "--port", str(self.port), *flags],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+
+    def __enter__(self) -> Self:
+        self.wait_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + self.timeout
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with exit code {self.process.returncode}:\n{self.output()}")
+            try:
+                if self.client.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            time.sleep(0.05)
+        self.stop()
+        raise TimeoutError(f"no server within {self.timeout} s:\n{self.output()}")
+
+    def output(self) -> str:
+        """All it has printed so far."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def children(self) -> dict[str, int]:
+        """Its child processes: the last part of the module's name -> pid."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return {child.cmdline()[-1].rpartition(".")[2]: child.pid for child in found}
+
+    def internal_state(self) -> dict[str, Any]:
+        return self.client.get("/server_info").json()["internal_states"][0]
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 15.0) -> int:
+        """Send a signal if it still runs, and wait; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise
+        self.client.close()
+        return self.process.returncode

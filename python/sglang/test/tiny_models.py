@@ -1,0 +1,139 @@
+"""Tiny random checkpoints in Hugging Face format, one for each variant of a family, for tests of models and engine.
+
+Weights come from transformers' own classes, so a folder also serves as the oracle's. Norms, scales and layer scalars
+are moved away from 1 (a forward that forgets one must differ), gently enough that float32 noise stays small.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sglang.test.tiny_tokenizer import make_model_folder
+
+S, F = "sliding_attention", "full_attention"
+VOCAB = 512  # above the tiny tokenizer's size
+_BASE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "layer_types": [S, S, S, F],
+    "sliding_window": 16,
+    "max_position_embeddings": 512,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": VOCAB,
+    "final_logit_softcapping": 30.0,
+    "eos_token_id": 1,
+}
+_K_EQ_V = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+_MOE = {**_K_EQ_V, "enable_moe_block": True, "moe_intermediate_size": 32}
+GEMMA4_VARIANTS: dict[str, dict] = {
+    "moe_top2": {**_MOE, "num_experts": 8, "top_k_experts": 2},
+    "moe_top4": {**_MOE, "num_experts": 16, "top_k_experts": 4},
+    "dense_k_eq_v": {**_K_EQ_V, "num_attention_heads": 8, "num_key_value_heads": 4, "num_global_key_value_heads": 2},
+    # donors: layers 3 (sliding) and 4 (full), the last of their kind below the shared ones
+    "ple_shared_double_wide": {
+        "num_hidden_layers": 8,
+        "layer_types": [S, F, S, S, F, S, S, F],
+        "num_kv_shared_layers": 3,
+        "num_key_value_heads": 1,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 12,
+    },
+    "odd_layers": {
+        **_MOE,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "num_hidden_layers": 5,
+        "layer_types": [S, F, S, S, F],
+    },
+    "small_window": {**_MOE, "num_experts": 8, "top_k_experts": 2, "sliding_window": 5},
+}
+LLAMA_VARIANTS = ("llama", "llama3_rope", "qwen2", "qwen3")
+
+
+def make_tiny_gemma4(
+    path: str | Path, variant: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0, tokenizer: bool = False
+) -> Path:
+    """Save a random Gemma 4 text model of one of GEMMA4_VARIANTS to `path`; with `tokenizer`, one that fits it."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    torch.manual_seed(seed)
+    model = Gemma4ForCausalLM(Gemma4TextConfig(**{**_BASE, **GEMMA4_VARIANTS[variant]}))
+    return _save(model, Path(path), dtype, tokenizer)
+
+
+def make_tiny_llama(
+    path: str | Path,
+    variant: str = "llama",
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    tokenizer: bool = False,
+    tied: bool = False,
+) -> Path:
+    """Save a random plain dense model of one of LLAMA_VARIANTS to `path`; with `tokenizer`, one that fits it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.llama import LlamaConfig
+    from transformers.models.qwen2 import Qwen2Config
+    from transformers.models.qwen3 import Qwen3Config
+
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    }
+    llama3 = {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
+    configs = {
+        "llama": lambda: LlamaConfig(**sizes),
+        "llama3_rope": lambda: LlamaConfig(**sizes, rope_parameters={**llama3, "original_max_position_embeddings": 64}),
+        "qwen2": lambda: Qwen2Config(
+            **sizes, use_sliding_window=True, sliding_window=16, max_window_layers=1, rope_theta=1e6
+        ),
+        "qwen3": lambda: Qwen3Config(**sizes, head_dim=32),
+    }
+    torch.manual_seed(seed)
+    return _save(AutoModelForCausalLM.from_config(configs[variant]()), Path(path), dtype, tokenizer)
+
+
+@torch.no_grad()
+def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool) -> Path:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if "inv_freq" in name or "embed_scale" in name:
+            continue  # derived, not saved
+        if "layer_scalar" in name:
+            tensor.uniform_(0.7, 1.3)
+        elif name.endswith(".bias"):
+            tensor.normal_(0, 0.2)
+        elif "q_norm" in name or "k_norm" in name:
+            tensor.uniform_(0.4, 0.9)  # scores are not scaled down: at 1.4 a softmax this sharp amplifies the noise
+        elif tensor.dim() == 1:  # norms and scales
+            tensor.uniform_(0.6, 1.4)
+        elif "embed_tokens" in name:
+            tensor.normal_(0, 1.0 if "per_layer" in name else 0.3)
+        elif "router.proj" in name:
+            tensor.normal_(0, 0.5)
+        else:
+            tensor.normal_(0, tensor.shape[-1] ** -0.5)
+    path.mkdir(parents=True, exist_ok=True)
+    model.to(dtype).save_pretrained(path)
+    if tokenizer:
+        make_model_folder(path)
+    return path

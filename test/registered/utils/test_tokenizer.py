@@ -1,0 +1,148 @@
+"""Tokenizer gives what transformers' own classes give for the same folder, without importing torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from sglang.srt.utils.tokenizer import Tokenizer
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.tiny_tokenizer import make_model_folder
+
+register_cpu_ci(est_time=12, suite="base-a-test-cpu")
+
+TEXTS = ["", " ", "hello the world", "  two  spaces\n\nand the apples", "naïve €5 😀 日本", "<|turn>user\nhi<turn|>", "a<eos>b"]
+CHATS = [
+    [{"role": "user", "content": "Hi"}],
+    [{"role": "system", "content": "be\nbrief"}, {"role": "user", "content": " x "}, {"role": "assistant", "content": "y"}],
+]
+
+
+def make_byte_level_folder(folder: Path) -> str:
+    """A GPT-2-like byte-level tokenizer: the other large family. transformers lets tokenizer.json outrank add_*_token."""
+    folder.mkdir()
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["the apples and the pears"] * 3, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True, "add_eos_token": True}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=[make_model_folder, make_byte_level_folder])
+def folder(request, tmp_path_factory):
+    return request.param(tmp_path_factory.mktemp("tok") / "model")
+
+
+def test_ids_and_text_equal_transformers(folder):
+    from transformers import AutoTokenizer
+
+    ours, theirs = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.size == len(theirs)
+    for text in TEXTS:
+        for add_special in (True, False):
+            ids = ours.encode(text, add_special)
+            assert ids == theirs.encode(text, add_special_tokens=add_special), text
+            for skip in (True, False):
+                assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip), text
+        assert ours.decode(ours.encode(text, False), skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f", "parameters": {}}}]])
+def test_chats_equal_transformers(tmp_path, chat, tools):
+    from transformers import AutoTokenizer
+
+    folder = make_model_folder(tmp_path / "m")
+    ours, theirs = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for generation, shout in ((True, {}), (False, {}), (True, {"shout": "HEY"})):
+        want = theirs.apply_chat_template(chat, tools=tools, tokenize=False, add_generation_prompt=generation, **shout)
+        assert ours.render_chat(chat, tools, add_generation_prompt=generation, variables=shout) == want
+
+
+def test_continued_message_has_no_end_marker(tmp_path):
+    ours = Tokenizer(make_model_folder(tmp_path / "m"))
+    text = ours.render_chat(CHATS[1], continue_final_message=True, add_generation_prompt=False)
+    assert text.endswith("<|turn>model\ny")
+
+
+def test_template_sources(tmp_path):
+    folder = Path(make_model_folder(tmp_path / "m"))
+    override = tmp_path / "mine.jinja"
+    override.write_text("mine: {{ messages[0].content }}{{ eos_token }}")
+    assert Tokenizer(str(folder), str(override)).render_chat(CHATS[0]) == "mine: Hi<eos>"
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template; give one with --chat-template"):
+        Tokenizer(str(folder)).render_chat(CHATS[0])
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain {{ bos_token }}"}]
+    for template, want in (("one", "one"), (named, "plain <bos>")):
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+        assert Tokenizer(str(folder)).render_chat(CHATS[0]) == want
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('roles must alternate') }}", "{{ messages[0].nope.nope }}", "{% for %}", "{{ 1 + 'a' }}"]
+)
+def test_template_errors_are_value_errors(tmp_path, template):
+    file = tmp_path / "t.jinja"
+    file.write_text(template)
+    tokenizer = Tokenizer(make_model_folder(tmp_path / "m"), str(file))
+    with pytest.raises(ValueError, match="the chat template refuses these messages: .+"):
+        tokenizer.render_chat(CHATS[0])
+
+
+def test_template_cannot_reach_python(tmp_path):
+    """Templates come with checkpoints: they run in a sandbox."""
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(ValueError, match="unsafe"):
+        Tokenizer(make_model_folder(tmp_path / "m"), str(file)).render_chat(CHATS[0])
+
+
+def test_token_texts_and_bytes(tmp_path):
+    tokenizer = Tokenizer(make_model_folder(tmp_path / "m"))
+    ids = tokenizer.encode(" the €", add_special_tokens=False)
+    assert [tokenizer.token_text(i) for i in ids] == [" the", " ", "\ufffd", "\ufffd", "\ufffd"]
+    assert sum((tokenizer.token_bytes(i) for i in ids), []) == list(" the €".encode())
+    assert [tokenizer.bytes_of(i) for i in ids] == [None, None, b"\xe2", b"\x82", b"\xac"]
+    assert tokenizer.token_text(2) == "<bos>"
+    assert tokenizer.decode([5, 100000]) == ""  # ids without a token add nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", None, "no tokenizer.json in"),
+        ("tokenizer.json", '{"model"', "is not a readable tokenizer"),
+        ("tokenizer.json", "{}", "is not a readable tokenizer"),
+        ("tokenizer_config.json", "{", "is not valid JSON"),
+        ("tokenizer_config.json", "[]", "holds no JSON object"),
+    ],
+)
+def test_broken_folders_give_one_line(tmp_path, name, content, message):
+    folder = Path(make_model_folder(tmp_path / "m"))
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_torch_in_the_small_processes():
+    """Importing torch takes seconds; HTTP process and detokenizer must start without it."""
+    modules = "sglang.srt.entrypoints.http_server, sglang.srt.managers.detokenizer_manager, sglang.srt.entrypoints.engine"
+    code = f"import sys, {modules}; from transformers.utils import chat_template_utils; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))

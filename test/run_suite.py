@@ -1,0 +1,306 @@
+"""Runs registered test files, one process a file, and counts what they report.
+
+    python test/run_suite.py --hw cpu                                  # all CPU suites, in their order
+    python test/run_suite.py --hw cuda --suite extra-a-test-2-gpu-large
+
+Files are test/registered/**/*.py, each executed as `python3 FILE -f`. The last line of the output reads
+`N passed, M failed` (and `, K skipped`). Exit code: 0 when something ran and nothing failed, 1 otherwise, 2 for wrong
+flags. Counts come from the XML report that pytest writes, or from unittest's summary; a file that ends badly without
+a failed test in its report counts as one failure.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import deque
+from pathlib import Path
+
+import psutil
+
+from sglang.test.ci.ci_register import KNOWN_SUITES, CIRecord, RegistrationError, parse
+
+REGISTERED = Path(__file__).resolve().parent / "registered"
+BACKENDS = ("cpu", "cuda", "amd", "musa", "npu", "xpu", "mlx")
+TAIL_LINES = 2000  # output kept a file, to judge a retry and to find unittest's summary
+TERM_GRACE_S = 5
+
+# A retry is for results that vary from run to run; broken code stays broken.
+FAILURE_LINE = re.compile(r"^(E|>)\s|Error|FAILED|[Aa]ssert")
+VARYING = re.compile(
+    r"not (greater|less) than|\b(score|accuracy|latency|throughput)|time(d )?.?out", re.IGNORECASE
+)
+CODE_ERROR = re.compile(
+    r"SyntaxError|ImportError|ModuleNotFoundError|NameError|TypeError|AttributeError|RuntimeError|"
+    r"out of memory|OutOfMemoryError|Segmentation fault|core dumped|illegal memory access|Fatal Python error"
+)
+
+
+@dataclasses.dataclass
+class Counts:
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed" + (f", {self.skipped} skipped" if self.skipped else "")
+
+
+@dataclasses.dataclass
+class FileResult:
+    record: CIRecord
+    counts: Counts
+    seconds: float
+    attempts: int
+    note: str  # why the file failed beyond its counts, "" if nothing
+
+
+def collect(root: Path) -> tuple[list[CIRecord], list[str]]:
+    """All registrations under `root`, and one message for each file that has none or a wrong one."""
+    records, errors = [], []
+    for path in sorted(root.rglob("*.py")):
+        if path.name in ("conftest.py", "__init__.py"):
+            continue
+        try:
+            records += parse(path)
+        except RegistrationError as e:
+            errors.append(str(e))
+        except SyntaxError as e:
+            errors.append(f"{path}:{e.lineno}: {e.msg}")
+    return records, errors
+
+
+def partition(records: list[CIRecord], shards: int) -> list[list[CIRecord]]:
+    """Longest file first onto the shard with the least work; the same on every machine."""
+    parts: list[list[CIRecord]] = [[] for _ in range(shards)]
+    loads = [0.0] * shards
+    for record in sorted(records, key=lambda r: (-r.est_time, str(r.path))):
+        lightest = loads.index(min(loads))
+        parts[lightest].append(record)
+        loads[lightest] += record.est_time
+    return parts
+
+
+def select(records: list[CIRecord], hw: str, suite: str | None, nightly: bool) -> list[CIRecord]:
+    """Registrations of a suite, or of all the backend's suites; disabled ones included."""
+    found = [r for r in records if r.backend == hw and r.nightly == nightly and suite in (None, r.suite)]
+    order = KNOWN_SUITES.get(hw, [])
+    return sorted(found, key=lambda r: (order.index(r.suite) if r.suite in order else len(order), str(r.path)))
+
+
+def should_retry(output: str, timed_out: bool) -> bool:
+    failures = "\n".join(line for line in output.splitlines() if FAILURE_LINE.search(line))
+    return not CODE_ERROR.search(output) and (timed_out or bool(VARYING.search(failures)))
+
+
+def default_timeout(est_time: float) -> float:
+    return max(1.5 * est_time, est_time + 1800)
+
+
+def run_file(path: Path, timeout_s: float) -> tuple[Counts, str, str, bool]:
+    """Execute one file. Returns its counts, a note on how it ended badly ("" if it did not), output, timed out."""
+    with tempfile.TemporaryDirectory(prefix="run_suite_") as folder:
+        report = Path(folder) / "report.xml"
+        addopts = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={report}".strip()
+        # sys.executable is this virtualenv's python3. Unbuffered, so that a killed file's last words are seen.
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(path), "-f"],
+            env={**os.environ, "PYTEST_ADDOPTS": addopts},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        tail: deque[str] = deque(maxlen=TAIL_LINES)
+        reader = threading.Thread(target=_echo, args=(process.stdout, tail), daemon=True)
+        reader.start()
+        timed_out = False
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:  # also when the runner itself is stopped: servers started by the file must not stay
+            _end_tree(process)
+            reader.join(TERM_GRACE_S)
+        output = "".join(tail)
+        counts = _counts_from_xml(report) or _counts_from_unittest(output)
+    note = ""
+    if timed_out:
+        note = f"timed out after {timeout_s:.0f} s"
+    elif process.returncode < 0:
+        note = f"killed by {signal.Signals(-process.returncode).name}"
+    elif process.returncode > 0:
+        note = f"exit code {process.returncode}"
+    elif counts is None:
+        note = "reported no tests"
+    counts = counts or Counts()
+    if note and not counts.failed:
+        counts.failed = 1
+    return counts, note, output, timed_out
+
+
+def _echo(stream, tail: deque) -> None:
+    for line in stream:
+        tail.append(line)
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+
+def _end_tree(process: subprocess.Popen) -> None:
+    """End whatever is left of the file's process group, and its descendants in other groups while we can see them."""
+    left: list[psutil.Process] = []
+    if process.poll() is None:
+        try:
+            left = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            pass
+        _signal_group(process.pid, signal.SIGTERM)
+        try:
+            process.wait(TERM_GRACE_S)
+        except subprocess.TimeoutExpired:
+            pass
+    _signal_group(process.pid, signal.SIGKILL)
+    for child in left:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
+    process.wait()
+
+
+def _signal_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+
+
+def _counts_from_xml(report: Path) -> Counts | None:
+    """None when there is no report: not pytest, or it died before the end."""
+    if not report.exists():
+        return None
+    total = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+        for key in total:
+            total[key] += int(suite.get(key, 0))
+    failed = total["failures"] + total["errors"]
+    return Counts(max(0, total["tests"] - failed - total["skipped"]), failed, total["skipped"])
+
+
+def _counts_from_unittest(output: str) -> Counts | None:
+    ran = re.findall(r"^Ran (\d+) tests? in ", output, re.MULTILINE)
+    if not ran:
+        return None
+    summary = re.findall(r"^(?:OK|FAILED)(?: \((.*)\))?$", output, re.MULTILINE)
+    numbers = dict(re.findall(r"([a-z ]+)=(\d+)", summary[-1].replace(", ", ",") if summary else ""))
+    failed = sum(int(numbers.get(k, 0)) for k in ("failures", "errors", "unexpected successes"))
+    skipped = int(numbers.get("skipped", 0)) + int(numbers.get("expected failures", 0))
+    return Counts(max(0, int(ran[-1]) - failed - skipped), failed, skipped)
+
+
+def run_with_retries(record: CIRecord, args: argparse.Namespace) -> FileResult:
+    timeout_s = args.timeout_per_file or default_timeout(record.est_time)
+    attempts = args.max_attempts if args.enable_retry else 1
+    start = time.monotonic()
+    for attempt in range(1, attempts + 1):
+        counts, note, output, timed_out = run_file(record.path, timeout_s)
+        if not counts.failed or attempt == attempts or not should_retry(output, timed_out):
+            break
+        print(f"\n[run_suite] attempt {attempt} of {attempts} failed; again in {args.retry_wait_seconds} s", flush=True)
+        time.sleep(args.retry_wait_seconds)
+        timeout_s += args.retry_timeout_increase
+    return FileResult(record, counts, time.monotonic() - start, attempt, note)
+
+
+def print_timings(results: list[FileResult], not_run: list[CIRecord], root: Path) -> None:
+    print("\nTIMINGS (seconds, [estimate])")
+    for r in results:
+        retried = f" after {r.attempts} attempts" if r.attempts > 1 else ""
+        note = f" ({r.note})" if r.note else ""
+        name = r.record.path.relative_to(root)
+        print(f"{r.seconds:9.1f} [{r.record.est_time:g}] {name}: {r.counts}{retried}{note}")
+    for record in not_run:
+        print(f"        - [{record.est_time:g}] {record.path.relative_to(root)}: not run")
+    print(f"{sum(r.seconds for r in results):9.1f} in all", flush=True)
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run_suite.py", description="Run registered tests.", allow_abbrev=False)
+    parser.add_argument("--hw", required=True, choices=BACKENDS)
+    parser.add_argument("--suite", help="one suite; with --hw cpu all suites if not given")
+    parser.add_argument("--nightly", action="store_true", help="the registrations with nightly=True")
+    parser.add_argument("--timeout-per-file", type=float, help="seconds (default: max(1.5 est, est + 1800))")
+    parser.add_argument("--continue-on-error", action="store_true", help="run the other files after a failure")
+    parser.add_argument("--auto-partition-id", type=int, help="this shard, from 0")
+    parser.add_argument("--auto-partition-size", type=int, help="number of shards")
+    parser.add_argument("--enable-retry", action="store_true", help="retry accuracy, speed and time-out failures")
+    parser.add_argument("--max-attempts", type=int, default=2)
+    parser.add_argument("--retry-wait-seconds", type=float, default=60)
+    parser.add_argument("--retry-timeout-increase", type=float, default=600, help="seconds more for each retry")
+    args = parser.parse_args(argv)
+    shard, shards = args.auto_partition_id, args.auto_partition_size
+    if args.suite is None and args.hw != "cpu":
+        parser.error(f"--hw {args.hw} needs --suite")
+    if (shard is None) != (shards is None):
+        parser.error("--auto-partition-id and --auto-partition-size go together")
+    if shards is not None and not 0 <= shard < shards:
+        parser.error(f"--auto-partition-id {shard} must be from 0 to {shards - 1}")
+    if args.timeout_per_file is not None and args.timeout_per_file <= 0:
+        parser.error("--timeout-per-file must be more than 0")
+    if args.max_attempts < 1:
+        parser.error("--max-attempts must be at least 1")
+    return args
+
+
+def main(argv: list[str], root: Path = REGISTERED) -> int:
+    args = parse_flags(argv)
+    total = Counts()
+    records, errors = collect(root)
+    if errors:
+        print("\n".join(f"error: {e}" for e in errors))
+        total.failed = len(errors)
+        print(total)
+        return 1
+    if args.suite is not None and args.suite not in KNOWN_SUITES.get(args.hw, [args.suite]):
+        print(f"warning: {args.hw} has no suite {args.suite!r}; known: {', '.join(KNOWN_SUITES[args.hw])}")
+    chosen = select(records, args.hw, args.suite, args.nightly)
+    for record in chosen:
+        if record.disabled:
+            print(f"[run_suite] disabled: {record.path.relative_to(root)}: {record.disabled}")
+    chosen = [r for r in chosen if not r.disabled]
+    if args.auto_partition_size is not None:
+        mine = partition(chosen, args.auto_partition_size)[args.auto_partition_id]
+        chosen = [r for r in chosen if r in mine]
+    estimate = sum(r.est_time for r in chosen)
+    print(f"[run_suite] {len(chosen)} files, about {estimate:.0f} s", flush=True)
+
+    results: list[FileResult] = []
+    for number, record in enumerate(chosen, 1):
+        print(f"\n[run_suite] {number}/{len(chosen)} {record.suite}: {record.path.relative_to(root)}", flush=True)
+        result = run_with_retries(record, args)
+        results.append(result)
+        total.passed += result.counts.passed
+        total.failed += result.counts.failed
+        total.skipped += result.counts.skipped
+        if result.counts.failed and not args.continue_on_error:
+            break
+    print_timings(results, chosen[len(results) :], root)
+    ran = total.passed + total.failed
+    if not ran:
+        print("error: no test ran")
+    print(total, flush=True)
+    return 0 if ran and not total.failed else 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run_file's clean-up happens
+    sys.exit(main(sys.argv[1:]))
