@@ -40,9 +40,10 @@ class Harness:
         cache: bool = True,
         max_queued: int | None = None,
         conservativeness: float = 1.0,
+        vocab_size: int = VOCAB,
         worker=None,
     ):
-        self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, VOCAB)
+        self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, vocab_size)
         self.kv = KVManager(full_size, swa_size, window, rows, max_len, enable_cache=cache)
         self.inbox: list[Message] = []
         self.other: list[Message] = []
@@ -51,7 +52,7 @@ class Harness:
             self.worker,
             self.kv,
             SchedulePolicy(policy, chunk, 16384, mixed_chunk=mixed, conservativeness=conservativeness),
-            SchedulerLimits(max_len, VOCAB, frozenset({VOCAB - 1}), max_queued=max_queued, overlap=overlap),
+            SchedulerLimits(max_len, vocab_size, frozenset({vocab_size - 1}), max_queued=max_queued, overlap=overlap),
             self._receive,
             self._send,
             SchedulerStats(),
@@ -78,10 +79,17 @@ class Harness:
             if output.finish:
                 got.finals.append(output)
 
-    def add(self, rid: str, prompt: list[int], max_new_tokens: int = 8, ignore_eos: bool = True, **fields) -> None:
-        params = SamplingParams(
-            max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, stop_token_ids=fields.pop("stop_token_ids", [])
-        )
+    def add(
+        self,
+        rid: str,
+        prompt: list[int],
+        max_new_tokens: int = 8,
+        ignore_eos: bool = True,
+        params: dict | None = None,
+        **fields,
+    ) -> None:
+        """`params`: more SamplingParams; `fields`: more of TokenizedGenerateReq."""
+        params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, **(params or {}))
         self.inbox.append(TokenizedGenerateReq(rid, list(prompt), params, **fields))
 
     def step(self) -> None:

@@ -113,6 +113,26 @@ def make_tiny_llama(
     return _save(AutoModelForCausalLM.from_config(configs[variant]()), Path(path), dtype, tokenizer)
 
 
+def load_oracle(path: str | Path, dtype: torch.dtype) -> nn.Module:
+    """transformers' model of a folder. Its routers pick experts by torch.topk, whose order among ties is undefined; here
+    ties go to the lowest id, as in our routers, so that greedy tokens can be compared one for one."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, Gemma4TextRouter):
+            module.register_forward_hook(_ties_to_lowest_id)
+    return model
+
+
+def _ties_to_lowest_id(router: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
+    probs, _, _ = outputs
+    weights, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
+    weights, ids = weights[:, : router.config.top_k_experts], ids[:, : router.config.top_k_experts]
+    return probs, weights / weights.sum(-1, keepdim=True) * router.per_expert_scale[ids], ids
+
+
 @torch.no_grad()
 def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool) -> Path:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -124,12 +144,14 @@ def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool) -> 
             tensor.normal_(0, 0.2)
         elif "q_norm" in name or "k_norm" in name:
             tensor.uniform_(0.4, 0.9)  # scores are not scaled down: at 1.4 a softmax this sharp amplifies the noise
+        elif name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+            tensor.uniform_(2, 4)  # layers outweigh the embedding, or a tied head only repeats the last token
         elif tensor.dim() == 1:  # norms and scales
             tensor.uniform_(0.6, 1.4)
         elif "embed_tokens" in name:
-            tensor.normal_(0, 1.0 if "per_layer" in name else 0.3)
+            tensor.normal_(0, 1.0 if "per_layer" in name else 0.05)
         elif "router.proj" in name:
-            tensor.normal_(0, 0.5)
+            tensor.normal_(0, 2.0)
         else:
             tensor.normal_(0, tensor.shape[-1] ** -0.5)
     path.mkdir(parents=True, exist_ok=True)

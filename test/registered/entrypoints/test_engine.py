@@ -9,7 +9,6 @@ import time
 
 import psutil
 import pytest
-
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.managers.process_supervisor import ChildDied
 from sglang.test.ci.ci_register import register_cpu_ci
@@ -93,7 +92,9 @@ def test_inside_a_running_event_loop(engine):
 def test_from_many_threads(engine):
     answers = {}
     threads = [
-        threading.Thread(target=lambda i=i: answers.update({i: engine.generate("q", says(f"t{i}", delay=0.002))["text"]}))
+        threading.Thread(
+            target=lambda i=i: answers.update({i: engine.generate("q", says(f"t{i}", delay=0.002))["text"]})
+        )
         for i in range(16)
     ]
     for thread in threads:
@@ -235,7 +236,9 @@ def test_plain_script(folder, tmp_path, ending):
     )
     (tmp_path / "logging.py").write_text("raise ImportError('a file of the working directory was imported')")
     script = script.rename(tmp_path.parent / f"script-{os.getpid()}.py")
-    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
     assert result.returncode == {"": 0, "e": 0, "r": 3, "i": 4}[ending[:1]], result.stderr
     text, pids = result.stdout.splitlines()
     assert text == "a"

@@ -8,7 +8,6 @@ import time
 
 import httpx
 import pytest
-
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
@@ -32,7 +31,9 @@ def says(text: str, **custom) -> dict:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = make_model_folder(tmp_path_factory.mktemp("m"))
-    with ServerProcess(FAKE_SERVER, "--model-path", folder, "--context-length", "512", "--log-level", "warning") as server:
+    with ServerProcess(
+        FAKE_SERVER, "--model-path", folder, "--context-length", "512", "--log-level", "warning"
+    ) as server:
         yield server
 
 

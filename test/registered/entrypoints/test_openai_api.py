@@ -5,7 +5,6 @@ import threading
 
 import openai
 import pytest
-
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
@@ -13,7 +12,9 @@ from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
 register_cpu_ci(est_time=12, suite="base-a-test-cpu")
 
 TOKENIZER = make_tokenizer()
-GENERATION_CONFIG = '{"fake": {"generation_config": {"do_sample": true, "temperature": 0.7, "top_k": 64, "top_p": 0.95}}}'
+GENERATION_CONFIG = (
+    '{"fake": {"generation_config": {"do_sample": true, "temperature": 0.7, "top_k": 64, "top_p": 0.95}}}'
+)
 HELLO = [{"role": "user", "content": "Hello"}]
 PROMPT = "<bos><|turn>user\nHello<turn|>\n<|turn>model\n"
 
@@ -68,7 +69,11 @@ def test_chat(chat, last_prompt, server):
     assert (choice.finish_reason, choice.index, answer.object, answer.model) == ("stop", 0, "chat.completion", "tiny")
     prompt, completion = len(ids_of(PROMPT)), len(ids_of("Good day €")) + 1
     usage = answer.usage
-    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (prompt, completion, prompt + completion)
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (
+        prompt,
+        completion,
+        prompt + completion,
+    )
     assert usage.prompt_tokens_details.cached_tokens == 0
     assert last_prompt() == PROMPT
     assert server.internal_state()["last_request"]["max_new_tokens"] == 256  # as far as the context goes
@@ -86,7 +91,9 @@ def test_chat_stream(chat):
 
 
 def test_stream_ends_at_stop_string_without_showing_it(chat):
-    pieces = list(chat(text="12 apples END more", stream=True, stop=["END"], extra_body=says("12 apples END more", delay=0.002)))
+    pieces = list(
+        chat(text="12 apples END more", stream=True, stop=["END"], extra_body=says("12 apples END more", delay=0.002))
+    )
     deltas = [p.choices[0].delta.content for p in pieces if p.choices[0].delta.content]
     assert "".join(deltas) == "12 apples "
     assert not any("E" in d for d in deltas)
@@ -150,7 +157,9 @@ def test_defaults_come_from_generation_config(chat, client, server):
 
 def test_roles_parts_tools_and_template_variables(chat, last_prompt):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    chat([{"role": "system", "content": "S"}, {"role": "user", "content": parts}, {"role": "assistant", "content": "A"}])
+    chat(
+        [{"role": "system", "content": "S"}, {"role": "user", "content": parts}, {"role": "assistant", "content": "A"}]
+    )
     turns = "<bos><|turn>system\nS<turn|>\n<|turn>user\none\ntwo<turn|>\n<|turn>model\nA<turn|>\n"
     assert last_prompt() == turns + "<|turn>model\n"
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -258,7 +267,11 @@ CHAT = {"messages": HELLO}
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0]: only parts of type text are supported, not 'image_url'",
         ),
-        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "content[0].text is missing"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "content[0].text is missing",
+        ),
         ("chat/completions", {**CHAT, "temprature": 1}, "unknown field 'temprature'; did you mean temperature?"),
         ("chat/completions", {**CHAT, "temperature": "hot"}, "temperature: expected `float | null`"),
         ("chat/completions", {**CHAT, "temperature": -1}, "temperature"),

@@ -13,7 +13,6 @@ import time
 import httpx
 import psutil
 import pytest
-
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, free_port
 from sglang.test.tiny_tokenizer import make_model_folder
@@ -198,14 +197,27 @@ def test_full_queue_is_503(start):
     assert "holds 3 requests and takes at most 3" in reply.json()["message"]
     server.client.post("/abort_request", json={"abort_all": True})
     asker.join()
-    assert server.client.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 1}}).status_code == 200
+    assert (
+        server.client.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 1}}).status_code == 200
+    )
 
 
 def test_truncation_and_incremental_stream_and_interval(start):
-    flags = ["--context-length", "64", "--allow-auto-truncate", "--incremental-streaming-output", "--stream-interval", "5"]
+    flags = [
+        "--context-length",
+        "64",
+        "--allow-auto-truncate",
+        "--incremental-streaming-output",
+        "--stream-interval",
+        "5",
+    ]
     server = start(*flags)
     ids = list(range(100, 300))
-    body = {"input_ids": ids, "sampling_params": {"max_new_tokens": 14, "custom_params": {"delay": 0.01}}, "stream": True}
+    body = {
+        "input_ids": ids,
+        "sampling_params": {"max_new_tokens": 14, "custom_params": {"delay": 0.01}},
+        "stream": True,
+    }
     lines = server.client.post("/generate", json=body).text.split("\n\n")
     pieces = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     assert pieces[0]["meta_info"]["prompt_tokens"] == 64 - 14

@@ -5,8 +5,6 @@ import sys
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
-
 from sglang.srt.managers.detokenizer_manager import EARLY_SECONDS, DetokenizerManager
 from sglang.srt.managers.incremental_text import IncrementalText
 from sglang.srt.managers.io_struct import (
@@ -24,6 +22,7 @@ from sglang.srt.managers.stop_matcher import StopMatcher
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 register_cpu_ci(est_time=8, suite="base-a-test-cpu")
 
@@ -42,7 +41,9 @@ def byte_level(tmp_path_factory) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(["the apples 日本 and"] * 3, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet))
+    backend.train_from_iterator(
+        ["the apples 日本 and"] * 3, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet)
+    )
     folder = tmp_path_factory.mktemp("b")
     backend.save(str(folder / "tokenizer.json"))
     return Tokenizer(str(folder))
@@ -186,7 +187,9 @@ class Harness:
     def setup(self, rid: str = "r", **fields) -> None:
         self.manager.handle_all([DetokenizeSetup(rid, **fields)])
 
-    def tokens(self, ids: list[int], finish: FinishReason | None = None, rid: str = "r", total: int = 0, **fields) -> list:
+    def tokens(
+        self, ids: list[int], finish: FinishReason | None = None, rid: str = "r", total: int = 0, **fields
+    ) -> list:
         """Send one output; the TextOutputs it led to."""
         self.http.clear()
         out = TokenOutput(rid, ids, finish, completion_tokens=total or len(ids), **fields)
@@ -312,7 +315,9 @@ def test_hostile_regex_ends_its_own_request_only(harness):
     harness.setup(rid="other")
     harness.http.clear()
     hostile = TokenOutput("r", harness.tokenizer.encode("x" * 60 + "z", False))
-    harness.manager.handle_all([BatchTokenOutput([hostile, TokenOutput("other", harness.tokenizer.encode("ok", False))])])
+    harness.manager.handle_all(
+        [BatchTokenOutput([hostile, TokenOutput("other", harness.tokenizer.encode("ok", False))])]
+    )
     outputs = {o.rid: o for o in harness.http[0].outputs}
     assert outputs["other"].text_delta == "ok"
     if outputs["r"].finish is not None:  # the engine may be clever enough to answer in time

@@ -92,7 +92,7 @@ def test_stop_token_ends_a_request_with_one_step_in_flight():
     prompt = prompt_of(20)
     stop = expected_output(prompt, 5, VOCAB)[4]
     h = Harness()
-    h.add("a", prompt, 50, stop_token_ids=[stop])
+    h.add("a", prompt, 50, params={"stop_token_ids": [stop]})
     h.run()
     got = h.received["a"]
     assert got.ids == expected_output(prompt, 5, VOCAB)

@@ -9,16 +9,15 @@ import time
 import msgspec
 import pytest
 import zmq
-
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenOutput,
     FinishReason,
     Logprobs,
     StopReq,
+    ToDetokenizer,
     TokenizedGenerateReq,
     TokenOutput,
-    ToDetokenizer,
     ToScheduler,
 )
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -67,7 +66,9 @@ def test_messages_arrive_whole_and_in_order(pair):
 def test_nested_output_survives(path):
     receiver, sender = Receiver(path, ToDetokenizer), Sender(path)
     logprobs = Logprobs([None, -0.5], [1, 2], [None, [(-0.5, 2)]], [[-1.0], None])
-    message = BatchTokenOutput([TokenOutput("r", [1, 2], FinishReason("stop", matched="x"), 3, output_logprobs=logprobs)])
+    message = BatchTokenOutput(
+        [TokenOutput("r", [1, 2], FinishReason("stop", matched="x"), 3, output_logprobs=logprobs)]
+    )
     sender.send(message)
     assert receiver.receive_all(block=5.0) == [message]
     sender.close()

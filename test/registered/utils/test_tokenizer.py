@@ -7,18 +7,29 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
-
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 register_cpu_ci(est_time=12, suite="base-a-test-cpu")
 
-TEXTS = ["", " ", "hello the world", "  two  spaces\n\nand the apples", "naïve €5 😀 日本", "<|turn>user\nhi<turn|>", "a<eos>b"]
+TEXTS = [
+    "",
+    " ",
+    "hello the world",
+    "  two  spaces\n\nand the apples",
+    "naïve €5 😀 日本",
+    "<|turn>user\nhi<turn|>",
+    "a<eos>b",
+]
 CHATS = [
     [{"role": "user", "content": "Hi"}],
-    [{"role": "system", "content": "be\nbrief"}, {"role": "user", "content": " x "}, {"role": "assistant", "content": "y"}],
+    [
+        {"role": "system", "content": "be\nbrief"},
+        {"role": "user", "content": " x "},
+        {"role": "assistant", "content": "y"},
+    ],
 ]
 
 
@@ -33,7 +44,11 @@ def make_byte_level_folder(folder: Path) -> str:
     )
     tokenizer.train_from_iterator(["the apples and the pears"] * 3, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"}}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": {"__type": "AddedToken", "content": "</s>"},
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True, "add_eos_token": True}))
     return str(folder)
 
@@ -91,7 +106,8 @@ def test_template_sources(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('roles must alternate') }}", "{{ messages[0].nope.nope }}", "{% for %}", "{{ 1 + 'a' }}"]
+    "template",
+    ["{{ raise_exception('roles must alternate') }}", "{{ messages[0].nope.nope }}", "{% for %}", "{{ 1 + 'a' }}"],
 )
 def test_template_errors_are_value_errors(tmp_path, template):
     file = tmp_path / "t.jinja"
@@ -139,8 +155,12 @@ def test_broken_folders_give_one_line(tmp_path, name, content, message):
 
 def test_no_torch_in_the_small_processes():
     """Importing torch takes seconds; HTTP process and detokenizer must start without it."""
-    modules = "sglang.srt.entrypoints.http_server, sglang.srt.managers.detokenizer_manager, sglang.srt.entrypoints.engine"
-    code = f"import sys, {modules}; from transformers.utils import chat_template_utils; sys.exit('torch' in sys.modules)"
+    modules = (
+        "sglang.srt.entrypoints.http_server, sglang.srt.managers.detokenizer_manager, sglang.srt.entrypoints.engine"
+    )
+    code = (
+        f"import sys, {modules}; from transformers.utils import chat_template_utils; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Backend: the server without its front: child processes, sockets and the TokenizerManager, for HTTP and Engine alike."""
+"""Backend: the server without its front: child processes, sockets, TokenizerManager. HTTP and Engine both use it."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.ipc import Receiver, Sender
-from sglang.srt.utils.tokenizer import Tokenizer
+from sglang.srt.utils.tokenizer import Tokenizer, load_renderer
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Backend:
         scheduler_module: str = SCHEDULER_MODULE,
     ):
         self.args = args
+        self.tokenizer: Tokenizer | None = None  # set by launch()
         self.manager: TokenizerManager | None = None  # set by connect()
         self.scheduler_info: dict = {}  # all that the scheduler said of itself
         self.startup_seconds = 0.0
@@ -62,10 +63,11 @@ class Backend:
         if not os.path.isdir(folder):
             raise ValueError(f"--model-path {folder}: no such folder (models are not downloaded)")
         self._supervisor = supervisor = ProcessSupervisor(self._child_died)
-        server_args = self.args.to_dict()
-        supervisor.start("scheduler", self._scheduler_module, server_args)  # first: it takes longest
         args = self.args
-        self.tokenizer = None if args.skip_tokenizer_init else Tokenizer(args.tokenizer_path or folder, args.chat_template)
+        server_args = args.to_dict()
+        supervisor.start("scheduler", self._scheduler_module, server_args)  # first: it takes longest
+        if not args.skip_tokenizer_init:
+            self.tokenizer = Tokenizer(args.tokenizer_path or folder, args.chat_template)
         supervisor.start("detokenizer", DETOKENIZER_MODULE, server_args)
 
         def path(name: str) -> str:
@@ -75,6 +77,8 @@ class Backend:
         self._to_scheduler = Sender(path("scheduler"))
         self._to_detokenizer = Sender(path("detokenizer"))
         self._sockets = [self._receiver, self._to_scheduler, self._to_detokenizer]
+        if self.tokenizer is not None and self.tokenizer.chat_template is not None:
+            load_renderer()
 
     async def connect(self) -> None:
         """Wait until the scheduler is ready. Raises ChildDied when a process ends instead."""
@@ -118,7 +122,7 @@ class Backend:
             self._loop.call_soon_threadsafe(self._broken, death)
 
     async def probe(self, timeout: float) -> bool:
-        """One greedy token. Any output that comes meanwhile is a sign of life too: under load the token may take long."""
+        """One greedy token. Any output meanwhile is a sign of life too: under load the token may take long."""
         started = time.monotonic()
         params = SamplingParams(max_new_tokens=1, temperature=1.0, top_k=1, ignore_eos=True)
         prompt = Prompt(params, input_ids=[0])

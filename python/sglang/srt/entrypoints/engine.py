@@ -1,7 +1,7 @@
 """Engine: the server without HTTP, for use from Python. Its requests are those of /generate, answered as dicts.
 
-The same processes run as under the server. Their front lives on an event loop in a thread of its own, so an Engine works
-in plain scripts, in threads, and inside a running event loop.
+The same processes run as under the server. Their front lives on an event loop in a thread of its own, so an Engine
+works in plain scripts, in threads, and inside a running event loop.
 """
 
 import asyncio

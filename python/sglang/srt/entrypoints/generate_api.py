@@ -115,9 +115,7 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
     prompts = []
     for i, item in enumerate(items):
         options = {name: column[i] for name, column in columns.items()}
-        prompts.append(
-            Prompt(params[i], **{field: item}, stream=bool(body.stream), extra_key=extra_keys[i], **options)
-        )
+        prompts.append(Prompt(params[i], **{field: item}, stream=bool(body.stream), extra_key=extra_keys[i], **options))
     return prompts, is_batch or any(p.n > 1 for p in params)
 
 
@@ -140,8 +138,8 @@ class GenerateApi:
         incremental = self._manager.args.incremental_streaming_output
         sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
         async with self._manager.generate(prompts) as group:
-            while not group.finished:
-                for g in await group.changes():
+            async for generations in group.news():
+                for g in generations:
                     chars, tokens = sent.get(g.index, (0, 0)) if incremental else (0, 0)
                     piece = self._whole(g, bool(body.return_text_in_logprobs), chars, tokens)
                     sent[g.index] = (len(g.text), len(g.output_ids))

@@ -118,7 +118,7 @@ async def reply_unless_gone(request: Request, work: Awaitable[Any]) -> Response:
 class EventStream(Response):
     """Server-sent events from a generator that yields whole events (bytes). `[DONE]` is added.
 
-    The status waits for the first event, so that a refused request gets its own; a later failure becomes an error event.
+    The status waits for the first event, so that a refused request gets its own; a later failure is an error event.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], openai_errors: bool):

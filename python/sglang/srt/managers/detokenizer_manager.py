@@ -1,8 +1,8 @@
-"""DetokenizerManager: the process that turns tokens into text and finds stop strings. It knows neither HTTP nor models.
+"""DetokenizerManager: the process that turns tokens into text and finds stop strings. No HTTP and no models here.
 
-Scheduler -> here -> HTTP process. A request's life here: DetokenizeSetup (from the HTTP process, perhaps after the first
-tokens, since two senders race), token outputs, one with `finish`. A request stopped here is finished for the client at
-once; its remaining outputs are dropped until the scheduler's own final one.
+Scheduler -> here -> HTTP process. A request's life here: DetokenizeSetup (from the HTTP process, perhaps after the
+first tokens, since two senders race), token outputs, one with `finish`. A request stopped here is finished for the
+client at once; its remaining outputs are dropped until the scheduler's own final one.
 """
 
 import logging

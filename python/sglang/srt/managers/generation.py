@@ -3,6 +3,7 @@ one client call). No sockets, no JSON."""
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from sglang.srt.managers.io_struct import FinishReason, Logprobs, TextOutput
@@ -114,22 +115,20 @@ class GenerationGroup:
         self._fresh[generation.index] = generation
         self._event.set()
 
-    @property
-    def finished(self) -> bool:
-        return all(g.finish is not None for g in self.generations)
-
-    async def changes(self) -> list[Generation]:
-        """Wait for news; the generations that have some, by index. Raises RequestError for a refused one."""
-        await self._event.wait()
-        self._event.clear()
-        fresh, self._fresh = self._fresh, {}
-        generations = [fresh[i] for i in sorted(fresh)]
-        for generation in generations:
-            generation.raise_if_refused()
-        return generations
+    async def news(self) -> AsyncGenerator[list[Generation], None]:
+        """The generations that have something new, by index, again and again until all have ended and their ends were
+        seen. Raises RequestError for a refused one."""
+        while self._fresh or any(g.finish is None for g in self.generations):
+            await self._event.wait()
+            self._event.clear()
+            fresh, self._fresh = self._fresh, {}
+            generations = [fresh[i] for i in sorted(fresh)]
+            for generation in generations:
+                generation.raise_if_refused()
+            yield generations
 
     async def all(self) -> list[Generation]:
-        """Wait until every generation has ended."""
-        while not self.finished:
-            await self.changes()
+        """Wait until every generation has ended. Raises RequestError if one was refused."""
+        async for _ in self.news():
+            pass
         return self.generations

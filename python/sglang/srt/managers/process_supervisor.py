@@ -29,7 +29,9 @@ class ChildDied(RuntimeError):
     """A child ended that should not have. `exit_code` as Popen gives it: negative is a signal's number."""
 
     def __init__(self, name: str, exit_code: int):
-        how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        how = (
+            f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        )
         super().__init__(f"the {name} process {how}")
         self.name = name
         self.exit_code = exit_code

@@ -72,8 +72,8 @@ class TokenizerManager:
         """Check all prompts, send them, and give their generations, which end with the context: leaving it early, as
         when the client has gone, aborts what still runs. Raises RequestError before anything was sent."""
         count = sum(p.params.n for p in prompts)
-        if not 1 <= count <= MAX_GENERATIONS:
-            raise RequestError(f"{count} generations (prompts times n) in one request; 1 to {MAX_GENERATIONS} are possible")
+        if count > MAX_GENERATIONS:
+            raise RequestError(f"{count} generations (prompts times n) in one request, at most {MAX_GENERATIONS}")
         for prompt in prompts:
             self._check_params(prompt)
         ids = [await self._input_ids(prompt) for prompt in prompts]
@@ -169,11 +169,14 @@ class TokenizerManager:
                 param="top_logprobs_num",
             )
         if prompt.logprob_start_len < -1:
-            raise RequestError(f"logprob_start_len is {prompt.logprob_start_len}; -1 or more", param="logprob_start_len")
+            raise RequestError(
+                f"logprob_start_len is {prompt.logprob_start_len}; -1 or more", param="logprob_start_len"
+            )
         if selected := prompt.token_ids_logprob:
             if len(selected) > MAX_TOKEN_IDS_LOGPROB:
                 raise RequestError(
-                    f"token_ids_logprob has {len(selected)} ids; at most {MAX_TOKEN_IDS_LOGPROB}", param="token_ids_logprob"
+                    f"token_ids_logprob has {len(selected)} ids; at most {MAX_TOKEN_IDS_LOGPROB}",
+                    param="token_ids_logprob",
                 )
             self.check_ids(selected, "token_ids_logprob")
 
@@ -183,7 +186,9 @@ class TokenizerManager:
         except (regex.error, TimeoutError) as e:
             raise RequestError(f"stop_regex {pattern!r} does not work: {e}", param="stop_regex") from e
         if empty:
-            raise RequestError(f"stop_regex {pattern!r} matches the empty text: it would stop at once", param="stop_regex")
+            raise RequestError(
+                f"stop_regex {pattern!r} matches the empty text: it would stop at once", param="stop_regex"
+            )
 
     def check_ids(self, ids: list[int], param: str) -> None:
         low, high = min(ids), max(ids)

@@ -7,8 +7,8 @@ than reuse needs, because the same prompt asked again may only use all its token
 
 Two orders of use decide what goes first. A match or insert refreshes the full order along its path, parents after
 children, so the oldest node is always a leaf; it refreshes the sliding order in the tail only, deeper nodes last, so
-that of one branch the old parts go before the tail that keeps the branch reusable. Locked nodes are in neither order:
-what they list is exactly what can be evicted. A leaf without its sliding part can serve nobody, so it goes as a whole,
+that of one branch the old parts go before the tail that keeps the branch reusable. Locked nodes are in neither order,
+so that the orders list exactly what can be evicted; they keep the time of their last use. A leaf without its sliding part can serve nobody, so it goes as a whole,
 and so do the ancestors that are left as such leaves.
 """
 
@@ -18,9 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sglang.srt.mem_cache.allocator import SlotAllocator
-from sglang.srt.mem_cache.radix_node import TreeNode
-
-from sglang.srt.mem_cache.radix_node import LruList  # isort: skip
+from sglang.srt.mem_cache.radix_node import LruList, TreeNode
 
 NO_SLOTS = np.zeros(0, dtype=np.int32)
 NO_TOKENS = np.zeros(0, dtype=np.int64)
@@ -86,6 +84,7 @@ class RadixCache:
         self._full_lru.clear()
         self._swa_lru.clear()
         self._cached_full = self._cached_swa = 0
+        self._clock = 0  # ticks once a match or insert
 
     # ---- reading ----
 
@@ -93,6 +92,7 @@ class RadixCache:
         """The longest reusable prefix of `ids` [n]; counts as a use of it. Splits and locks nothing."""
         if not self.enabled:
             return Match(0, Anchor(self._root, 0), NO_SLOTS, NO_SLOTS)
+        self._clock += 1
         path, length = self._walk(_as_ids(ids), extra_key)
         if self.swa is not None:
             path, length = self._reusable(path, length)
@@ -159,13 +159,13 @@ class RadixCache:
         return full, swa
 
     def _touch(self, path: list[TreeNode], length: int) -> None:
+        """A prefix is used now. Nodes that are locked remember it for when they are not."""
         tail_start = self._tail_start(length)
         for node in reversed(path):
-            if not node.full_lock:
-                self._full_lru.touch(node.full_link)
+            self._full_lru.touch(node.full_link, self._clock)
         for node in path:
-            if node.end > tail_start and node.swa is not None and not node.swa_lock:
-                self._swa_lru.touch(node.swa_link)
+            if node.end > tail_start and node.swa is not None:
+                self._swa_lru.touch(node.swa_link, self._clock)
 
     def _tail_start(self, length: int) -> int:
         """Where the last window of a prefix begins, at a page; `length` itself without a sliding pool."""
@@ -205,14 +205,14 @@ class RadixCache:
         """Give up the sliding part of one lock early; its unlock() then says swa_released=True."""
         if self.swa is None:
             return
-        for part in reversed(self._tail(anchor.node)):
+        for part in self._tail(anchor.node):
             part.swa_lock -= 1
             assert part.swa_lock >= 0, f"[{part.start}, {part.end}) of the sliding part unlocked more than locked"
             if part.swa_lock == 0 and part.swa is not None:
-                self._swa_lru.append(part.swa_link)
+                self._swa_lru.add(part.swa_link, after_equals=False)
 
     def unlock(self, anchor: Anchor, swa_released: bool = False) -> None:
-        """Take one lock() back. The prefix counts as just used."""
+        """Take one lock() back. That is no use of the prefix: it goes where its last match or insert puts it."""
         if not swa_released:
             self.release_swa(anchor)
         node = anchor.node
@@ -220,7 +220,7 @@ class RadixCache:
             node.full_lock -= 1
             assert node.full_lock >= 0, f"[{node.start}, {node.end}) unlocked more than locked"
             if node.full_lock == 0:
-                self._full_lru.append(node.full_link)
+                self._full_lru.add(node.full_link, after_equals=True)
             node = node.parent
         self._prune(anchor.node)
 
@@ -262,6 +262,7 @@ class RadixCache:
             self._free(full_slots[owned_from:n], swa_slots[owned_from:n])
             return Inserted(Anchor(self._root, 0), NO_SLOTS, NO_SLOTS)
 
+        self._clock += 1
         path, held = self._walk(ids[:n], extra_key)
         assert held >= owned_from, f"the caller's first {owned_from} tokens should be cached, {held} are"
         node = path[-1] if path else self._root
@@ -300,8 +301,9 @@ class RadixCache:
             part = self._split(node, run_end) if run_end < node.end else node
             part.swa = swa_slots[run_start:run_end].copy()
             self._cached_swa += len(part)
+            part.swa_link.used = self._clock
             if part.swa_lock == 0:
-                self._swa_lru.append(part.swa_link)
+                self._swa_lru.append(part.swa_link, self._clock)
 
     def _runs(self, swa_slots: np.ndarray, start: int, end: int, cut: int = 0) -> Iterator[tuple[int, int, bool]]:
         """Runs (start, end, live) of [start, end) with a sliding slot or without, also parted at `cut`."""
@@ -321,10 +323,10 @@ class RadixCache:
         node = TreeNode(parent, key, parent.end, tokens, full, swa)
         parent.children[key] = node
         self._cached_full += len(node)
-        self._full_lru.append(node.full_link)
+        self._full_lru.append(node.full_link, self._clock)
         if swa is not None:
             self._cached_swa += len(node)
-            self._swa_lru.append(node.swa_link)
+            self._swa_lru.append(node.swa_link, self._clock)
         return node
 
     def _split(self, node: TreeNode, at: int) -> TreeNode:
@@ -334,6 +336,7 @@ class RadixCache:
         swa = None if node.swa is None else node.swa[:k]
         upper = TreeNode(node.parent, node.key, node.start, node.tokens[:k], node.full[:k], swa)
         upper.full_lock, upper.swa_lock = node.full_lock, node.swa_lock
+        upper.full_link.used, upper.swa_link.used = node.full_link.used, node.swa_link.used
         node.parent.children[node.key] = upper
         node.parent = upper
         node.start = at
@@ -383,6 +386,18 @@ class RadixCache:
 
     def _remove_leaf(self, node: TreeNode) -> None:
         """Free an unlocked leaf as a whole, then the ancestors that serve nobody any more."""
+        self._remove(node)
+        self._prune(node.parent)
+
+    def _prune(self, node: TreeNode) -> None:
+        """Remove `node`, and then its ancestors, while they are unlocked leaves in which no prefix can end."""
+        while self.swa is not None and node is not self._root:
+            if node.swa is not None or node.children or node.full_lock:
+                break
+            self._remove(node)
+            node = node.parent
+
+    def _remove(self, node: TreeNode) -> None:
         assert not node.children and not node.full_lock, f"[{node.start}, {node.end}) is no unlocked leaf"
         if node.swa is not None:
             self._drop_swa(node)
@@ -391,13 +406,6 @@ class RadixCache:
         self.full.free(node.full)
         del node.parent.children[node.key]
         node.alive = False
-        self._prune(node.parent)
-
-    def _prune(self, node: TreeNode) -> None:
-        """Remove `node` if it is an unlocked leaf without a sliding part: no prefix can end in it."""
-        dead = self.swa is not None and node.swa is None and node is not self._root
-        if dead and node.alive and not node.children and not node.full_lock:
-            self._remove_leaf(node)
 
     def _free(self, full_slots: np.ndarray, swa_slots: np.ndarray) -> None:
         self.full.free(full_slots)
@@ -426,7 +434,7 @@ class RadixCache:
         """Raise AssertionError, with numbers, where the books are wrong.
 
         `idle`: no request runs, so nothing is locked and every slot of both pools is free or cached. `deep`: go through
-        the whole tree too, which takes about a microsecond a node and a millisecond per 100 thousand cached tokens.
+        the whole tree too, which takes some milliseconds per 100 thousand cached tokens.
         """
         pools = [("full", self.full, self._cached_full, self._full_lru)]
         if self.swa is not None:
@@ -455,3 +463,51 @@ class RadixCache:
         for node in self._full_lru:
             if not node.parent.full_lock and node.parent is not self._root:
                 assert place[id(node)] < place[id(node.parent)], f"{_name(node)} would be evicted after its parent"
+
+
+def _as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _name(node: TreeNode) -> str:
+    return f"node [{node.start}, {node.end})"
+
+
+def _check_node(node: TreeNode, root: TreeNode, page_size: int) -> None:
+    parent, name = node.parent, _name(node)
+    first_page = node.tokens[:page_size].tobytes()
+    key = node.key[1] if parent is root else node.key
+    assert node.alive and parent.children[node.key] is node and key == first_page, f"{name} is not under its key"
+    assert node.start == parent.end < node.end, f"{name} follows {_name(parent)}"
+    assert node.start % page_size == 0 and node.end % page_size == 0, f"{name} does not end at pages of {page_size}"
+    sizes = [len(node.tokens), len(node.full), len(node) if node.swa is None else len(node.swa)]
+    assert sizes == [len(node)] * 3, f"{name} has {sizes} tokens, full and sliding slots"
+    assert 0 <= node.swa_lock <= node.full_lock, f"{name} is locked {node.full_lock} times, sliding {node.swa_lock}"
+    assert parent is root or parent.full_lock >= node.full_lock, f"{name} is locked more often than {_name(parent)}"
+
+
+def _check_slots(name: str, pool: SlotAllocator, parts: list[np.ndarray], cached: int) -> None:
+    """No slot has two owners."""
+    slots = np.concatenate([NO_SLOTS, *parts])
+    assert len(slots) == cached, f"{name} pool: the tree holds {len(slots)} slots but counts {cached}"
+    if len(slots) == 0:
+        return
+    low, high = pool.page_size, pool.page_size + pool.size
+    assert low <= slots.min() and slots.max() < high, f"{name} pool: cached slots {slots.min()}..{slots.max()}"
+    owners = np.bincount(slots)
+    assert owners.max() == 1, f"{name} pool: slots cached twice: {np.flatnonzero(owners > 1)[:8]}"
+    free = slots[pool.is_free(slots)]
+    assert len(free) == 0, f"{name} pool: {len(free)} slots are cached and free: {free[:8]}"
+
+
+def _check_order(name: str, lru: LruList, expected: list[TreeNode]) -> None:
+    """The order lists the nodes that can be evicted, each once."""
+    listed = list(lru)
+    wrong = {id(node) for node in listed} ^ {id(node) for node in expected}
+    assert not wrong and len(listed) == len(expected), (
+        f"{name} order: {len(listed)} nodes listed, {len(expected)} evictable"
+    )
+    uses = [node.full_link.used if name == "full" else node.swa_link.used for node in listed]
+    assert uses == sorted(uses), f"{name} order: uses {uses} are out of order"
+    tokens = sum(len(node) for node in listed)
+    assert tokens == lru.tokens, f"{name} order: {tokens} tokens listed, {lru.tokens} counted"

@@ -6,12 +6,13 @@ import numpy as np
 
 
 class Link:
-    """A node's place in one LruList; `newer` is None while the node is not in it."""
+    """A node's place in one LruList; `newer` is None while the node is not in it, `used` stays."""
 
-    __slots__ = ("node", "older", "newer")
+    __slots__ = ("node", "used", "older", "newer")
 
     def __init__(self, node: "TreeNode | None"):
         self.node = node
+        self.used = 0  # clock of the last use
         self.older: Link | None = None
         self.newer: Link | None = None
 
@@ -56,9 +57,10 @@ class TreeNode:
 
 
 class LruList:
-    """Nodes from least to most recently used. Every change is O(1); an OrderedDict could not insert beside a node.
+    """Nodes from least to most recently used, by the clock in their links.
 
-    `tokens` is the sum of the lengths of its nodes.
+    Every change but add() is O(1); an OrderedDict could not insert beside a node. `tokens` is the sum of the lengths
+    of its nodes.
     """
 
     def __init__(self) -> None:
@@ -80,9 +82,23 @@ class LruList:
             yield link.node
             link = link.newer
 
-    def append(self, link: Link) -> None:
-        """The node becomes the most recently used; it must not be in the list."""
+    def append(self, link: Link, now: int) -> None:
+        """The node, not in the list so far, is used now."""
+        link.used = now
         self._insert(link, self._ring)
+        self.tokens += len(link.node)
+
+    def add(self, link: Link, after_equals: bool) -> None:
+        """Put a node in where its last use says; nodes used at the same time go before or after it.
+
+        Takes as long as nodes were used since then.
+        """
+        before = self._ring
+        while (other := before.older) is not self._ring:
+            if other.used < link.used or (after_equals and other.used == link.used):
+                break
+            before = other
+        self._insert(link, before)
         self.tokens += len(link.node)
 
     def remove(self, link: Link) -> None:
@@ -90,8 +106,11 @@ class LruList:
         link.older = link.newer = None
         self.tokens -= len(link.node)
 
-    def touch(self, link: Link) -> None:
-        """Make the node, which is in the list, the most recently used."""
+    def touch(self, link: Link, now: int) -> None:
+        """The node is used now, whether it is in the list or not."""
+        link.used = now
+        if link.newer is None:
+            return
         link.older.newer, link.newer.older = link.newer, link.older
         link.newer = None
         self._insert(link, self._ring)

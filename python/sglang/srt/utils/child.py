@@ -75,7 +75,7 @@ def setup_logging(level: str, process_name: str) -> None:
 
 @contextlib.contextmanager
 def startup_errors() -> Iterator[None]:
-    """Around a child's start-up: what the user can mend (ValueError, OSError) ends it in one line, without a traceback."""
+    """Around a child's start-up: what the user can mend (ValueError, OSError) ends it in one line, no traceback."""
     try:
         yield
     except (ValueError, OSError) as e:

@@ -67,7 +67,9 @@ class Receiver:
         try:
             return self._decoder.decode(data)
         except msgspec.DecodeError as e:  # covers a wrong tag, which the text names
-            raise ValueError(f"unreadable message on {os.path.basename(self._path)}: {e}; first bytes {data[:40]!r}") from e
+            raise ValueError(
+                f"unreadable message on {os.path.basename(self._path)}: {e}; first bytes {data[:40]!r}"
+            ) from e
 
     def attach(self, handle: Callable[[list], None], failed: Callable[[Exception], None]) -> None:
         """Call `handle` with messages as they come, on the running event loop. `failed` is called once, and nothing

@@ -8,9 +8,11 @@ can do without.
 import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import tokenizers
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -65,7 +67,7 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Text of a whole sequence. Ids outside the vocabulary (a model may have more logits than tokens) add nothing."""
+        """Text of a whole sequence. Ids beyond the vocabulary (a model may have more logits than tokens) add nothing."""
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def bytes_of(self, token_id: int) -> bytes | None:
@@ -93,12 +95,12 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         variables: dict[str, Any] | None = None,
     ) -> str:
-        """Messages -> the prompt text, special tokens written out. Raises ValueError with the template's own complaint."""
+        """Messages -> prompt text, special tokens written out. Raises ValueError with the template's own complaint."""
         if self.chat_template is None:
-            raise ValueError("this model's tokenizer has no chat template; give one with --chat-template, or use /v1/completions")
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
+            raise ValueError(
+                "this model's tokenizer has no chat template; give one with --chat-template, or use /v1/completions"
+            )
+        render_jinja_template = load_renderer()
         try:
             rendered, _ = render_jinja_template(
                 conversations=[messages],
@@ -108,7 +110,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **{**self.special_tokens, **(variables or {})},
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as e:
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as e:
             # Templates are programs of the checkpoint; what they raise is nearly always about these messages.
             raise ValueError(f"the chat template refuses these messages: {e}") from e
         return rendered[0]
@@ -119,6 +121,13 @@ def _is_byte_level(decoder: tokenizers.decoders.Decoder | None) -> bool:
         return False
     state = json.loads(decoder.__getstate__())
     return all(part["type"] == "ByteLevel" for part in state.get("decoders", [state]))
+
+
+def load_renderer() -> Callable:
+    """transformers' renderer. The import takes most of a second: the server does it while the model loads."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template
 
 
 def _read_json(file: Path) -> dict:

@@ -6,7 +6,9 @@ python -m sglang.test.word_problems --split seen --count 500 --seed 1 --out mini
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from itertools import islice
+from pathlib import Path
 
 from sglang.test.word_problems import problems, test_held_out, test_seen
 from sglang.test.word_problems.core import Problem
@@ -28,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--template", action="store_true", help="also write each problem's template name")
-    parser.add_argument("--out", type=argparse.FileType("w", encoding="utf-8"), default=sys.stdout)
+    parser.add_argument("--out", type=Path, help="a file; without it, standard output")
     args = parser.parse_args(argv)
     if args.count < 1:
         parser.error(f"--count must be at least 1, not {args.count}")
@@ -39,9 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     else:
         stream = {"train": problems, "seen": test_seen, "held-out": test_held_out}[args.split](args.seed)
         chosen = unique(stream, args.count)
-    for p in chosen:
-        row = {"question": p.question, "answer": p.answer} | ({"template": p.template} if args.template else {})
-        args.out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with args.out.open("w", encoding="utf-8") if args.out else nullcontext(sys.stdout) as out:
+        for p in chosen:
+            row = {"question": p.question, "answer": p.answer} | ({"template": p.template} if args.template else {})
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

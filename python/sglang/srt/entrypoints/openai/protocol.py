@@ -139,7 +139,7 @@ def check_common(body: CommonFields) -> None:
     refuse_unserved(body, NOT_SERVED)
     form = body.response_format
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
-        raise RequestError("response_format: only {\"type\": \"text\"} is supported so far", param="response_format")
+        raise RequestError('response_format: only {"type": "text"} is supported so far', param="response_format")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options")
 

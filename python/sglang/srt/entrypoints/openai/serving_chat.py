@@ -60,8 +60,8 @@ class ChatApi:
             return event(value)
 
         async with self._manager.generate([prompt]) as group:
-            while not group.finished:
-                for g in await group.changes():
+            async for generations in group.news():
+                for g in generations:
                     if g.index not in sent:
                         sent[g.index] = (0, 0)
                         yield piece(g, {"role": "assistant", "content": ""})
@@ -87,7 +87,7 @@ class ChatApi:
         check_common(body)
         refuse_unserved(body, NOT_SERVED)
         if body.modalities not in (None, ["text"]):
-            raise RequestError("modalities: only [\"text\"] is supported", param="modalities")
+            raise RequestError('modalities: only ["text"] is supported', param="modalities")
         if body.tool_choice not in (None, "auto", "none"):
             raise RequestError('tool_choice: only "auto" and "none" are supported so far', param="tool_choice")
         if body.top_logprobs is not None and not body.logprobs:
@@ -98,7 +98,9 @@ class ChatApi:
             )
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         # Without a limit an answer may fill the context; the scheduler ends it there.
-        params = make_sampling_params(body, self._manager, self._manager.info.context_length if limit is None else limit)
+        params = make_sampling_params(
+            body, self._manager, self._manager.info.context_length if limit is None else limit
+        )
         return Prompt(
             params,
             text=self._render(body),
@@ -118,7 +120,9 @@ class ChatApi:
         if continued and messages[-1]["role"] != "assistant":
             raise RequestError("continue_final_message needs an assistant message at the end", param="messages")
         if continued and body.add_generation_prompt:
-            raise RequestError("add_generation_prompt contradicts continue_final_message", param="add_generation_prompt")
+            raise RequestError(
+                "add_generation_prompt contradicts continue_final_message", param="add_generation_prompt"
+            )
         variables = {**(self._manager.args.default_chat_template_kwargs or {}), **(body.chat_template_kwargs or {})}
         if body.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", body.reasoning_effort)

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Any
+from dataclasses import dataclass
 
 from sglang.srt.entrypoints.generate_api import item_type
 from sglang.srt.entrypoints.openai.protocol import (
@@ -24,6 +24,16 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
+@dataclass
+class Sent:
+    """How much of a generation its client has."""
+
+    begun: bool = False  # with the echo, if one was asked for
+    chars: int = 0
+    tokens: int = 0
+    token_chars: int = 0  # of the texts in logprobs.tokens
+
+
 class CompletionsApi:
     def __init__(self, manager: TokenizerManager):
         self._manager = manager
@@ -33,7 +43,7 @@ class CompletionsApi:
         head = self._head(body)
         async with self._manager.generate(prompts) as group:
             generations = await group.all()
-        choices = [self._choice(body, g, 0, 0) for g in generations]
+        choices = [self._choice(body, g, Sent()) for g in generations]
         return {**head, "choices": choices, "usage": usage(generations, self._manager.args.enable_cache_report)}
 
     async def events(self, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
@@ -41,17 +51,15 @@ class CompletionsApi:
         head = self._head(body)
         options = body.stream_options
         report = self._manager.args.enable_cache_report
-        sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
         async with self._manager.generate(prompts) as group:
-            while not group.finished:
-                for g in await group.changes():
-                    chars, tokens = sent.get(g.index, (0, 0))
-                    nothing_new = len(g.text) == chars and g.finish is None
-                    if nothing_new and (body.logprobs is None or len(g.output_ids) == tokens):
+            sent = [Sent() for _ in group.generations]
+            async for generations in group.news():
+                for g in generations:
+                    so_far = sent[g.index]
+                    nothing_new = len(g.text) == so_far.chars and g.finish is None
+                    if nothing_new and (body.logprobs is None or len(g.output_ids) == so_far.tokens):
                         continue
-                    choice = self._choice(body, g, chars, tokens, first=g.index not in sent)
-                    sent[g.index] = (len(g.text), len(g.output_ids))
-                    piece = {**head, "choices": [choice]}
+                    piece = {**head, "choices": [self._choice(body, g, so_far)]}
                     if options and options.continuous_usage_stats:
                         piece["usage"] = usage([g], report)
                     yield event(piece)
@@ -64,7 +72,9 @@ class CompletionsApi:
             raise RequestError("suffix (filling in the middle) is not supported", param="suffix")
         n = 1 if body.n is None else body.n
         if body.best_of is not None and body.best_of != n:
-            raise RequestError(f"best_of {body.best_of} is not supported; only best_of equal to n ({n})", param="best_of")
+            raise RequestError(
+                f"best_of {body.best_of} is not supported; only best_of equal to n ({n})", param="best_of"
+            )
         if body.logprobs is not None and not 0 <= body.logprobs <= MAX_TOP_LOGPROBS:
             raise RequestError(f"logprobs is {body.logprobs}; 0 to {MAX_TOP_LOGPROBS} are possible", param="logprobs")
         if body.logprobs is not None:
@@ -99,36 +109,34 @@ class CompletionsApi:
             "model": model_name(body, self._manager),
         }
 
-    def _choice(self, body: CompletionRequest, g: Generation, chars: int, tokens: int, first: bool = True) -> dict:
-        """The answer from that character and output token on; `first` pieces carry the echo."""
-        echo = self._echo(g) if body.echo else ""
-        text = g.text[chars:]
-        choice: dict[str, Any] = {"index": g.index, "text": echo + text if first else text, "logprobs": None}
-        if body.logprobs is not None:
-            offset = 0 if first else len(echo) + chars
-            choice["logprobs"] = self._logprobs(body, g, tokens, first, offset)
-        return choice | finish_fields(g)
+    def _choice(self, body: CompletionRequest, g: Generation, sent: Sent) -> dict:
+        """What is new in the answer since `sent`, which is brought up to date."""
+        text = g.text[sent.chars :]
+        if body.echo and not sent.begun:
+            text = self._echo(g) + text
+        logprobs = None if body.logprobs is None else self._logprobs(body, g, sent)
+        sent.begun, sent.chars, sent.tokens = True, len(g.text), len(g.output_ids)
+        return {"index": g.index, "text": text, "logprobs": logprobs} | finish_fields(g)
 
     def _echo(self, g: Generation) -> str:
         return g.prompt.text if g.prompt.text is not None else self._manager.require_tokenizer().decode(g.prompt_ids)
 
-    def _logprobs(self, body: CompletionRequest, g: Generation, tokens: int, first: bool, offset: int) -> dict:
+    def _logprobs(self, body: CompletionRequest, g: Generation, sent: Sent) -> dict:
         """OpenAI's columns. `text_offset` counts characters of the tokens' own texts."""
         columns: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         token_text = self._manager.require_tokenizer().token_text
 
         def add(logprobs: Logprobs, start: int) -> None:
-            nonlocal offset
             for i in range(start, len(logprobs.ids)):
                 text = token_text(logprobs.ids[i])
                 columns["tokens"].append(text)
                 columns["token_logprobs"].append(logprobs.values[i])
                 top = logprobs.top[i] if logprobs.top else None
                 columns["top_logprobs"].append(top and {token_text(token_id): value for value, token_id in top})
-                columns["text_offset"].append(offset)
-                offset += len(text)
+                columns["text_offset"].append(sent.token_chars)
+                sent.token_chars += len(text)
 
-        if body.echo and first and g.input_logprobs is not None:
+        if body.echo and not sent.begun and g.input_logprobs is not None:
             add(g.input_logprobs, 0)
-        add(g.output_logprobs, tokens)
+        add(g.output_logprobs, sent.tokens)
         return columns

@@ -1,0 +1,231 @@
+"""TokenizerManager without sockets: what it sends and when, and how answers come together."""
+
+import asyncio
+import sys
+
+import pytest
+from sglang.srt.managers.generation import Prompt, RequestError
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTextOutput,
+    DetokenizeSetup,
+    FinishReason,
+    FlushCacheReply,
+    FlushCacheReq,
+    Logprobs,
+    SchedulerReady,
+    StopReq,
+    TextOutput,
+    TokenizedGenerateReq,
+)
+from sglang.srt.managers.server_info import ServerInfo
+from sglang.srt.managers.tokenizer_manager import INLINE_CHARS, TokenizerManager
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils.tokenizer import Tokenizer
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.tiny_tokenizer import make_model_folder
+
+register_cpu_ci(est_time=4, suite="base-a-test-cpu")
+
+INFO = ServerInfo(
+    model_path="m", served_model_name="m", tokenizer_path="m", load_format="auto", preferred_sampling_params=None,
+    context_length=10_000, max_running_requests=2, max_queued_requests=4, max_req_input_len=9_999,
+    max_total_num_tokens=20_000, vocab_size=1000, eos_token_ids=[1], generation_config={}, architectures=[], model_type="",
+)  # fmt: skip
+LENGTH = FinishReason("length", length=1)
+
+
+class Harness:
+    def __init__(self, tokenizer: Tokenizer, **args):
+        self.sent: list = []
+        self.manager = TokenizerManager(ServerArgs(**args), INFO, tokenizer, self.sent.append, self.sent.append)
+
+    def requests(self) -> list[TokenizedGenerateReq]:
+        return [m for m in self.sent if isinstance(m, TokenizedGenerateReq)]
+
+    def answer(
+        self, rid: str, text: str = "x", ids: tuple[int, ...] = (7,), finish: FinishReason | None = LENGTH, **fields
+    ):
+        out = TextOutput(rid, text, list(ids), finish=finish, completion_tokens=len(ids), **fields)
+        self.manager.handle_all([BatchTextOutput([out])])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    return Tokenizer(make_model_folder(tmp_path_factory.mktemp("t")))
+
+
+@pytest.fixture
+def harness(tokenizer) -> Harness:
+    return Harness(tokenizer)
+
+
+def prompt(rid: str = "r", **fields) -> Prompt:
+    fields.setdefault("text", "a b")
+    return Prompt(fields.pop("params", SamplingParams()), rid=rid, **fields)
+
+
+def test_detokenizer_is_told_before_the_scheduler(harness):
+    params = SamplingParams(
+        n=2, stop=["s"], stop_regex=["r+"], min_new_tokens=3, no_stop_trim=True, sampling_seed=2**63 - 1
+    )
+
+    async def main() -> None:
+        async with harness.manager.generate([prompt(params=params, extra_key="k")]):
+            kinds = [(type(m), m.rid) for m in harness.sent]
+            assert kinds == [
+                (DetokenizeSetup, "r-0"), (TokenizedGenerateReq, "r-0"),
+                (DetokenizeSetup, "r-1"), (TokenizedGenerateReq, "r-1"),
+            ]  # fmt: skip
+            harness.answer("r-0")
+            harness.answer("r-1")
+
+    asyncio.run(main())
+    setup, request = harness.sent[:2]
+    assert (setup.stop, setup.stop_regex, setup.min_new_tokens, setup.no_stop_trim) == (["s"], ["r+"], 3, True)
+    assert setup.prompt_tail == request.input_ids[-8:]
+    assert (request.extra_key, request.sampling_params.n) == ("k", 1)
+    assert [r.sampling_params.sampling_seed for r in harness.requests()] == [2**63 - 1, 0]  # no two alike
+    assert len(harness.sent) == 4  # both had ended: nothing to abort
+    assert not harness.manager.generations
+
+
+def test_one_bad_prompt_stops_the_whole_batch_before_it_is_sent(harness):
+    async def main() -> None:
+        with pytest.raises(RequestError, match="token id 5000"):
+            async with harness.manager.generate([prompt("a"), prompt("b", text=None, input_ids=[5000])]):
+                pass
+
+    asyncio.run(main())
+    assert harness.sent == []
+    assert not harness.manager.generations
+
+
+def test_leaving_aborts_what_has_not_ended(harness):
+    async def main() -> None:
+        with pytest.raises(KeyError):
+            async with harness.manager.generate([prompt("a"), prompt("b")]):
+                harness.answer("a")
+                raise KeyError
+        harness.answer("b")  # was under way: nobody is there for it, and nothing breaks
+
+    asyncio.run(main())
+    assert [m for m in harness.sent if isinstance(m, AbortReq)] == [AbortReq("b", message="the client has gone")]
+    assert not harness.manager.generations
+
+
+def test_capacity_is_checked_where_nothing_can_come_between(harness):
+    """Both texts are tokenized in threads; the second must still see the first one's five requests."""
+    text = "a" * (INLINE_CHARS + 1)
+
+    async def ask(rid: str, n: int) -> str:
+        try:
+            async with harness.manager.generate([prompt(rid, text=text, params=SamplingParams(n=n))]) as group:
+                await asyncio.wait_for(group.all(), 0.5)
+        except RequestError as e:
+            return f"{e.status}: {e}"
+        except TimeoutError:
+            return "accepted"
+        return "answered"
+
+    async def main() -> list[str]:
+        return await asyncio.gather(ask("a", 5), ask("b", 5))
+
+    results = sorted(asyncio.run(main()))
+    assert results[0].startswith("503: the server holds 5 requests and takes at most 6")
+    assert results[1] == "accepted"
+    assert len(harness.requests()[0].input_ids) == len(text) + 1
+
+
+def test_a_waiting_client_wakes_once_for_all_that_came(harness):
+    async def main() -> list[list[int]]:
+        wakes = []
+        async with harness.manager.generate([prompt("a"), prompt("b"), prompt("c")]) as group:
+            for i in range(5):
+                harness.answer("c", text=str(i), finish=None)
+                harness.answer("a", text=str(i), finish=LENGTH if i == 4 else None)
+            async for generations in group.news():
+                wakes.append([g.index for g in generations])
+                if len(wakes) == 1:  # the client is busy with these when the rest comes
+                    harness.answer("b")
+                    harness.answer("c", text="")
+            assert [g.text for g in group.generations] == ["01234", "x", "01234"]
+        return wakes
+
+    assert asyncio.run(main()) == [[0, 2], [1, 2]]
+
+
+def test_logprobs_and_counts_add_up(harness):
+    async def main() -> None:
+        async with harness.manager.generate([prompt("a")]) as group:
+            first = Logprobs([-1.0], [7], [[(-0.5, 3)]], [[-2.0]])
+            harness.answer(
+                "a", finish=None, output_logprobs=first, input_logprobs=Logprobs([None], [2]), cached_tokens=4
+            )
+            harness.answer(
+                "a", output_logprobs=Logprobs([-3.0], [8], [None], [None]), num_retractions=1, cached_tokens=4
+            )
+            (g,) = await group.all()
+        assert g.output_logprobs == Logprobs([-1.0, -3.0], [7, 8], [[(-0.5, 3)], None], [[-2.0], None])
+        assert g.input_logprobs == Logprobs([None], [2])
+        assert (g.cached_tokens, g.num_retractions, g.output_ids) == (4, 1, [7, 7])
+
+    asyncio.run(main())
+
+
+def test_control_calls_find_their_replies(harness):
+    async def main() -> None:
+        calls = [asyncio.ensure_future(harness.manager.flush_cache()) for _ in range(2)]
+        await asyncio.sleep(0)
+        ids = [m.call_id for m in harness.sent if isinstance(m, FlushCacheReq)]
+        harness.manager.handle_all([FlushCacheReply(ids[1], False, "busy"), FlushCacheReply("unknown", True)])
+        harness.manager.handle_all([FlushCacheReply(ids[0], True)])
+        replies = await asyncio.gather(*calls)
+        assert [(r.success, r.message) for r in replies] == [(True, ""), (False, "busy")]
+
+    asyncio.run(main())
+    assert not harness.manager._calls
+
+
+def test_after_a_failure_nothing_waits_and_nothing_starts(harness):
+    async def main() -> None:
+        with pytest.raises(RequestError, match="it broke") as caught:
+            async with harness.manager.generate([prompt("a")]) as group:
+                call = asyncio.ensure_future(harness.manager.internal_state())
+                await asyncio.sleep(0)
+                harness.manager.fail_all("it broke")
+                await group.all()
+        assert caught.value.status == 500
+        for later in (call, harness.manager.internal_state(), harness.manager.generate([prompt("b")]).__aenter__()):
+            with pytest.raises(RequestError, match="it broke"):
+                await later
+
+    asyncio.run(main())
+    assert not any(isinstance(m, AbortReq) for m in harness.sent)
+
+
+def test_messages_for_others_are_an_error(harness):
+    for message in (StopReq("r"), SchedulerReady({})):
+        with pytest.raises(TypeError, match=type(message).__name__):
+            harness.manager.handle_all([message])
+
+
+def test_stream_interval_is_the_servers_unless_the_request_has_one(tokenizer):
+    harness = Harness(tokenizer, stream_interval=9)
+
+    async def main() -> None:
+        prompts = [
+            prompt("a", stream=True),
+            prompt("b", stream=True, params=SamplingParams(stream_interval=2)),
+            prompt("c"),
+        ]
+        async with harness.manager.generate(prompts):
+            pass
+
+    asyncio.run(main())
+    assert [r.sampling_params.stream_interval for r in harness.requests()] == [9, 2, None]
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
