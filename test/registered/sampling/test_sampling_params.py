@@ -1,0 +1,123 @@
+"""Sampling parameters from a request: defaults, null, bounds, and messages that name the field."""
+
+import sys
+
+import msgspec
+import pytest
+
+from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, SamplingParams
+from sglang.test.ci.ci_register import register_cpu_ci
+
+register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+
+GOOD = {
+    "max_new_tokens": [0, 1, 5.0, 1 << 30],
+    "min_new_tokens": [0, 128],
+    "stop": ["x", ["a", "b"], [], ["s"] * 32],
+    "stop_token_ids": [[], [1, 2], 5, [0] * 1024],
+    "stop_regex": ["a+b", ["x", "[0-9]"]],
+    "temperature": [0.1, 1, 2.5],
+    "top_p": [0.001, 1],
+    "top_k": [-1, 1, 50],
+    "min_p": [0, 1.0],
+    "frequency_penalty": [-2, 0, 2],
+    "presence_penalty": [-2.0, 2],
+    "repetition_penalty": [0.01, 2],
+    "logit_bias": [{}, {"5": 1}, {"0": -100, "7": 100.0}],
+    "n": [1, 128],
+    "ignore_eos": [True, False],
+    "skip_special_tokens": [True, False],
+    "spaces_between_special_tokens": [True, False],
+    "no_stop_trim": [True, False],
+    "stream_interval": [1, 100],
+    "sampling_seed": [0, -5, 2**63 - 1],
+    "custom_params": [{}, {"a": [1]}],
+}
+NAN, INF = float("nan"), float("inf")
+BAD = {
+    "max_new_tokens": [-1, 1.5, "8", True, 1 << 31, [1]],
+    "min_new_tokens": [-1, 129, "x"],
+    "stop": [5, [""], [1], ["s"] * 33, ["s"] * 1000, "x" * 2000, {"a": 1}],
+    "stop_token_ids": [[-1], [1.0], ["1"], [True], "5", list(range(1025)), [2**40]],
+    "stop_regex": ["(", "x" * 257, 5, ["a{99999999999}"]],
+    "temperature": [-0.1, NAN, INF, "1", True, None.__class__, 1e9],
+    "top_p": [0, -1, 1.1, NAN, "0.5"],
+    "top_k": [0, -2, 1.5, "5"],
+    "min_p": [-0.1, 1.1, NAN],
+    "frequency_penalty": [-2.1, 2.1, NAN, "1"],
+    "presence_penalty": [-3, INF],
+    "repetition_penalty": [0, -1, 2.1],
+    "logit_bias": [[1], {"x": 1}, {"-1": 1}, {"1": 101}, {"1": "2"}, {str(i): 1 for i in range(1025)}, {"1": NAN}],
+    "n": [0, 129, 1.5, True],
+    "ignore_eos": [1, "true"],
+    "skip_special_tokens": [0],
+    "spaces_between_special_tokens": ["no"],
+    "no_stop_trim": [2],
+    "stream_interval": [0, -1, "1"],
+    "sampling_seed": [1.5, 2**63, "7"],
+    "custom_params": [[1], "x", {"a": "y" * 70000}],
+}
+
+
+def test_the_tables_cover_every_field():
+    assert set(GOOD) == set(BAD) == set(CHECKS) == set(SamplingParams.__struct_fields__)
+
+
+@pytest.mark.parametrize("name,value", [(name, value) for name, values in GOOD.items() for value in values])
+def test_good_values(name: str, value):
+    got = getattr(SamplingParams.from_request({name: value}), name)
+    if name in ("stop", "stop_regex", "stop_token_ids") and not isinstance(value, list):
+        value = [value]
+    assert got == value
+
+
+@pytest.mark.parametrize("name,value", [(name, value) for name, values in BAD.items() for value in values])
+def test_bad_values_are_named(name: str, value):
+    with pytest.raises(ValueError, match=name) as error:
+        SamplingParams.from_request({name: value})
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_null_is_the_default(name: str):
+    assert SamplingParams.from_request({name: None}) == SamplingParams()
+
+
+def test_defaults_fill_what_is_left_out():
+    params = SamplingParams.from_request({"top_p": 0.5, "top_k": None}, {"temperature": 0.3, "top_p": 0.9, "top_k": 64})
+    assert (params.temperature, params.top_p, params.top_k) == (0.3, 0.5, 64)
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-7])
+def test_a_low_temperature_is_greedy(temperature: float):
+    params = SamplingParams.from_request({"temperature": temperature, "top_k": 50})
+    assert (params.temperature, params.top_k) == (1.0, 1)
+
+
+@pytest.mark.parametrize("name", GRAMMAR_FIELDS)
+def test_grammars_are_refused_not_ignored(name: str):
+    with pytest.raises(ValueError, match=f"{name}.*not supported"):
+        SamplingParams.from_request({name: "x"})
+
+
+@pytest.mark.parametrize("given", [[], "x", 5, {"temprature": 1}])
+def test_wrong_shapes_and_unknown_names(given):
+    with pytest.raises(ValueError):
+        SamplingParams.from_request(given)
+
+
+@pytest.mark.parametrize("fields", [{"stop_token_ids": [100]}, {"logit_bias": {"100": 1}}])
+def test_verify_refuses_ids_outside_the_vocabulary(fields: dict):
+    params = SamplingParams.from_request(fields)
+    params.verify(101)
+    with pytest.raises(ValueError, match="token id 100 must be from 0 to 99"):
+        params.verify(100)
+
+
+def test_it_travels_as_msgpack():
+    params = SamplingParams.from_request({"stop": "a", "logit_bias": {"5": 1}, "sampling_seed": -1})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
