@@ -114,8 +114,8 @@ def make_tiny_llama(
 
 
 def load_oracle(path: str | Path, dtype: torch.dtype) -> nn.Module:
-    """transformers' model of a folder. Its routers pick experts by torch.topk, whose order among ties is undefined; here
-    ties go to the lowest id, as in our routers, so that greedy tokens can be compared one for one."""
+    """transformers' model of a folder. Its routers pick experts by torch.topk, whose order among ties is undefined:
+    here they go to the lowest id, as in ours, so that greedy tokens compare one for one."""
     from transformers import AutoModelForCausalLM
     from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 

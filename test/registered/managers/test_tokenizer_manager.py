@@ -31,7 +31,8 @@ register_cpu_ci(est_time=4, suite="base-a-test-cpu")
 INFO = ServerInfo(
     model_path="m", served_model_name="m", tokenizer_path="m", load_format="auto", preferred_sampling_params=None,
     context_length=10_000, max_running_requests=2, max_queued_requests=4, max_req_input_len=9_999,
-    max_total_num_tokens=20_000, vocab_size=1000, eos_token_ids=[1], generation_config={}, architectures=[], model_type="",
+    max_total_num_tokens=20_000, vocab_size=1000, eos_token_ids=[1], generation_config={}, architectures=[],
+    model_type="",
 )  # fmt: skip
 LENGTH = FinishReason("length", length=1)
 

@@ -8,8 +8,8 @@ than reuse needs, because the same prompt asked again may only use all its token
 Two orders of use decide what goes first. A match or insert refreshes the full order along its path, parents after
 children, so the oldest node is always a leaf; it refreshes the sliding order in the tail only, deeper nodes last, so
 that of one branch the old parts go before the tail that keeps the branch reusable. Locked nodes are in neither order,
-so that the orders list exactly what can be evicted; they keep the time of their last use. A leaf without its sliding part can serve nobody, so it goes as a whole,
-and so do the ancestors that are left as such leaves.
+so that the orders list exactly what can be evicted; they keep the time of their last use. A leaf without its sliding
+part can serve nobody, so it goes as a whole, and so do the ancestors that are left as such leaves.
 """
 
 from collections.abc import Hashable, Iterator, Sequence

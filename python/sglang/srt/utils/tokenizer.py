@@ -67,7 +67,7 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Text of a whole sequence. Ids beyond the vocabulary (a model may have more logits than tokens) add nothing."""
+        """Text of a whole sequence. Ids beyond the vocabulary (models may have more logits than tokens) add nothing."""
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def bytes_of(self, token_id: int) -> bytes | None:

@@ -1,0 +1,148 @@
+"""KV buffers of both pools, and how memory is shared out between them."""
+
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from sglang.srt.mem_cache.memory_pool import HybridKVPool, KVPool, pool_sizes, token_bytes
+from sglang.test.ci.ci_register import register_cpu_ci
+
+register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+
+
+class Layer(NamedTuple):
+    layer: int
+    sliding: bool
+    num_kv_heads: int
+    head_dim: int
+
+
+SMALL = [Layer(0, True, 2, 8), Layer(1, True, 2, 8), Layer(3, False, 1, 16)]  # layer 2 shares another layer's KV
+GEMMA = [Layer(i, False, 2, 512) if i % 6 == 5 else Layer(i, True, 8, 256) for i in range(30)]  # 26B-A4B
+
+
+def test_pool_writes_and_reads_slots():
+    pool = KVPool(6, [4], 2, 3, torch.float32, "cpu")
+    k, v = pool.get_kv(4)
+    assert k.shape == v.shape == (7, 2, 3)
+    assert not k.any() and not v.any()
+    new_k, new_v = torch.randn(2, 2, 3), torch.randn(2, 2, 3)
+    pool.set_kv(4, torch.tensor([6, 1]), new_k, new_v)
+    assert torch.equal(k[[6, 1]], new_k) and torch.equal(v[[6, 1]], new_v)
+    assert not k[[0, 2, 3, 4, 5]].any()
+    assert pool.bytes_per_token == 2 * 2 * 3 * 4
+
+
+def test_hybrid_pool_sends_each_layer_to_its_own_pool():
+    pool = HybridKVPool(SMALL, 10, 5, torch.bfloat16, "cpu")
+    assert [pool.is_sliding(i) for i in (0, 1, 3)] == [True, True, False]
+    assert pool.get_kv(0)[0].shape == (6, 2, 8)
+    assert pool.get_kv(3)[0].shape == (11, 1, 16)
+    pool.set_kv(1, torch.tensor([5]), torch.ones(1, 2, 8).bfloat16(), torch.full((1, 2, 8), 2.0).bfloat16())
+    assert pool.get_kv(1)[0][5].eq(1).all() and pool.get_kv(1)[1][5].eq(2).all()
+    assert not pool.get_kv(0)[0].any()
+    assert (pool.full_bytes_per_token, pool.swa_bytes_per_token) == (64, 128) == token_bytes(SMALL, 2)
+    with pytest.raises(KeyError):
+        pool.get_kv(2)
+
+
+def test_pool_without_sliding_layers():
+    pool = HybridKVPool([Layer(0, False, 1, 4)], 3, 0, torch.float32, "cpu")
+    assert pool.swa is None and pool.swa_bytes_per_token == 0
+
+
+def test_pages_pad_with_a_whole_page():
+    pool = HybridKVPool(SMALL, 8, 4, torch.float32, "cpu", page_size=4)
+    assert len(pool.get_kv(3)[0]) == 12 and len(pool.get_kv(0)[0]) == 8
+
+
+def test_layers_of_one_pool_share_a_geometry():
+    with pytest.raises(ValueError, match=r"\(1, 16\), \(2, 8\)"):
+        HybridKVPool([Layer(0, False, 2, 8), Layer(1, False, 1, 16)], 4, 4, torch.float32, "cpu")
+
+
+def sizes(budget, layers=GEMMA, **changes):
+    args = dict(
+        dtype_bytes=2,
+        window=1024,
+        max_running_requests=64,
+        chunked_prefill_size=8192,
+        swa_full_tokens_ratio=0.8,
+        context_len=131072,
+    )
+    return pool_sizes(budget, layers, **(args | changes))
+
+
+@pytest.mark.parametrize("running", [1, 8, 64, 256])
+@pytest.mark.parametrize("gib", [4, 40, 90])
+def test_the_budget_is_used_up_and_not_passed(running, gib):
+    full, swa = sizes(gib << 30, max_running_requests=running)
+    used = full * 20480 + swa * 204800
+    assert used <= gib << 30
+    assert (gib << 30) - used < 2 * (20480 + 204800)
+
+
+def test_sliding_pool_follows_demand_and_the_rest_is_full_tokens():
+    """Upstream gives the sliding pool 0.8 of the full one, which no 8 requests can use."""
+    full, swa = sizes(80 << 30, max_running_requests=8)
+    held = 1024 + 128 + 2
+    assert swa == 8 * 2 * held + 8192
+    assert full == ((80 << 30) - swa * 204800) // 20480
+
+
+def test_ratio_bounds_the_sliding_pool():
+    full, swa = sizes(80 << 30, max_running_requests=1000)
+    assert swa == int(0.8 * full)
+    full, swa = sizes(80 << 30, max_running_requests=1000, swa_full_tokens_ratio=0.1)
+    assert swa == int(0.1 * full)
+
+
+def test_low_ratio_still_leaves_room_for_one_request():
+    full, swa = sizes(3 << 30, swa_full_tokens_ratio=0.01)
+    assert swa == 1024 + 128 + 2 + 8192
+    assert full > swa
+
+
+def test_short_contexts_need_no_whole_window():
+    _, swa = sizes(1 << 30, max_running_requests=4, context_len=100)
+    assert swa == 4 * 2 * 100 + 8192  # a chunk may hold many requests' prompts
+    _, swa = sizes(1 << 30, max_running_requests=4, context_len=100, chunked_prefill_size=-1)
+    assert swa == 4 * 2 * 100 + 100
+
+
+def test_max_total_tokens_sets_or_limits_the_full_pool():
+    assert sizes(80 << 30, max_total_tokens=20000) == (20000, 16000)
+    assert sizes(80 << 30, max_total_tokens=50) == (50, 50)
+    assert sizes(4 << 30, max_total_tokens=10**9) == sizes(4 << 30)
+    assert sizes(1 << 30, layers=[Layer(0, False, 1, 64)], max_total_tokens=77) == (77, 0)
+
+
+def test_without_sliding_layers_all_is_full_tokens():
+    assert sizes(1 << 30, layers=[Layer(0, False, 1, 64)], window=None) == ((1 << 30) // 256, 0)
+
+
+@pytest.mark.parametrize("budget", [-1, 0, 10**6, 10**9])
+def test_a_budget_too_small_for_one_request_says_so(budget):
+    with pytest.raises(ValueError, match="one request needs 9346 .*--mem-fraction-static"):
+        sizes(budget)
+    with pytest.raises(ValueError, match="one request needs 8192"):
+        sizes(min(budget, 10**6), layers=[Layer(0, False, 1, 64)], window=None)
+
+
+def test_small_total_needs_only_its_own_memory():
+    assert sizes(50 * 225280, max_total_tokens=50) == (50, 50)
+    with pytest.raises(ValueError, match="holds 49 tokens"):
+        sizes(50 * 225280 - 1, max_total_tokens=50)
+
+
+def test_sliding_layers_alone_are_refused():
+    with pytest.raises(ValueError, match="full-attention layer"):
+        sizes(1 << 30, layers=[Layer(0, True, 1, 64)])
+    with pytest.raises(ValueError, match="without a window"):
+        sizes(1 << 30, window=None)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
