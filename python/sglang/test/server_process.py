@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import httpx
@@ -17,6 +19,15 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    """Poll until the condition holds. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it did not happen within {seconds} s")
+        time.sleep(0.02)
 
 
 class ServerProcess:
@@ -81,3 +92,29 @@ class ServerProcess:
                 raise
         self.client.close()
         return self.process.returncode
+
+
+def status(server: ServerProcess, path: str) -> int | None:
+    """The HTTP status, None when nobody listens."""
+    try:
+        return server.client.get(path).status_code
+    except httpx.TransportError:
+        return None
+
+
+class Asker(threading.Thread):
+    """A client in a thread; `reply` is its response, `error` what went wrong on the wire."""
+
+    def __init__(self, server: ServerProcess, **body):
+        super().__init__()
+        self.server, self.body = server, body
+        self.reply: httpx.Response | None = None
+        self.error: Exception | None = None
+        self.start()
+        wait_for(lambda: server.internal_state()["running"])
+
+    def run(self) -> None:
+        try:
+            self.reply = httpx.post(f"{self.server.url}/generate", json={"text": "abc", **self.body}, timeout=30)
+        except httpx.TransportError as e:
+            self.error = e

@@ -4,12 +4,11 @@ import json
 import socket
 import sys
 import threading
-import time
 
 import httpx
 import pytest
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.server_process import ServerProcess
+from sglang.test.server_process import ServerProcess, wait_for
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
@@ -60,13 +59,6 @@ def events(server):
         return [json.loads(line[6:]) for line in lines[:-1]]
 
     return events
-
-
-def wait_for(condition, seconds: float = 5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 # ---- /generate ----------------------------------------------------------------------------------------------------
@@ -205,6 +197,7 @@ OK = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
         ({**OK, "sampling_params": {"stop": 7}}, "stop"),
         ({**OK, "sampling_params": {"stop_regex": "("}}, "stop_regex"),
         ({**OK, "sampling_params": {"stop_regex": "a*"}}, "matches the empty text"),
+        ({**OK, "sampling_params": {"stop_regex": "(((a{1000}){1000}){1,1000})"}}, "multiply to more than 10000"),
         ({**OK, "sampling_params": {"n": 0}}, "n"),
         ({**OK, "sampling_params": {"n": 1000}}, "n"),
         ({**OK, "sampling_params": {"logit_bias": {str(i): 1 for i in range(1024)} | {"x": 1}}}, "logit_bias"),

@@ -139,8 +139,8 @@ def test_sampling_values_reach_the_scheduler(chat, server):
     last = server.internal_state()["last_request"]
     want = {
         "temperature": 0.5, "top_p": 0.9, "sampling_seed": 2**63 - 3, "presence_penalty": 0.25,
-        "frequency_penalty": -0.5, "max_new_tokens": 77, "logit_bias": {"9": -1.0}, "stop": ["x", "y"], "top_k": 7, "min_p": 0.1,
-        "repetition_penalty": 1.1,
+        "frequency_penalty": -0.5, "max_new_tokens": 77, "logit_bias": {"9": -1.0}, "stop": ["x", "y"],
+        "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1,
     }  # fmt: skip
     assert {k: last[k] for k in want} == want
 

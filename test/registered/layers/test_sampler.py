@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.sampler import SamplingFlags, SamplingState, argmax, combine, flag_bits, gumbel, mix32
 from sglang.srt.sampling.sampling_params import SamplingParams

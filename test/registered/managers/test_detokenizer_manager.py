@@ -18,7 +18,7 @@ from sglang.srt.managers.io_struct import (
     StopReq,
     TokenOutput,
 )
-from sglang.srt.managers.stop_matcher import StopMatcher
+from sglang.srt.managers.stop_matcher import StopMatcher, compile_stop_regex
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
@@ -156,6 +156,18 @@ def test_regex_holds_back_what_may_become_a_match():
     assert shown[2] == ""  # the first # is held until the next character clears it
     shown, matched = run_matcher(StopMatcher([], [r"^Q"]), "xQ")
     assert ("".join(shown), matched) == ("xQ", None)  # ^ is the output's beginning, not that of the unseen rest
+
+
+@pytest.mark.parametrize("pattern", ["(((a{1000}){1000}){1000})", "(a{,200}){60,}", "x{999999999999999999999}"])
+def test_patterns_that_would_unroll_without_end_are_refused(pattern):
+    """Compiling the first takes gigabytes and minutes, which no time limit of a search would stop."""
+    with pytest.raises(ValueError, match="multiply to more than 10000"):
+        compile_stop_regex(pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"\d{4}-\d{2}-\d{2}", "[a-z]{1,100} [a-z]{100}", r"\{x\}", "{", "a{,3}b"])
+def test_ordinary_counts_are_fine(pattern):
+    assert compile_stop_regex(pattern).pattern == pattern
 
 
 def test_earliest_match_wins_and_the_longest_of_those():

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.server_process import wait_for
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 
@@ -43,13 +44,6 @@ def supervisor():
     supervisor.deaths = deaths
     yield supervisor
     supervisor.shutdown()
-
-
-def wait_for(condition, seconds: float = 10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def told(supervisor) -> str:

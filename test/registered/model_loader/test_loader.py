@@ -50,7 +50,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def save(folder: Path, weights: dict[str, torch.Tensor], name: str = "model.safetensors") -> None:
-    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / name)
+    save_file({key: tensor.clone() for key, tensor in weights.items()}, folder / name)
 
 
 def write_index(folder: Path, weight_map: dict) -> None:
@@ -178,9 +178,21 @@ def test_missing_misshapen_and_unexpected_in_one_error(moe):
 
 
 def test_config_that_disagrees_lists_ten_and_counts_the_rest(moe):
-    expect_error(
-        moe, "has shape", "; ".join([]), "more", moe_intermediate_size=40, intermediate_size=104, num_experts=9
-    )
+    with pytest.raises(ValueError, match="has shape") as caught:
+        load(moe, intermediate_size=104, num_experts=9)
+    wrong = 4 * 3 + 4 * 4  # a layer: gate, up, down; router's proj and per-expert scale, two stacks of experts
+    assert f"({wrong} tensors)" in str(caught.value)
+    assert str(caught.value).count("has shape") == 10
+    assert str(caught.value).endswith(f" ... and {wrong - 10} more")
+
+
+def test_sizes_no_product_takes_are_told_at_load(moe):
+    expect_error(moe, "experts of 64 x 20", "multiples of 8", moe_intermediate_size=20)
+    expect_error(moe, "head_dim 15 is odd", head_dim=15)
+
+
+def test_absurd_sizes_are_refused_before_memory_is_taken(moe):
+    expect_error(moe, "has shape", hidden_size=1 << 40)
 
 
 def test_name_given_twice(moe):

@@ -34,7 +34,7 @@ CHATS = [
 
 
 def make_byte_level_folder(folder: Path) -> str:
-    """A GPT-2-like byte-level tokenizer, the other large family. For transformers tokenizer.json outranks add_*_token."""
+    """A GPT-2-like byte-level tokenizer. For transformers, too, tokenizer.json outranks add_bos_token and its like."""
     folder.mkdir()
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

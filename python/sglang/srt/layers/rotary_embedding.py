@@ -20,6 +20,8 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
     then zeros (those dims pass through). llama3: wavelengths above original / low_freq_factor divided by `factor`,
     below original / high_freq_factor kept, between them interpolated.
     """
+    if head_dim % 2:
+        raise ValueError(f"head_dim {head_dim} is odd; rotary embedding turns pairs of dims")
     count = head_dim // 2
     if config.rope_type == "proportional":
         count = int(config.partial_rotary_factor * head_dim // 2)

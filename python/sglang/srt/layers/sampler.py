@@ -1,8 +1,15 @@
 """The sampler: from logits to the next token of each request. It owns the per-request device tables sampling needs.
 
-Order (upstream's): frequency, presence and repetition penalties on generated tokens, logit_bias, min_new_tokens,
-temperature, then top_k, top_p, min_p, then the draw. Greedy rows are those with top_k 1: the argmax after penalties,
-ties to the lowest id.
+What happens to a row of logits, in upstream's order:
+1. frequency and presence penalties are subtracted, then repetition_penalty scales; all three look at generated tokens
+   only, the prompt does not count (upstream's penalizers see output ids alone);
+2. logit_bias is added;
+3. eos and the other stop tokens are barred until min_new_tokens are made;
+4. division by the temperature: log-probabilities are those of the result, before anything is cut off, as upstream
+   reports them;
+5. top_k, top_p and min_p cut, each judging the probabilities of step 4 (upstream's "joint" order: top_p's sum is not
+   renormalised after top_k), so their order does not matter;
+6. the draw, or for greedy rows (top_k 1) the argmax of step 3, ties to the lowest id.
 
 The draw is Gumbel-argmax: argmax_i(logit_i + G_i) is a sample of softmax(logits) when the G_i are independent Gumbel
 variables (Gumbel 1954). G_i comes from a hash of (seed, position, i), so a token depends on its own row alone: not on
@@ -10,6 +17,7 @@ the batch, its order, or how the request got there.
 """
 
 import enum
+import math
 from functools import reduce
 from operator import or_
 
@@ -18,19 +26,26 @@ from torch import Tensor
 
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+SMALL_TOP_K = 128  # up to here top_k takes a selection, above it a full sort
+BLOCK_ELEMENTS = 1 << 23  # of logits that draw at a time: bounds the temporaries (64 MB for each int64 one)
 MASK32 = 0xFFFFFFFF
-GOLDEN = 0x9E3779B1  # 2**32 / golden ratio, odd: spreads consecutive ids (Knuth, TAOCP 3, 6.4)
+GOLDEN = 0x9E3779B1  # 2**32 / golden ratio, odd (Knuth, TAOCP 3, 6.4): makes the second key differ from the first
+MASS_BITS = 42  # fraction bits of a token's weight in top_p's exact sums; with MAX_VOCAB they fit int64
+MAX_VOCAB = 1 << 20
 
 
 class SamplingFlags(enum.IntFlag):
     """What a batch needs from the sampler, so that nothing branches on device data."""
 
     DRAW = 1  # some row is not greedy
-    FILTER = 2  # some row that draws has top_k, top_p or min_p
-    PENALTY = 4
-    BIAS = 8
-    MIN_TOKENS = 16
-    TEMPERATURE = 32
+    TOP_K = 2  # of rows that draw, as are the next three
+    TOP_P = 4
+    MIN_P = 8
+    FULL_SORT = 16  # some row's cut may lie beyond the SMALL_TOP_K best tokens
+    PENALTY = 32
+    BIAS = 64
+    MIN_TOKENS = 128
+    TEMPERATURE = 256
 
 
 def flag_bits(params: SamplingParams) -> int:
@@ -38,8 +53,14 @@ def flag_bits(params: SamplingParams) -> int:
     bits = 0
     if params.top_k != 1:
         bits |= SamplingFlags.DRAW
-        if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
-            bits |= SamplingFlags.FILTER
+        if params.top_k > 0:
+            bits |= SamplingFlags.TOP_K
+        if params.top_p < 1:
+            bits |= SamplingFlags.TOP_P
+        if params.min_p > 0:
+            bits |= SamplingFlags.MIN_P
+        if params.top_k > SMALL_TOP_K or (params.top_p < 1 and params.top_k < 0):
+            bits |= SamplingFlags.FULL_SORT
     if params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1:
         bits |= SamplingFlags.PENALTY
     if params.logit_bias:
@@ -56,26 +77,48 @@ def combine(bits: list[int]) -> SamplingFlags:
     return SamplingFlags(reduce(or_, bits, 0))
 
 
-class SamplingState:
-    """Sampling parameters, seeds and token counts by request row; row 0 is padding (greedy, no penalties).
+class TokenValues:
+    """A few (token id, value) pairs a row. Unused places hold (0, 0.0), which changes nothing when it is added."""
 
-    The tables as wide as the vocabulary exist only once a request needs them.
+    def __init__(self, num_rows: int, device: torch.device):
+        self.ids = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
+        self.values = torch.zeros(num_rows, 1, device=device)
+
+    def put(self, row: int, pairs: dict[int, float]) -> None:
+        """Replace a row's pairs; the table grows to the longest row there has been."""
+        missing = len(pairs) - self.ids.shape[1]
+        if missing > 0:
+            self.ids = torch.nn.functional.pad(self.ids, (0, missing))
+            self.values = torch.nn.functional.pad(self.values, (0, missing))
+        device, count = self.ids.device, len(pairs)
+        self.ids[row] = 0
+        self.values[row] = 0
+        self.ids[row, :count] = torch.tensor(list(pairs), dtype=torch.int64, device=device)
+        self.values[row, :count] = torch.tensor(list(pairs.values()), dtype=torch.float32, device=device)
+
+
+class SamplingState:
+    """Sampling parameters, seeds and token counts by request row.
+
+    Rows run from 0 to `num_rows`; one that no request has taken is greedy without penalties. Calls must run in stream
+    order (they all enqueue on the current stream). The table as wide as the vocabulary, [rows, V] int32 of generated
+    tokens, exists once a request with penalties has come; `vocab_size` may be up to 2**20.
     """
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device | str):
+        assert 0 < vocab_size <= MAX_VOCAB, f"vocabulary of {vocab_size} tokens, at most {MAX_VOCAB} are supported"
         self.vocab_size = vocab_size
         self.device = torch.device(device)
         n = num_rows + 1
-        self.seeds = torch.zeros(n, dtype=torch.int64, device=device)
-        self.prompt_lens = torch.zeros(n, dtype=torch.int64, device=device)
-        self.min_new_tokens = torch.zeros(n, dtype=torch.int64, device=device)
-        self.top_ks = torch.ones(n, dtype=torch.int64, device=device)
+        # columns: seed, prompt length, min_new_tokens, top_k (the vocabulary's size for "all")
+        self.ints = torch.tensor([[0, 0, 0, 1]], device=device).repeat(n, 1)
         # columns: temperature, top_p, min_p, frequency, presence, repetition
-        self.values = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0, 1.0]], device=device).repeat(n, 1)
-        self.stop_ids = torch.zeros(n, 1, dtype=torch.int64, device=device)  # padded by repeating the last one
-        self.has_stop_ids = torch.zeros(n, dtype=torch.bool, device=device)
-        self.counts: Tensor | None = None  # [n, V] int32, generated tokens
-        self.bias: Tensor | None = None  # [n, V] fp32
+        self.floats = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0, 1.0]], device=device).repeat(n, 1)
+        self.bias = TokenValues(n, self.device)
+        self.barred = TokenValues(n, self.device)  # stop ids with -inf, for rows with min_new_tokens
+        self.biased_rows: set[int] = set()
+        self.counts: Tensor | None = None
+        self.token_words = mix32(torch.arange(vocab_size, device=device))  # [V], the hash's part that never changes
 
     def admit(
         self,
@@ -86,123 +129,167 @@ class SamplingState:
         stop_ids: list[list[int]],
         output_ids: list[list[int]],
     ) -> None:
-        """Fill rows for requests that start or, with `output_ids` given, resume. `stop_ids`: what ends a request,
-        eos included, and is barred until min_new_tokens are made."""
-        index = self._ints(rows)
-        self.seeds[index] = self._ints(seeds)
-        self.prompt_lens[index] = self._ints(prompt_lens)
-        self.min_new_tokens[index] = self._ints([p.min_new_tokens for p in params])
-        self.top_ks[index] = self._ints([p.top_k if p.top_k > 0 else self.vocab_size for p in params])
-        self.values[index] = torch.tensor(
-            [
-                [p.temperature, p.top_p, p.min_p, p.frequency_penalty, p.presence_penalty, p.repetition_penalty]
-                for p in params
-            ],
-            device=self.device,
-        )
-        for i, row in enumerate(rows):
-            self._admit_wide(row, flag_bits(params[i]), params[i], stop_ids[i], output_ids[i])
+        """Fill rows (all different) for requests that start or, with `output_ids` given, resume.
 
-    def _admit_wide(
-        self, row: int, bits: int, params: SamplingParams, stop_ids: list[int], output_ids: list[int]
-    ) -> None:
-        if bits & SamplingFlags.MIN_TOKENS:
-            width = self.stop_ids.shape[1]
-            if len(stop_ids) > width:
-                self.stop_ids = torch.nn.functional.pad(self.stop_ids, (0, len(stop_ids) - width))
-            width = self.stop_ids.shape[1]
-            padded = (stop_ids + stop_ids[-1:] * width)[:width] if stop_ids else [0] * width
-            self.stop_ids[row] = self._ints(padded)
-            self.has_stop_ids[row] = bool(stop_ids)
+        `seeds` are int64; `stop_ids` is what ends a request, eos included, and is barred until min_new_tokens are made.
+        Copies from host to device; nothing here may be called while a graph is captured.
+        """
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        ints = [
+            [seed, prompt_len, p.min_new_tokens, min(p.top_k, self.vocab_size) if p.top_k > 0 else self.vocab_size]
+            for seed, prompt_len, p in zip(seeds, prompt_lens, params, strict=True)
+        ]
+        floats = [
+            [p.temperature, p.top_p, p.min_p, p.frequency_penalty, p.presence_penalty, p.repetition_penalty]
+            for p in params
+        ]
+        self.ints[index] = torch.tensor(ints, dtype=torch.int64, device=self.device)
+        self.floats[index] = torch.tensor(floats, dtype=torch.float32, device=self.device)
+        for row, p, stops, outputs in zip(rows, params, stop_ids, output_ids, strict=True):
+            self._admit_tokens(row, p, stops, outputs)
+
+    def _admit_tokens(self, row: int, params: SamplingParams, stop_ids: list[int], output_ids: list[int]) -> None:
+        bits = flag_bits(params)
+        if bits & SamplingFlags.MIN_TOKENS:  # without it the row's old stop ids are never looked at
+            # A checkpoint may name an eos its vocabulary does not have.
+            self.barred.put(row, {token: -math.inf for token in stop_ids if token < self.vocab_size})
+        if bits & SamplingFlags.BIAS:
+            self.bias.put(row, {int(token): value for token, value in params.logit_bias.items()})
+            self.biased_rows.add(row)
+        elif row in self.biased_rows:
+            self.bias.put(row, {})
+            self.biased_rows.remove(row)
         if bits & SamplingFlags.PENALTY:
             if self.counts is None:
-                self.counts = torch.zeros(len(self.seeds), self.vocab_size, dtype=torch.int32, device=self.device)
-            self.counts[row] = torch.bincount(self._ints(output_ids), minlength=self.vocab_size).int()
-        if bits & SamplingFlags.BIAS:
-            if self.bias is None:
-                self.bias = torch.zeros(len(self.seeds), self.vocab_size, device=self.device)
-            self.bias[row] = 0
-            ids = self._ints([int(token) for token in params.logit_bias])
-            self.bias[row, ids] = torch.tensor(list(params.logit_bias.values()), device=self.device)
-        elif self.bias is not None:
-            self.bias[row] = 0  # an earlier request of this row had one
-
-    def _ints(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+                self.counts = torch.zeros(len(self.ints), self.vocab_size, dtype=torch.int32, device=self.device)
+            made = torch.tensor(output_ids, dtype=torch.int64, device=self.device)
+            self.counts[row].zero_().scatter_add_(0, made, torch.ones_like(made, dtype=torch.int32))
 
     def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags) -> tuple[Tensor, Tensor]:
         """logits [S, V] -> next ids [S] int64 and the logits [S, V] fp32 after penalties, bias and temperature.
 
-        `rows` [S] int64, `positions` [S] int64: index in its sequence of the token being sampled. Log-probabilities are
-        taken from the second result, as upstream does: before top_k, top_p and min_p cut anything off.
+        `rows` [S] int64, `positions` [S] int64: index in its sequence of the token being sampled. `flags` must hold
+        what any of the rows needs; more than that changes no token. `logits` is left as it was.
         """
-        scaled = self._adjust(logits.float(), rows, positions, flags)
+        ints, floats = self.ints[rows], self.floats[rows]
+        adjusted = self._adjust(logits.float(), rows, positions, ints, floats, flags)
+        scaled = adjusted / floats[:, :1] if flags & SamplingFlags.TEMPERATURE else adjusted
+        # Of the adjusted logits: dividing can make equal what was not. torch.argmax takes the first of equals.
+        next_ids = adjusted.argmax(-1)
         if flags & SamplingFlags.DRAW:
-            candidates = self._filter(scaled, rows) if flags & SamplingFlags.FILTER else scaled
-            noisy = candidates + gumbel(self.seeds[rows], positions, self.vocab_size)
-            # A mixed batch: where top_k is 1 the noise must not decide.
-            next_ids = torch.where(self.top_ks[rows] == 1, argmax(scaled), argmax(noisy))
-        else:
-            next_ids = argmax(scaled)
+            size = max(1, BLOCK_ELEMENTS // self.vocab_size)
+            parts = zip(scaled.split(size), positions.split(size), ints.split(size), floats.split(size), strict=True)
+            drawn = torch.cat([self._draw(*part, flags) for part in parts])
+            next_ids = torch.where(ints[:, 3] == 1, next_ids, drawn)
         if flags & SamplingFlags.PENALTY:
             # Rows without penalties are counted too; their counts are set anew when a request takes the row.
-            self.counts.index_put_((rows, next_ids), torch.ones_like(rows, dtype=torch.int32), accumulate=True)
+            self.counts.view(-1).scatter_add_(
+                0, rows * self.vocab_size + next_ids, torch.ones_like(rows, dtype=torch.int32)
+            )
         return next_ids, scaled
 
-    def _adjust(self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags) -> Tensor:
-        temperature, _, _, frequency, presence, repetition = self.values[rows].unsqueeze(-1).unbind(1)
+    def _adjust(
+        self, logits: Tensor, rows: Tensor, positions: Tensor, ints: Tensor, floats: Tensor, flags: SamplingFlags
+    ) -> Tensor:
+        """Steps 1 to 3 of the module's list."""
         if flags & SamplingFlags.PENALTY:
+            frequency, presence, repetition = floats[:, 3:].unsqueeze(-1).unbind(1)
             counts = self.counts[rows]
             seen = counts > 0
             logits = logits - frequency * counts - presence * seen
-            repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-            logits = torch.where(seen, repeated, logits)
+            logits = torch.where(seen, torch.where(logits < 0, logits * repetition, logits / repetition), logits)
         if flags & SamplingFlags.BIAS:
-            logits = logits + self.bias[rows]
+            logits = logits.scatter_add(1, self.bias.ids[rows], self.bias.values[rows])
         if flags & SamplingFlags.MIN_TOKENS:
-            early = (positions - self.prompt_lens[rows] < self.min_new_tokens[rows]) & self.has_stop_ids[rows]
-            barred = torch.where(early, -torch.inf, 0.0)[:, None].expand(-1, self.stop_ids.shape[1])
-            logits = logits.scatter_add(1, self.stop_ids[rows], barred)
-        return logits / temperature if flags & SamplingFlags.TEMPERATURE else logits
+            _, prompt_lens, min_new_tokens, _ = ints.unbind(1)
+            early = positions - prompt_lens < min_new_tokens
+            logits = logits.scatter_add(
+                1, self.barred.ids[rows], torch.where(early[:, None], self.barred.values[rows], 0.0)
+            )
+        return logits
 
-    def _filter(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """-inf for what top_k, top_p and min_p cut off. Equal logits rank by id; top_p keeps tokens until the sum
-        before one exceeds it, over the probabilities before top_k, as upstream does."""
-        _, top_p, min_p = self.values[rows].unsqueeze(-1).unbind(1)[:3]
-        ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-        probs = torch.softmax(ordered, dim=-1)
-        before = probs.cumsum(-1) - probs
-        rank = torch.arange(self.vocab_size, device=logits.device)
-        cut = (rank >= self.top_ks[rows, None]) | (before > top_p) | (probs < probs[:, :1] * min_p)
-        cut[:, 0] = False
-        return torch.empty_like(logits).scatter_(1, order, ordered.masked_fill(cut, -torch.inf))
+    def _draw(self, logits: Tensor, positions: Tensor, ints: Tensor, floats: Tensor, flags: SamplingFlags) -> Tensor:
+        """Steps 5 and 6: one sample [S] of what is left of softmax(logits)."""
+        if flags & (SamplingFlags.TOP_K | SamplingFlags.TOP_P | SamplingFlags.MIN_P):
+            kept = kept_tokens(logits, ints[:, 3], floats[:, 1], floats[:, 2], flags)
+            logits = logits.masked_fill(~kept, -torch.inf)
+        return (logits + gumbel(self.token_words, ints[:, 0], positions)).argmax(-1)
 
 
-def argmax(values: Tensor) -> Tensor:
-    """Index of the largest entry of each row [S], the lowest one among equals (torch.argmax leaves that open)."""
-    best = values.amax(-1, keepdim=True)
-    ids = torch.arange(values.shape[-1], device=values.device)
-    return torch.where(values == best, ids, values.shape[-1]).amin(-1)
+def kept_tokens(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, flags: SamplingFlags) -> Tensor:
+    """Which tokens top_k, top_p and min_p leave, [S, V] bool; at least the best token of each row.
 
+    `logits` [S, V] fp32; `top_k` [S] int64 in 1..V, `top_p` and `min_p` [S] fp32. top_p keeps the fewest best tokens
+    whose probabilities sum to at least top_p. Equal logits rank by id, the lowest first. min_p keeps probabilities of
+    at least min_p times the largest.
 
-def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise [S, V] fp32 from seeds [S] and positions [S], both int64.
-
-    -log(-log(u)) of u = (h + 1/2) / 2**23 with h the upper 23 bits of a hash, so that u is never 0 or 1. The hash is
-    integer arithmetic and gives the same bits on every device; the logarithms may differ in the last place.
+    top_k and top_p both keep the first so many tokens in falling order, so only sorted values are needed: the smaller
+    number wins, and the value at that rank is a threshold. top_p's sums are of integers, hence exact: no row's cut
+    depends on how a device splits a sum.
     """
-    tokens = torch.arange(vocab_size, device=seeds.device)
-    low, high = seeds & MASK32, (seeds >> 32) & MASK32
-    key = mix32(low ^ mix32((positions & MASK32) * GOLDEN + 1))
-    second = mix32(high ^ mix32(key + GOLDEN))
-    h = mix32(mix32(tokens * GOLDEN + key[:, None]) ^ second[:, None])
-    u = ((h >> 9).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(u))
+    vocab_size = logits.shape[1]
+    below_best = logits - logits.amax(-1, keepdim=True)
+    kept = torch.ones_like(logits, dtype=torch.bool)
+    if flags & (SamplingFlags.TOP_K | SamplingFlags.TOP_P):
+        if flags & SamplingFlags.FULL_SORT:
+            ordered = below_best.sort(-1, descending=True).values
+        else:
+            ordered = below_best.topk(min(SMALL_TOP_K, vocab_size)).values
+        number = top_k
+        if flags & SamplingFlags.TOP_P:
+            masses = mass(ordered)
+            target = (top_p.double() * mass(below_best).sum(-1)).ceil().long()
+            needed = (masses.cumsum(-1) - masses < target[:, None]).sum(-1)
+            number = torch.where(top_p < 1, torch.minimum(top_k, needed), top_k)
+        # Rows that keep all may have the vocabulary's size here, more than was ordered. (Both ends are clamped so that
+        # NaN logits can't make an index that faults; what is sampled from them is arbitrary but a token.)
+        last = ordered.gather(1, (number - 1).clamp(0, ordered.shape[1] - 1)[:, None])
+        above, ties = below_best > last, below_best == last
+        room = number - above.sum(-1)
+        kept = above | (ties & (ties.cumsum(-1) <= room[:, None])) | (number == vocab_size)[:, None]
+    if flags & SamplingFlags.MIN_P:
+        kept = kept & (below_best >= min_p.log()[:, None])
+    return kept
+
+
+def mass(below_best: Tensor) -> Tensor:
+    """exp of logits that are at most 0, as int64 with MASS_BITS of fraction."""
+    return (below_best.exp() * 2.0**MASS_BITS).long()
+
+
+def gumbel(token_words: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """Standard Gumbel noise [S, V] fp32 for `token_words` = mix32(0..V-1), seeds [S] and positions [S] (int64).
+
+    With h the 32-bit hash below, v = (h + 1/2) / 2**32 and the noise is -log(-log(1 - v)). The large values, which
+    decide, come from small v, which float64 holds to the last bit: -3.1 to 22.9 in steps far below a logit's.
+    The hash is integer arithmetic that never leaves int64's range, so its bits are the same on every device. The
+    logarithms are float64 rounded to fp32, so devices differ only where theirs straddle a rounding boundary.
+
+    hash(token): two keys a row, each a chain of mix32 over a half of the seed and the position (below 2**32); then
+    mix32's steps over token_words[token] ^ key, with the second key put in half way.
+    """
+    key = mix32(mix32(seeds & MASK32) ^ positions)
+    second = mix32(mix32(((seeds >> 32) & MASK32) ^ GOLDEN) ^ mix32(positions ^ GOLDEN))
+    h = token_words ^ key[:, None]
+    h ^= h >> 16
+    h *= 0x21F0AAAD
+    h &= MASK32
+    h ^= second[:, None]
+    h ^= h >> 15
+    h *= 0x735A2D97
+    h &= MASK32
+    h ^= h >> 15
+    v = h.double().add_(0.5).mul_(-(2.0**-32))
+    return v.log1p_().neg_().log_().neg_().float()
 
 
 def mix32(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words held in int64: the finalizer of MurmurHash3 (A. Appleby, public domain)."""
-    x = x & MASK32
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK32
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK32
-    return x ^ (x >> 16)
+    """A bijection of 32-bit words held in int64 (found by C. Wellons' hash-prospector, public domain).
+
+    Both multipliers are below 2**31, so products stay below 2**63.
+    """
+    x = x ^ (x >> 16)
+    x = (x * 0x21F0AAAD) & MASK32
+    x = x ^ (x >> 15)
+    x = (x * 0x735A2D97) & MASK32
+    return x ^ (x >> 15)

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
 
@@ -13,7 +14,8 @@ WATCHDOG_POLL_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
+def main(make_runner: Callable | None = None) -> None:
+    """`make_runner(args, model_config)` replaces ModelRunner in benchmarks."""
     config = read_launch_config()
     exit_when_parent_dies(config.ipc_dir)
 
@@ -22,13 +24,13 @@ def main() -> None:
     args = ServerArgs.from_dict(config.server_args)
     setup_logging(args.log_level, "scheduler")
     with startup_errors():
-        scheduler, ready = build(args, config.ipc_dir)
+        scheduler, ready = build(args, config.ipc_dir, make_runner)
     watch(scheduler, args.watchdog_timeout)
     scheduler.send(ready)
     scheduler.run_forever()
 
 
-def build(typed, ipc_dir: str):
+def build(typed, ipc_dir: str, make_runner: Callable | None = None):
     """The scheduler with everything it drives, and the message that says it is ready."""
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler
@@ -47,7 +49,7 @@ def build(typed, ipc_dir: str):
     args = resolve(typed, model_config, choose_device(typed))
     receiver = Receiver(os.path.join(ipc_dir, "scheduler"), ToScheduler)
     sender = Sender(os.path.join(ipc_dir, "detokenizer"))
-    runner = ModelRunner(args, model_config)
+    runner = (make_runner or ModelRunner)(args, model_config)
 
     max_len = min(args.context_length, runner.full_size)
     if args.chunked_prefill_size < 0 and runner.swa_size:

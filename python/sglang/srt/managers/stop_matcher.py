@@ -1,10 +1,29 @@
 """StopMatcher: finds stop strings and stop regexes in growing text and tells how much text is safe to show."""
 
+import math
+import re
 from dataclasses import dataclass
 
 import regex
 
 REGEX_SECONDS = 0.1  # for one search: a hostile pattern must not hold up the other requests
+MAX_REPEATS = 10_000  # counted repeats are unrolled when a pattern is compiled, nested ones multiply
+
+
+def compile_stop_regex(pattern: str) -> regex.Pattern:
+    """A pattern that is safe to compile and to search with a time limit. Raises ValueError for any other."""
+    # `regex`, not `re`: it can tell that text so far may still become a match, and it takes a time limit.
+    counts = [max(int(n) for n in pair if n) for pair in re.findall(r"\{(\d*),?(\d*)", pattern) if any(pair)]
+    if math.prod(max(1, n) for n in counts) > MAX_REPEATS:
+        raise ValueError(f"stop_regex {pattern!r}: its repeat counts multiply to more than {MAX_REPEATS}")
+    try:
+        compiled = regex.compile(pattern)
+        empty = compiled.fullmatch("", timeout=REGEX_SECONDS)
+    except (regex.error, TimeoutError, RecursionError) as e:
+        raise ValueError(f"stop_regex {pattern!r} does not work: {e}") from e
+    if empty:
+        raise ValueError(f"stop_regex {pattern!r} matches the empty text: it would stop at once")
+    return compiled
 
 
 @dataclass(frozen=True)
@@ -21,8 +40,7 @@ class StopMatcher:
 
     def __init__(self, stop: list[str], stop_regex: list[str]):
         self._stop = [s for s in stop if s]
-        # `regex`, not `re`: it can tell that text so far may still become a match, and it takes a time limit.
-        self._patterns = [regex.compile(p) for p in stop_regex]
+        self._patterns = [compile_stop_regex(p) for p in stop_regex]
         self.text = ""
         self.shown = 0  # characters handed out so far; no match can begin before
         self._search_from = 0  # matches before are too early to count

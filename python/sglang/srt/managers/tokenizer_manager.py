@@ -12,7 +12,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
-import regex
 
 from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, RequestError
 from sglang.srt.managers.io_struct import (
@@ -28,6 +27,7 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReq,
 )
 from sglang.srt.managers.server_info import ServerInfo
+from sglang.srt.managers.stop_matcher import compile_stop_regex
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.tokenizer import Tokenizer
 
@@ -158,8 +158,11 @@ class TokenizerManager:
             raise RequestError(str(e), param="sampling_params") from e
         if self.tokenizer is None and (params.stop or params.stop_regex):
             raise RequestError("stop strings need a tokenizer, which --skip-tokenizer-init leaves out", param="stop")
-        for pattern in params.stop_regex:
-            self._check_regex(pattern)
+        try:
+            for pattern in params.stop_regex:
+                compile_stop_regex(pattern)
+        except ValueError as e:
+            raise RequestError(str(e), param="stop_regex") from e
         if prompt.rid is not None and not 1 <= len(prompt.rid) <= MAX_RID_CHARS:
             raise RequestError(f"rid has {len(prompt.rid)} characters; 1 to {MAX_RID_CHARS} are possible", param="rid")
         if not 0 <= prompt.top_logprobs_num <= min(MAX_TOP_LOGPROBS, self.info.vocab_size):
@@ -179,16 +182,6 @@ class TokenizerManager:
                     param="token_ids_logprob",
                 )
             self.check_ids(selected, "token_ids_logprob")
-
-    def _check_regex(self, pattern: str) -> None:
-        try:
-            empty = regex.compile(pattern).fullmatch("", timeout=0.1)
-        except (regex.error, TimeoutError) as e:
-            raise RequestError(f"stop_regex {pattern!r} does not work: {e}", param="stop_regex") from e
-        if empty:
-            raise RequestError(
-                f"stop_regex {pattern!r} matches the empty text: it would stop at once", param="stop_regex"
-            )
 
     def check_ids(self, ids: list[int], param: str) -> None:
         low, high = min(ids), max(ids)

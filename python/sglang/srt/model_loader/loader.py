@@ -34,16 +34,23 @@ def load_model(config: ModelConfig, load_format: str, device: torch.device) -> n
     if load_format not in LOAD_FORMATS:
         raise ValueError(f"load format {load_format!r} is not supported; supported: {', '.join(LOAD_FORMATS)}")
     started = time.perf_counter()
-    sources = None if load_format == "dummy" else read_headers(checkpoint_files(Path(config.path)))
-    with _defaults(config.torch_dtype, device):
-        model = model_class(config.architectures)(config)
-    model = model.eval().requires_grad_(False)
-    if sources is None:
+    matched = None
+    if load_format != "dummy":  # headers against an empty shell: what does not fit is told before memory is taken
+        sources = read_headers(checkpoint_files(Path(config.path)))
+        matched = _match(_build(config, torch.device("meta")), sources)
+    model = _build(config, device)
+    if matched is None:
         _fill_randomly(model, device)
     else:
-        _fill(checkpoint_views(model), _match(model, sources))
+        _fill(checkpoint_views(model), matched)
     logger.info("model loaded in %.1f s (%s, %s, %s)", time.perf_counter() - started, load_format, config.dtype, device)
     return model
+
+
+def _build(config: ModelConfig, device: torch.device) -> nn.Module:
+    with _defaults(config.torch_dtype, device):
+        model = model_class(config.architectures)(config)
+    return model.eval().requires_grad_(False)
 
 
 @contextmanager

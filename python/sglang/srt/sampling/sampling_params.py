@@ -1,19 +1,19 @@
 """Sampling parameters of one request: names, defaults and bounds as users of upstream know them."""
 
-import math
-import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import regex
 
 MAX_NEW_TOKENS = 1 << 30
 MAX_STOP = 32
 MAX_STOP_CHARS = 1024
-MAX_STOP_REGEX_CHARS = 256  # bounds what one pattern can cost
+MAX_STOP_REGEX_CHARS = 256  # bounds what compiling one can cost; the matcher bounds the time of a search
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_N = 128
-MAX_CUSTOM_PARAMS_CHARS = 65536
+MAX_CUSTOM_PARAMS_BYTES = 65536
 GREEDY_BELOW = 1e-6  # upstream: lower temperatures mean argmax
 GRAMMAR_FIELDS = ("json_schema", "regex", "ebnf", "structural_tag")
 
@@ -76,7 +76,10 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number too long to print"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -84,7 +87,7 @@ def _bad(name: str, value: Any, rule: str) -> ValueError:
     return ValueError(f"{name} must be {rule}, got {_show(value)}")
 
 
-def _int(low: int, high: int, also: tuple[int, ...] = ()):
+def _int(low: int, high: int, also: tuple[int, ...] = ()) -> Callable[[str, Any], int]:
     rule = f"an integer from {low} to {high}" + "".join(f" or {v}" for v in also)
 
     def check(name: str, value: Any) -> int:
@@ -97,10 +100,10 @@ def _int(low: int, high: int, also: tuple[int, ...] = ()):
     return check
 
 
-def _number(low: float, high: float, rule: str, open_low: bool = False):
+def _number(low: float, high: float, rule: str, open_low: bool = False) -> Callable[[str, Any], float]:
     def check(name: str, value: Any) -> float:
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not ok or not low <= value <= high or (open_low and value == low):
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        if not ok or not low <= value <= high or (open_low and value == low):  # NaN fails the comparison
             raise _bad(name, value, rule)
         return float(value)
 
@@ -113,7 +116,7 @@ def _bool(name: str, value: Any) -> bool:
     return value
 
 
-def _strings(most: int, chars: int):
+def _strings(most: int, chars: int) -> Callable[[str, Any], list[str]]:
     rule = f"a string or a list of at most {most} strings of 1 to {chars} characters"
 
     def check(name: str, value: Any) -> list[str]:
@@ -122,6 +125,9 @@ def _strings(most: int, chars: int):
             raise _bad(name, value, rule)
         if len(values) > most:
             raise ValueError(f"{name} holds {len(values)} strings, at most {most} are allowed")
+        for text in values:
+            if any("\ud800" <= c <= "\udfff" for c in text):  # half a surrogate pair: JSON can spell it, UTF-8 can't
+                raise _bad(name, text, "valid Unicode text")
         return values
 
     return check
@@ -131,8 +137,8 @@ def _patterns(name: str, value: Any) -> list[str]:
     patterns = _strings(MAX_STOP, MAX_STOP_REGEX_CHARS)(name, value)
     for pattern in patterns:
         try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as e:
+            regex.compile(pattern)  # what the matcher uses; its syntax is wider than that of re
+        except (regex.error, ValueError, OverflowError, RecursionError) as e:
             raise ValueError(f"{name}: {_show(pattern)} is no regular expression: {e}") from None
     return patterns
 
@@ -157,15 +163,22 @@ def _logit_bias(name: str, value: Any) -> dict[str, float]:
         text = str(key)
         if not (text.isascii() and text.isdigit() and len(text) <= 10):
             raise _bad(name, key, "keyed by token ids")
-        result[text] = bound(f"{name}[{text}]", entry)
+        token = str(int(text))
+        if token in result:
+            raise ValueError(f"{name} names token {token} more than once")
+        result[token] = bound(f"{name}[{token}]", entry)
     return result
 
 
 def _object(name: str, value: Any) -> dict:
     if not isinstance(value, dict):
         raise _bad(name, value, "an object")
-    if len(msgspec.json.encode(value)) > MAX_CUSTOM_PARAMS_CHARS:
-        raise ValueError(f"{name} must be at most {MAX_CUSTOM_PARAMS_CHARS} bytes of JSON")
+    try:
+        size = len(msgspec.msgpack.encode(value))  # as it travels to the scheduler
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise ValueError(f"{name} can't be sent to the scheduler: {e}") from None
+    if size > MAX_CUSTOM_PARAMS_BYTES:
+        raise ValueError(f"{name} takes {size} bytes, at most {MAX_CUSTOM_PARAMS_BYTES} are allowed")
     return value
 
 

@@ -93,7 +93,7 @@ def _plan_prefill(
 ) -> _Prefill:
     first_key = 0 if window is None else max(0, position - window + 1)
     end_key = position + count
-    slots = table[batch.req_pool_indices[row], first_key:end_key]
+    slots = table[batch.req_pool_indices[row : row + 1], first_key:end_key][0]  # [row] alone would wait for the device
     query = torch.arange(position, end_key, device=slots.device)[:, None]
     key = torch.arange(first_key, end_key, device=slots.device)
     mask = key <= query

@@ -38,6 +38,12 @@ class Experts(nn.Module):
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
         super().__init__()
+        unit = 16 // torch.get_default_dtype().itemsize
+        if hidden_size % unit or intermediate_size % unit:
+            raise ValueError(
+                f"experts of {hidden_size} x {intermediate_size}: the grouped product needs rows of whole 16 bytes, "
+                f"so both sizes must be multiples of {unit}"
+            )
         self.gate_up_proj = parameter(num_experts, 2 * intermediate_size, hidden_size)
         self.down_proj = parameter(num_experts, hidden_size, intermediate_size)
 

@@ -1,0 +1,34 @@
+"""The real scheduler process on a model that costs nothing, for benchmarks of everything around the model.
+
+`python -m sglang.test.null_scheduler [server flags]` starts a whole server on it.
+"""
+
+import sys
+
+from sglang.srt.model_executor.step_io import StepInput, StepOutput
+
+TOKEN = 200  # an ordinary token of the shipped tokenizer
+
+
+class NullRunner:
+    """ModelRunner's face: endless slots, and TOKEN for every request."""
+
+    weight_bytes = kv_bytes = 0
+
+    def __init__(self, args, model_config):
+        self.full_size = args.max_running_requests * args.context_length
+        self.swa_size = self.full_size if model_config.sliding_window else 0
+
+    def execute(self, step: StepInput) -> StepOutput:
+        return StepOutput([TOKEN] * len(step.sampled))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        from sglang.srt.entrypoints.http_server import serve
+        from sglang.srt.server_args import prepare_server_args
+
+        sys.exit(serve(prepare_server_args(sys.argv[1:]), "sglang.test.null_scheduler"))
+    from sglang.srt.managers.run_scheduler import main
+
+    main(NullRunner)
