@@ -21,9 +21,9 @@ def main(make_runner: Callable | None = None) -> None:
 
     from sglang.srt.server_args import ServerArgs
 
-    args = ServerArgs.from_dict(config.server_args)
-    setup_logging(args.log_level, "scheduler")
     with startup_errors():
+        args = ServerArgs.from_dict(config.server_args)
+        setup_logging(args.log_level, "scheduler")
         scheduler, ready = build(args, config.ipc_dir, make_runner)
     watch(scheduler, args.watchdog_timeout)
     scheduler.send(ready)
