@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from data import Loader
 from evaluate import score
@@ -114,8 +115,6 @@ def train(args, model, device: str) -> None:
             parts = [left, block]
             while sum(map(len, parts)) < args.rows:
                 parts.append(loader.next())
-            import numpy as np
-
             blocks[0] = np.concatenate(parts)
         loss, answer_loss, balance = fast.loss(*batch_of(blocks, args.rows, device))
         (loss + BALANCE_WEIGHT * balance).backward()

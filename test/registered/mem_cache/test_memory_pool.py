@@ -106,9 +106,9 @@ def test_low_ratio_still_leaves_room_for_one_request():
 
 
 def test_short_contexts_need_no_whole_window():
-    _, swa = sizes(1 << 30, max_running_requests=4, context_len=100)
+    _, swa = sizes(4 << 30, max_running_requests=4, context_len=100)
     assert swa == 4 * 2 * 100 + 8192  # a chunk may hold many requests' prompts
-    _, swa = sizes(1 << 30, max_running_requests=4, context_len=100, chunked_prefill_size=-1)
+    _, swa = sizes(4 << 30, max_running_requests=4, context_len=100, chunked_prefill_size=-1)
     assert swa == 4 * 2 * 100 + 100
 
 

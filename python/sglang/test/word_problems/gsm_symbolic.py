@@ -27,7 +27,6 @@ def gsm_symbolic(size: int, seed: int, test: bool = False) -> Iterator[Problem]:
             continue
         if not re.search(r"\n#### \d+$", chain):
             continue
-        template = f"gsm_symbolic_{item['metadata']['source_index'] if 'template' not in item['metadata'] else item['metadata']['template']}"
         key = ",".join(sorted(NUMBER.findall(question)))
         if (zlib.crc32(key.encode()) % TEST_SHARE == 0) == test:
-            yield Problem(template, question, chain)
+            yield Problem("gsm_symbolic", question, chain)
