@@ -280,7 +280,7 @@ class ServerArgs:
 class ResolvedArgs(ServerArgs):
     """ServerArgs after resolve(). Still None where None has a meaning of its own:
 
-    api_key, chat_template, default_chat_template_kwargs, preferred_sampling_params (absent),
+    api_key, chat_template, default_chat_template_kwargs, preferred_sampling_params (absent), tokenizer_path (skipped),
     prefill_max_requests (no limit), max_total_tokens on a GPU (known once the weights are loaded).
     chunked_prefill_size stays -1 for no chunking. `device` is cpu or cuda.
     """
@@ -383,7 +383,7 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         choose("device", device, "the GPU torch sees" if device == "cuda" else "torch sees no GPU")
     if args.model_path is None:
         choose("model_path", model_folder(args), "no --model-path: the model inside the package")
-    if args.tokenizer_path is None:
+    if args.tokenizer_path is None and not args.skip_tokenizer_init:
         values["tokenizer_path"] = values["model_path"]
     if args.served_model_name is None:
         shipped = os.path.basename(values["model_path"]) if args.model_path is None else args.model_path

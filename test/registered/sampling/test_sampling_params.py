@@ -4,7 +4,6 @@ import sys
 
 import msgspec
 import pytest
-
 from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -30,32 +29,32 @@ GOOD = {
     "spaces_between_special_tokens": [True, False],
     "no_stop_trim": [True, False],
     "stream_interval": [1, 100],
-    "sampling_seed": [0, -5, 2**63 - 1],
+    "sampling_seed": [0, -5, 2**63 - 1, -(2**63)],
     "custom_params": [{}, {"a": [1]}],
 }
 NAN, INF = float("nan"), float("inf")
 BAD = {
-    "max_new_tokens": [-1, 1.5, "8", True, 1 << 31, [1]],
+    "max_new_tokens": [-1, 1.5, "8", True, 1 << 31, [1], INF, NAN, 10**5000],
     "min_new_tokens": [-1, 129, "x"],
-    "stop": [5, [""], [1], ["s"] * 33, ["s"] * 1000, "x" * 2000, {"a": 1}],
+    "stop": [5, [""], [1], ["s"] * 33, ["s"] * 1000, "x" * 2000, {"a": 1}, "\ud800", ["ok", "a\udfffb"]],
     "stop_token_ids": [[-1], [1.0], ["1"], [True], "5", list(range(1025)), [2**40]],
-    "stop_regex": ["(", "x" * 257, 5, ["a{99999999999}"]],
-    "temperature": [-0.1, NAN, INF, "1", True, None.__class__, 1e9],
+    "stop_regex": ["(", "x" * 257, 5, ["a{99999999999}"], ["a"] * 33, "\\L<name>", "\ud800"],
+    "temperature": [-0.1, NAN, INF, -INF, "1", True, [1], 1e9, 10**400, 10**5000],
     "top_p": [0, -1, 1.1, NAN, "0.5"],
     "top_k": [0, -2, 1.5, "5"],
     "min_p": [-0.1, 1.1, NAN],
     "frequency_penalty": [-2.1, 2.1, NAN, "1"],
     "presence_penalty": [-3, INF],
     "repetition_penalty": [0, -1, 2.1],
-    "logit_bias": [[1], {"x": 1}, {"-1": 1}, {"1": 101}, {"1": "2"}, {str(i): 1 for i in range(1025)}, {"1": NAN}],
+    "logit_bias": [[1], {"x": 1}, {"-1": 1}, {"1": 101}, {"1": "2"}, {"1": 1, "01": 2}, {str(i): 1 for i in range(1025)}, {"1": NAN}],
     "n": [0, 129, 1.5, True],
     "ignore_eos": [1, "true"],
     "skip_special_tokens": [0],
     "spaces_between_special_tokens": ["no"],
     "no_stop_trim": [2],
     "stream_interval": [0, -1, "1"],
-    "sampling_seed": [1.5, 2**63, "7"],
-    "custom_params": [[1], "x", {"a": "y" * 70000}],
+    "sampling_seed": [1.5, 2**63, -(2**63) - 1, "7", True],
+    "custom_params": [[1], "x", {"a": "y" * 70000}, {"a": object()}, {"a": 2**70}, {"a": "\ud800"}],
 }
 
 

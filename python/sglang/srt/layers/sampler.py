@@ -228,32 +228,32 @@ def kept_tokens(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, fla
     depends on how a device splits a sum.
     """
     vocab_size = logits.shape[1]
-    below_best = logits - logits.amax(-1, keepdim=True)
+    best = logits.amax(-1, keepdim=True)
     kept = torch.ones_like(logits, dtype=torch.bool)
     if flags & (SamplingFlags.TOP_K | SamplingFlags.TOP_P):
         if flags & SamplingFlags.FULL_SORT:
-            ordered = below_best.sort(-1, descending=True).values
+            ordered = logits.sort(-1, descending=True).values
         else:
-            ordered = below_best.topk(min(SMALL_TOP_K, vocab_size)).values
+            ordered = logits.topk(min(SMALL_TOP_K, vocab_size)).values
         number = top_k
         if flags & SamplingFlags.TOP_P:
-            masses = mass(ordered)
-            target = (top_p.double() * mass(below_best).sum(-1)).ceil().long()
+            masses = mass(ordered - best)
+            target = (top_p.double() * mass(logits - best).sum(-1)).ceil().long()
             needed = (masses.cumsum(-1) - masses < target[:, None]).sum(-1)
             number = torch.where(top_p < 1, torch.minimum(top_k, needed), top_k)
         # Rows that keep all may have the vocabulary's size here, more than was ordered. (Both ends are clamped so that
         # NaN logits can't make an index that faults; what is sampled from them is arbitrary but a token.)
         last = ordered.gather(1, (number - 1).clamp(0, ordered.shape[1] - 1)[:, None])
-        above, ties = below_best > last, below_best == last
+        above, ties = logits > last, logits == last
         room = number - above.sum(-1)
         kept = above | (ties & (ties.cumsum(-1) <= room[:, None])) | (number == vocab_size)[:, None]
     if flags & SamplingFlags.MIN_P:
-        kept = kept & (below_best >= min_p.log()[:, None])
+        kept = kept & (logits - best >= min_p.log()[:, None])
     return kept
 
 
 def mass(below_best: Tensor) -> Tensor:
-    """exp of logits that are at most 0, as int64 with MASS_BITS of fraction."""
+    """exp of numbers that are at most 0, as int64 with MASS_BITS of fraction."""
     return (below_best.exp() * 2.0**MASS_BITS).long()
 
 

@@ -9,7 +9,7 @@ class ServerInfo(msgspec.Struct, kw_only=True):
 
     model_path: str
     served_model_name: str
-    tokenizer_path: str
+    tokenizer_path: str | None  # None with --skip-tokenizer-init
     load_format: str
     preferred_sampling_params: dict | None
     context_length: int  # tokens of prompt and output together that the model takes

@@ -159,12 +159,15 @@ class RadixCache:
         return full, swa
 
     def _touch(self, path: list[TreeNode], length: int) -> None:
-        """A prefix is used now. Nodes that are locked remember it for when they are not."""
+        """A prefix is used now. Nodes that are locked remember it for when they are not.
+
+        A node that only reaches into the tail is left to lock() and insert(), which split it there.
+        """
         tail_start = self._tail_start(length)
         for node in reversed(path):
             self._full_lru.touch(node.full_link, self._clock)
         for node in path:
-            if node.end > tail_start and node.swa is not None:
+            if node.start >= tail_start and node.swa is not None:
                 self._swa_lru.touch(node.swa_link, self._clock)
 
     def _tail_start(self, length: int) -> int:
@@ -176,7 +179,7 @@ class RadixCache:
     # ---- locking ----
 
     def lock(self, anchor: Anchor) -> None:
-        """Keep a prefix: all its full slots, and the sliding slots of its tail. May be done any number of times.
+        """Keep a prefix: all its full slots, and the sliding slots of its tail, which are used now. Locks add up.
 
         `anchor` is from match() or insert(), with no evict() in between. Raises AssertionError when it is gone.
         """
@@ -193,6 +196,7 @@ class RadixCache:
                     f"locking {node.end} tokens, but sliding slots [{part.start}, {part.end}) are gone"
                 )
                 part.swa_lock += 1
+                part.swa_link.used = self._clock
                 if part.swa_lock == 1 and part.swa is not None:
                     self._swa_lru.remove(part.swa_link)
         while node is not self._root:
@@ -273,7 +277,7 @@ class RadixCache:
             if self.swa is not None:
                 for part in path:
                     self._merge_swa(part, swa_slots, owned_from)
-        for start, end, live in self._runs(swa_slots, held, n, cut=self._tail_start(n)):
+        for start, end, live in self._runs(swa_slots, held, n):
             node = self._add_child(
                 node,
                 self._key(ids, start, extra_key),
@@ -281,6 +285,8 @@ class RadixCache:
                 full_slots[start:end].copy(),
                 swa_slots[start:end].copy() if live else None,
             )
+        if self.swa is not None:
+            self._tail(node)  # part what is before the tail from it, to be dropped alone
         path = self._path(node)
         self._touch(path, n)
         return Inserted(Anchor(node, n), *self._slots(path, n))
@@ -305,15 +311,13 @@ class RadixCache:
             if part.swa_lock == 0:
                 self._swa_lru.append(part.swa_link, self._clock)
 
-    def _runs(self, swa_slots: np.ndarray, start: int, end: int, cut: int = 0) -> Iterator[tuple[int, int, bool]]:
-        """Runs (start, end, live) of [start, end) with a sliding slot or without, also parted at `cut`."""
+    def _runs(self, swa_slots: np.ndarray, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs (start, end, live) of [start, end): with sliding slots or without."""
         if start >= end:
             return
         live = swa_slots[start:end] != 0 if self.swa is not None else np.zeros(end - start, dtype=bool)
         changes = (np.flatnonzero(live[1:] != live[:-1]) + (start + 1)).tolist()
         assert all(c % self.page_size == 0 for c in changes), f"part of a page was given back, at {changes[:4]}"
-        if start < cut < end and self.swa is not None:
-            changes = sorted({*changes, cut})
         for run_start, run_end in zip([start, *changes], [*changes, end], strict=True):
             yield run_start, run_end, bool(live[run_start - start])
 

@@ -1,0 +1,200 @@
+"""Registrations read from the syntax tree, and the runner on folders of made-up test files."""
+
+import importlib.util
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from sglang.test.ci.ci_register import KNOWN_SUITES, CIRecord, RegistrationError, parse, register_cpu_ci
+
+register_cpu_ci(est_time=25, suite="base-a-test-cpu")
+
+RUN_SUITE = Path(__file__).parents[2] / "run_suite.py"
+MAIN = '\nif __name__ == "__main__":\n    import sys, pytest\n    sys.exit(pytest.main([__file__, "-q"]))\n'
+
+
+@pytest.fixture(scope="module")
+def runner():
+    spec = importlib.util.spec_from_file_location("run_suite", RUN_SUITE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_suite"] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(folder: Path, name: str, body: str, call: str = 'register_cpu_ci(est_time=1, suite="base-a-test-cpu")') -> Path:
+    path = folder / name
+    path.write_text(f"from sglang.test.ci.ci_register import *\n{call}\n{textwrap.dedent(body)}{MAIN}")
+    return path
+
+
+def run(runner, folder: Path, capsys, *flags: str) -> tuple[int, list[str]]:
+    code = runner.main(["--hw", "cpu", *flags], root=folder)
+    return code, capsys.readouterr().out.strip().splitlines()
+
+
+def test_parse_reads_literals(tmp_path: Path):
+    calls = (
+        'register_cpu_ci(3, "base-b-test-cpu", disabled="why")\n'
+        'register_cuda_ci(est_time=720, stage="extra-a", runner_config="2-gpu-large")\n'
+        'register_amd_ci(5.5, suite="anything", nightly=True)'
+    )
+    records = parse(write(tmp_path, "test_a.py", "", calls))
+    assert [(r.backend, r.suite, r.est_time, r.nightly, r.disabled) for r in records] == [
+        ("cpu", "base-b-test-cpu", 3, False, "why"),
+        ("cuda", "extra-a-test-2-gpu-large", 720, False, None),
+        ("amd", "anything", 5.5, True, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "call,message",
+    [
+        ("", "no registration"),
+        ('T = 5\nregister_cpu_ci(est_time=T, suite="base-a-test-cpu")', "not a literal"),
+        ('register_cpu_ci(**{"est_time": 1})', "not literals"),
+        ('register_cpu_ci(est_time=1, suite="base-z-test-cpu")', "unknown cpu suite 'base-z-test-cpu'"),
+        ('register_cuda_ci(est_time=1, stage="base-a", runner_config="9-gpu")', "unknown cuda suite"),
+        ("register_cpu_ci(est_time=1)", "give either suite, or stage"),
+        ('register_cpu_ci(est_time=1, stage="base-a")', "give either suite, or stage"),
+        ('register_cpu_ci(est_time="1", suite="base-a-test-cpu")', "wrong type"),
+        ('register_cpu_ci(est_time=0, suite="base-a-test-cpu")', "more than 0"),
+        ('register_cpu_ci(suite="base-a-test-cpu")', "est_time"),
+        ('register_cpu_ci(est_time=1, suite="base-a-test-cpu", colour=1)', "colour"),
+        ('register_cpu_ci(est_time=1, suite="base-a-test-cpu", disabled="")', "needs a reason"),
+        ('if True:\n    register_cpu_ci(est_time=1, suite="base-a-test-cpu")', "top level"),
+    ],
+)
+def test_parse_names_what_is_wrong(tmp_path: Path, call: str, message: str):
+    with pytest.raises(RegistrationError, match=message):
+        parse(write(tmp_path, "test_a.py", "", call))
+
+
+def test_an_enabled_file_must_run_its_tests(tmp_path: Path):
+    path = tmp_path / "test_a.py"
+    path.write_text('register_cpu_ci(est_time=1, suite="base-a-test-cpu")\ndef test(): pass\n')
+    with pytest.raises(RegistrationError, match="__main__"):
+        parse(path)
+    path.write_text('register_cpu_ci(est_time=1, suite="base-a-test-cpu", disabled="later")\n')
+    assert parse(path)[0].disabled == "later"
+
+
+def test_every_registered_file_of_the_project_is_in_order(runner):
+    records, errors = runner.collect(RUN_SUITE.parent / "registered")
+    assert not errors
+    assert Path(__file__).resolve() in {r.path.resolve() for r in records}
+
+
+def test_partition_is_longest_first_and_complete(runner):
+    records = [CIRecord(Path(f"{i}.py"), "cpu", "s", est, False, None) for i, est in enumerate([9, 1, 5, 5, 2, 8])]
+    parts = runner.partition(records, 3)
+    assert sorted(r.est_time for part in parts for r in part) == [1, 2, 5, 5, 8, 9]
+    assert max(sum(r.est_time for r in part) for part in parts) <= 11
+    assert parts == runner.partition(list(reversed(records)), 3)
+
+
+def test_counts_timings_and_the_last_line(runner, tmp_path: Path, capsys):
+    write(tmp_path, "test_a.py", "import pytest\ndef test_1(): pass\ndef test_2(): pass\n@pytest.mark.skip\ndef test_3(): pass\n")
+    write(tmp_path, "test_off.py", "def test(): assert False\n", 'register_cpu_ci(1, "base-a-test-cpu", disabled="broken")')
+    (tmp_path / "conftest.py").write_text("")
+    code, lines = run(runner, tmp_path, capsys)
+    assert code == 0 and lines[-1] == "2 passed, 0 failed, 1 skipped"
+    assert any(line.startswith("TIMINGS") for line in lines) and any("disabled: test_off.py: broken" in line for line in lines)
+
+
+@pytest.mark.parametrize("flags,ran", [((), 1), (("--continue-on-error",), 2)])
+def test_a_failure_stops_the_run_unless_told_otherwise(runner, tmp_path: Path, capsys, flags: tuple, ran: int):
+    write(tmp_path, "test_a.py", "def test(): assert 1 == 2\n")
+    write(tmp_path, "test_b.py", "def test(): pass\n")
+    code, lines = run(runner, tmp_path, capsys, *flags)
+    assert code == 1 and lines[-1] == f"{ran - 1} passed, 1 failed"
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(3)\n", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "def x(\n"])
+def test_a_file_that_crashes_counts_as_a_failure(runner, tmp_path: Path, capsys, body: str):
+    write(tmp_path, "test_a.py", body)
+    code, lines = run(runner, tmp_path, capsys)
+    assert code == 1 and lines[-1] == "0 passed, 1 failed"
+
+
+def test_nothing_run_is_a_failure(runner, tmp_path: Path, capsys):
+    code, lines = run(runner, tmp_path, capsys)
+    assert code == 1 and "no test ran" in lines[-2]
+
+
+def test_an_unregistered_file_fails_the_run(runner, tmp_path: Path, capsys):
+    (tmp_path / "test_x.py").write_text("def test(): pass\n")
+    code, lines = run(runner, tmp_path, capsys)
+    assert code == 1 and "no registration" in lines[0] and lines[-1] == "0 passed, 1 failed"
+
+
+def test_a_timed_out_file_is_ended_with_its_children(runner, tmp_path: Path, capsys):
+    body = f"""
+    import subprocess, sys, time
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+    time.sleep(100)
+    """
+    write(tmp_path, "test_a.py", body)
+    code, lines = run(runner, tmp_path, capsys, "--timeout-per-file", "3")
+    assert code == 1 and any("timed out after 3 s" in line for line in lines)
+    pid = (tmp_path / "pid").read_text()
+    alive = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+    assert alive in ("", "Z")
+
+
+@pytest.mark.parametrize(
+    "output,timed_out,expected",
+    [
+        ("E   AssertionError: accuracy 0.39 not greater than 0.41", False, True),
+        ("E   AssertionError: latency 9", False, True),
+        ("", True, True),
+        ("E   AssertionError: 1 == 2", False, False),
+        ("E   ImportError: accuracy", False, False),
+        ("RuntimeError: CUDA\nE   AssertionError: score 0.1", False, False),
+    ],
+)
+def test_what_is_worth_a_retry(runner, output: str, timed_out: bool, expected: bool):
+    assert runner.should_retry(output, timed_out) == expected
+
+
+def test_a_retry_can_save_a_file(runner, tmp_path: Path, capsys):
+    mark = tmp_path / "mark"
+    write(tmp_path, "test_a.py", f"""
+    from pathlib import Path
+    def test():
+        first = not Path({str(mark)!r}).exists()
+        Path({str(mark)!r}).touch()
+        assert not first, "score 0.3 not greater than 0.4"
+    """)  # fmt: skip
+    code, lines = run(runner, tmp_path, capsys, "--enable-retry", "--retry-wait-seconds", "0")
+    assert code == 0 and lines[-1] == "1 passed, 0 failed" and any("after 2 attempts" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--hw", "cuda"], ["--hw", "tpu"], ["--hw", "cpu", "--auto-partition-id", "0"], ["--hw", "cpu", "--max-attempts", "0"],
+     ["--hw", "cpu", "--auto-partition-id", "2", "--auto-partition-size", "2"], ["--hw", "cpu", "--timeout-per-file", "0"]],
+)  # fmt: skip
+def test_wrong_flags_exit_with_2(runner, flags: list[str]):
+    with pytest.raises(SystemExit) as stop:
+        runner.parse_flags(flags)
+    assert stop.value.code == 2
+
+
+def test_shards_cover_everything_once(runner, tmp_path: Path, capsys):
+    for name in "abcd":
+        write(tmp_path, f"test_{name}.py", "def test(): pass\n")
+    counts = [run(runner, tmp_path, capsys, "--auto-partition-id", str(i), "--auto-partition-size", "2")[1][-1] for i in (0, 1)]
+    assert counts == ["2 passed, 0 failed"] * 2
+
+
+def test_cpu_suites_run_in_stage_order():
+    assert KNOWN_SUITES["cpu"][:3] == ["base-a-test-cpu", "base-b-test-cpu", "base-c-test-cpu"]
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))

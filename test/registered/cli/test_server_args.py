@@ -1,0 +1,231 @@
+"""Every flag parses, round-trips and refuses; mistakes are one line and exit code 2; automatic values have reasons."""
+
+import dataclasses
+import logging
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from sglang.srt.arg_fields import all_flags, flag_of, kinds, specs
+from sglang.srt.server_args import ResolvedArgs, ServerArgs, default_chunked_prefill_size, prepare_server_args, resolve
+from sglang.srt.unsupported_flags import refusal
+from sglang.test.ci.ci_register import register_cpu_ci
+
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+
+# Field -> (text on the command line, value it means); switches have none.
+GOOD = {
+    "model_path": ("/m", "/m"),
+    "tokenizer_path": ("/t", "/t"),
+    "load_format": ("dummy", "dummy"),
+    "context_length": ("2048", 2048),
+    "dtype": ("float32", "float32"),
+    "json_model_override_args": ('{"sliding_window": 8}', {"sliding_window": 8}),
+    "served_model_name": ("gemma", "gemma"),
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("8000", 8000),
+    "api_key": ("secret", "secret"),
+    "stream_interval": ("4", 4),
+    "watchdog_timeout": ("30.5", 30.5),
+    "chat_template": ("/c.jinja", "/c.jinja"),
+    "default_chat_template_kwargs": ('{"enable_thinking": true}', {"enable_thinking": True}),
+    "sampling_defaults": ("openai", "openai"),
+    "preferred_sampling_params": ('{"temperature": 0}', {"temperature": 0}),
+    "mem_fraction_static": ("0.8", 0.8),
+    "max_running_requests": ("7", 7),
+    "max_queued_requests": ("5", 5),
+    "max_total_tokens": ("4096", 4096),
+    "chunked_prefill_size": ("-1", -1),
+    "max_prefill_tokens": ("100", 100),
+    "prefill_max_requests": ("3", 3),
+    "schedule_policy": ("lpm", "lpm"),
+    "schedule_conservativeness": ("0.3", 0.3),
+    "page_size": ("1", 1),
+    "swa_full_tokens_ratio": ("0.1", 0.1),
+    "radix_eviction_policy": ("lru", "lru"),
+    "device": ("cpu", "cpu"),
+    "attention_backend": ("torch_native", "torch_native"),
+    "sampling_backend": ("pytorch", "pytorch"),
+    "random_seed": ("42", 42),
+    "log_level": ("debug", "debug"),
+    "log_requests_level": ("3", 3),
+    "decode_log_interval": ("1", 1),
+    "tp_size": ("1", 1),
+}
+BAD = {
+    "load_format": "pt",
+    "context_length": "0",
+    "dtype": "int8",
+    "json_model_override_args": "[1]",
+    "host": "",
+    "port": "70000",
+    "stream_interval": "0",
+    "watchdog_timeout": "nan",
+    "default_chat_template_kwargs": "{",
+    "sampling_defaults": "none",
+    "mem_fraction_static": "1.5",
+    "max_running_requests": "-3",
+    "max_queued_requests": "x",
+    "max_total_tokens": "1.5",
+    "chunked_prefill_size": "0",
+    "max_prefill_tokens": "0",
+    "prefill_max_requests": "0",
+    "schedule_policy": "random",
+    "schedule_conservativeness": "-1",
+    "page_size": "16",
+    "swa_full_tokens_ratio": "2",
+    "radix_eviction_policy": "lfu",
+    "device": "xpu",
+    "attention_backend": "fa3",
+    "sampling_backend": "flashinfer",
+    "random_seed": "-1",
+    "log_level": "loud",
+    "log_requests_level": "4",
+    "decode_log_interval": "0",
+    "tp_size": "2",
+}
+MODEL = SimpleNamespace(
+    context_len=4096, dtype="bfloat16", sliding_window=128, vocab_size=2048, architectures=["Gemma4ForCausalLM"]
+)
+
+
+def one_line_error(argv: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        prepare_server_args(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def switches() -> list[str]:
+    return [name for name, (kind, _) in kinds(ServerArgs).items() if kind is bool]
+
+
+def test_the_tables_cover_every_field():
+    assert set(GOOD) | set(switches()) == {f.name for f in dataclasses.fields(ServerArgs)}
+
+
+@pytest.mark.parametrize("form", ["apart", "joined"])
+@pytest.mark.parametrize("name", GOOD)
+def test_a_field_parses_and_round_trips(name: str, form: str):
+    text, value = GOOD[name]
+    argv = [flag_of(name), text] if form == "apart" else [f"{flag_of(name)}={text}"]
+    args = prepare_server_args(argv)
+    assert getattr(args, name) == value
+    assert ServerArgs.from_dict(args.to_dict()) == args == ServerArgs.from_kwargs(**{name: value})
+
+
+@pytest.mark.parametrize("name", switches())
+def test_a_switch(name: str):
+    assert getattr(prepare_server_args([flag_of(name)]), name) is True
+    assert not getattr(prepare_server_args([]), name)
+    off = specs(ServerArgs)[name].off_flag
+    if off:
+        assert getattr(prepare_server_args([off]), name) is False
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_value_is_one_line_that_names_the_flag(name: str, capsys):
+    assert flag_of(name) in one_line_error([f"{flag_of(name)}={BAD[name]}"], capsys)
+
+
+@pytest.mark.parametrize(
+    "argv,hint",
+    [
+        (["--modle-path", "x"], "did you mean --model-path?"),
+        (["--schedule-policy", "lmp"], "did you mean lpm?"),
+        (["--chunk-prefill-size", "5"], "did you mean --chunked-prefill-size?"),
+        (["--zzzz"], "--help lists all flags"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--enable-mixed-chunk", "--disable-mixed-chunk"], "contradicts"),
+        (["--enable-mixed-chunk", "--chunked-prefill-size", "-1"], "use --disable-mixed-chunk"),
+        (["--disable-radix-cache", "--schedule-policy", "lpm"], "fcfs"),
+        (["--skip-tokenizer-init", "--chat-template", "x"], "--skip-tokenizer-init"),
+    ],
+)
+def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
+    assert hint in one_line_error(argv, capsys)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--lora-paths", "--speculative-algorithm", "--enable-metrics", "--kv-cache-dtype", "--dp-size", "--quantization",
+             "--trust-remote-code", "--tool-call-parser", "--enable-deterministic-inference", "--cuda-graph-max-bs"],
+)  # fmt: skip
+def test_flags_of_upstream_are_refused_by_name(flag: str, capsys):
+    assert f"{flag} is not supported" in one_line_error([flag, "1"], capsys)
+    name = flag[2:].replace("-", "_")
+    with pytest.raises(ValueError, match=name):
+        ServerArgs.from_kwargs(**{name: 1})
+
+
+def test_no_flag_is_both_taken_and_refused():
+    assert not [flag for flag in all_flags(ServerArgs) if refusal(flag[2:].replace("-", "_"))]
+
+
+def test_aliases():
+    assert prepare_server_args(["--model", "/m", "--tp", "1"]).model_path == "/m"
+
+
+def test_unknown_keyword_is_named():
+    with pytest.raises(TypeError, match="did you mean model_path"):
+        ServerArgs.from_kwargs(modelpath="/m")
+
+
+def test_args_are_frozen_and_hide_the_key():
+    args = ServerArgs(api_key="hunter2")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        args.port = 1
+    assert "hunter2" not in repr(args) and "hunter2" not in str(args.public_dict())
+
+
+def test_help_is_grouped_and_lists_every_flag():
+    done = subprocess.run(
+        [sys.executable, "-m", "sglang.launch_server", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    for flag in all_flags(ServerArgs):
+        assert flag in done.stdout
+    for group in {spec.group for spec in specs(ServerArgs).values()}:
+        assert f"{group}:" in done.stdout
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_resolve_fills_every_automatic_value_and_says_why(device: str, caplog):
+    with caplog.at_level(logging.INFO):
+        args = resolve(ServerArgs(model_path="/m"), MODEL, device, memory_mib=140 * 1024)
+    assert isinstance(args, ResolvedArgs) and args.device == device
+    assert args.chunked_prefill_size == (8192 if device == "cuda" else 512)
+    assert args.max_running_requests == (256 if device == "cuda" else 64)
+    assert (args.context_length, args.dtype, args.attention_backend) == (4096, "bfloat16", "torch_native")
+    assert 0.5 <= args.mem_fraction_static < 1 and args.enable_mixed_chunk is True
+    for name in ("chunked_prefill_size", "mem_fraction_static", "random_seed", "context_length"):
+        assert any(r.message.startswith(f"{name} = ") and "(" in r.message for r in caplog.records)
+
+
+def test_resolve_keeps_what_was_typed():
+    typed = ServerArgs(model_path="/m", context_length=100, random_seed=3, chunked_prefill_size=7, device="cpu")
+    args = resolve(typed, MODEL, "cpu", memory_mib=1024)
+    for name, (_, value) in {"context_length": (0, 100), "random_seed": (0, 3), "chunked_prefill_size": (0, 7)}.items():
+        assert getattr(args, name) == value
+
+
+def test_resolve_without_a_tokenizer():
+    """Filling in tokenizer_path contradicted the very flag that says there is none."""
+    args = resolve(ServerArgs(model_path="/m", skip_tokenizer_init=True), MODEL, "cpu", memory_mib=1024)
+    assert args.tokenizer_path is None
+
+
+def test_resolve_refuses_a_context_beyond_the_model():
+    with pytest.raises(ValueError, match="at most 4096"):
+        resolve(ServerArgs(model_path="/m", context_length=5000), MODEL, "cpu", memory_mib=1024)
+
+
+@pytest.mark.parametrize("gib,size", [(16, 2048), (24, 4096), (80, 8192), (140, 8192), (180, 16384)])
+def test_chunk_size_by_gpu_memory(gib: int, size: int):
+    assert default_chunked_prefill_size("cuda", gib * 1024) == size
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
