@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Start the server: `bash scripts/serve.sh [server flags]`. The first call installs what is needed into .venv.
+# Installs on the first start, then serves: bash scripts/serve.sh [flags of sglang.launch_server]
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment ""
-exec "$PYTHON" -m sglang.launch_server "$@"
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$ROOT/scripts/lib_venv.sh"
+ensure_venv base
+exec "$ROOT/.venv/bin/python" -m sglang.launch_server "$@" # exec: signals reach the server itself

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Run the CPU suites: `bash scripts/test.sh [run_suite.py flags]`. The first call installs what is needed into .venv.
+# Installs on the first start, then runs the CPU suites: bash scripts/test.sh [flags of test/run_suite.py]
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment dev
-cd "$ROOT"
-exec "$PYTHON" test/run_suite.py --hw cpu "$@"
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$ROOT/scripts/lib_venv.sh"
+ensure_venv dev
+exec "$ROOT/.venv/bin/python" "$ROOT/test/run_suite.py" --hw cpu "$@"

@@ -34,9 +34,7 @@ TERM_GRACE_S = 5
 
 # A retry is for results that vary from run to run; broken code stays broken.
 FAILURE_LINE = re.compile(r"^(E|>)\s|Error|FAILED|[Aa]ssert")
-VARYING = re.compile(
-    r"not (greater|less) than|\b(score|accuracy|latency|throughput)|time(d )?.?out", re.IGNORECASE
-)
+VARYING = re.compile(r"not (greater|less) than|\b(score|accuracy|latency|throughput)|time(d )?.?out", re.IGNORECASE)
 CODE_ERROR = re.compile(
     r"SyntaxError|ImportError|ModuleNotFoundError|NameError|TypeError|AttributeError|RuntimeError|"
     r"out of memory|OutOfMemoryError|Segmentation fault|core dumped|illegal memory access|Fatal Python error"

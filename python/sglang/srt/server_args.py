@@ -62,7 +62,11 @@ class ServerArgs:
         metavar="PATH",
     )
     tokenizer_path: str | None = arg(
-        None, help="Folder of the tokenizer; the model's folder if not given.", group=MODEL, check=non_empty, metavar="PATH"
+        None,
+        help="Folder of the tokenizer; the model's folder if not given.",
+        group=MODEL,
+        check=non_empty,
+        metavar="PATH",
     )
     skip_tokenizer_init: bool = arg(
         False, help="Load no tokenizer: requests carry input_ids and replies carry output_ids.", group=MODEL
@@ -75,7 +79,10 @@ class ServerArgs:
         metavar="FORMAT",
     )
     context_length: int | None = arg(
-        None, help="Longest prompt plus answer in tokens; the config's value if not given.", group=MODEL, check=at_least(1)
+        None,
+        help="Longest prompt plus answer in tokens; the config's value if not given.",
+        group=MODEL,
+        check=at_least(1),
     )
     dtype: str = arg(
         "auto",
@@ -85,7 +92,7 @@ class ServerArgs:
         metavar="DTYPE",
     )
     json_model_override_args: dict = arg(
-        {}, help='Entries that replace those of config.json, e.g. \'{"sliding_window": 64}\'.', group=MODEL
+        {}, help="Entries that replace those of config.json, e.g. '{\"sliding_window\": 64}'.", group=MODEL
     )
     served_model_name: str | None = arg(
         None, help="Name in /v1/models and replies; the model path if not given.", group=MODEL, check=non_empty
@@ -108,14 +115,21 @@ class ServerArgs:
     )
     skip_server_warmup: bool = arg(False, help="Be ready without a first request of our own.", group=HTTP)
     watchdog_timeout: float = arg(
-        300, help="Seconds a single scheduler step may take before the server ends itself.", group=HTTP, check=at_least(1)
+        300,
+        help="Seconds a single scheduler step may take before the server ends itself.",
+        group=HTTP,
+        check=at_least(1),
     )
 
     chat_template: str | None = arg(
-        None, help="Jinja file to use in place of the tokenizer's chat template.", group=CHAT, check=non_empty, metavar="PATH"
+        None,
+        help="Jinja file to use in place of the tokenizer's chat template.",
+        group=CHAT,
+        check=non_empty,
+        metavar="PATH",
     )
     default_chat_template_kwargs: dict | None = arg(
-        None, help='Template variables of every chat request, e.g. \'{"enable_thinking": true}\'.', group=CHAT
+        None, help="Template variables of every chat request, e.g. '{\"enable_thinking\": true}'.", group=CHAT
     )
     sampling_defaults: str = arg(
         "model",
@@ -191,14 +205,23 @@ class ServerArgs:
     )
 
     device: str = arg(
-        "auto", help="auto takes the GPU if there is one.", group=KERNELS, choices=("auto", "cpu", "cuda"), metavar="DEVICE"
+        "auto",
+        help="auto takes the GPU if there is one.",
+        group=KERNELS,
+        choices=("auto", "cpu", "cuda"),
+        metavar="DEVICE",
     )
     attention_backend: str = arg(
         "auto", help="Attention kernels.", group=KERNELS, choices=("auto", "torch_native"), metavar="NAME"
     )
-    sampling_backend: str = arg("pytorch", help="Sampling kernels.", group=KERNELS, choices=("pytorch",), metavar="NAME")
+    sampling_backend: str = arg(
+        "pytorch", help="Sampling kernels.", group=KERNELS, choices=("pytorch",), metavar="NAME"
+    )
     random_seed: int | None = arg(
-        None, help="Seed of sampling without a request's own seed (auto: random).", group=KERNELS, check=between(0, 2**63 - 1)
+        None,
+        help="Seed of sampling without a request's own seed (auto: random).",
+        group=KERNELS,
+        check=between(0, 2**63 - 1),
     )
 
     log_level: str = arg(
@@ -212,7 +235,9 @@ class ServerArgs:
         group=LOGGING,
         check=between(0, 3),
     )
-    decode_log_interval: int = arg(40, help="Decode steps between two progress lines.", group=LOGGING, check=at_least(1))
+    decode_log_interval: int = arg(
+        40, help="Decode steps between two progress lines.", group=LOGGING, check=at_least(1)
+    )
 
     tp_size: int = arg(
         1, help="GPUs that share the model.", group=PARALLEL, aliases=("--tp", "--tensor-parallel-size"),

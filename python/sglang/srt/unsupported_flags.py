@@ -30,7 +30,7 @@ _BY_REASON: dict[str, str] = {
         detokenizer_worker_num constrained_json_whitespace_pattern enable_custom_logit_processor
         enable_return_hidden_states enable_dynamic_chunking
         enable_memory_saver enable_weights_cpu_backup weight_version weight_loader_disable_mmap
-          show_time_cost bucket_time_to_first_token bucket_inter_token_latency
+        show_time_cost bucket_time_to_first_token bucket_inter_token_latency
         bucket_e2e_request_latency collect_tokens_histogram kv_events_config tokenizer_metrics_custom_labels_header
         gc_warning_threshold_secs soft_watchdog_timeout sleep_on_idle enable_nan_detection
         disable_chunked_prefix_cache enable_response_store enable_flashinfer_allreduce_fusion delete_ckpt_after_loading
@@ -41,7 +41,7 @@ _BY_REASON: dict[str, str] = {
     _ONE_GPU: """
         pp_size pipeline_parallel_size pp dp_size data_parallel_size dp ep_size expert_parallel_size ep nnodes node_rank
         dist_init_addr dist_timeout nccl_port base_gpu_id gpu_id_step enable_dp_attention attn_dp_size
-            enable_dp_lm_head load_balance_method moe_a2a_backend moe_dense_tp_size
+        enable_dp_lm_head load_balance_method moe_a2a_backend moe_dense_tp_size
         disable_custom_all_reduce enable_mscclpp enable_symm_mem enable_nccl_nvls enable_torch_symm_mem
         enable_two_batch_overlap tbo_token_distribution_threshold deepep_mode deepep_config ep_num_redundant_experts
         ep_dispatch_algorithm enable_eplb eplb_algorithm init_expert_location expert_distribution_recorder_mode
@@ -62,8 +62,8 @@ _BY_REASON: dict[str, str] = {
 
     """,
     _NO_GRAPH: """
-        disable_cuda_graph disable_decode_cuda_graph disable_prefill_cuda_graph cuda_graph_max_bs cuda_graph_max_bs_decode
-        cuda_graph_bs cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph enable_cudagraph_gc
+        disable_cuda_graph disable_decode_cuda_graph disable_prefill_cuda_graph cuda_graph_max_bs
+        cuda_graph_max_bs_decode cuda_graph_bs cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph enable_cudagraph_gc
         enable_piecewise_cuda_graph piecewise_cuda_graph_max_tokens piecewise_cuda_graph_tokens
 
     """,
