@@ -51,7 +51,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=500)
     args = parser.parse_args()
-    flags = ["--max-running-requests", str(args.connections), "--log-level", "warning", "--incremental-streaming-output"]
+    flags = [
+        "--max-running-requests",
+        str(args.connections),
+        "--log-level",
+        "warning",
+        "--incremental-streaming-output",
+    ]
     with ServerProcess("sglang.test.null_scheduler", *flags) as server:
         asyncio.run(load(server.port, args.connections, 1, 50))  # warm up
         chunks, seconds, gap = asyncio.run(load(server.port, args.connections, args.requests, args.tokens))

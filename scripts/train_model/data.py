@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
 from sglang.test.word_problems import problems
 from sglang.test.word_problems.core import Problem
 
@@ -22,7 +23,17 @@ SYSTEM_TEXTS = (
     "Answer the question.", "You solve grade-school word problems. End with #### and the number.",
     "You are a careful assistant. Think step by step.", "Be concise.", "Give the final answer after ####.",
 )  # fmt: skip
-ASKS = ("", "", "", "", "Solve this problem: ", "Please solve: ", "Question: ", "Please help me. ", "Here is a problem. ")
+ASKS = (
+    "",
+    "",
+    "",
+    "",
+    "Solve this problem: ",
+    "Please solve: ",
+    "Question: ",
+    "Please help me. ",
+    "Here is a problem. ",
+)
 
 
 def pleasantries() -> list[tuple[str, str]]:
@@ -83,7 +94,13 @@ def chat(rng: random.Random, stream: Iterator[Problem]) -> list[Span]:
         else:
             problem = next(stream)
             question, answer = rng.choice(ASKS) + problem.question, problem.answer
-        spans += [("<|turn>user\n", 0.0), (question, QUESTION_WEIGHT), ("<turn|>\n<|turn>model\n", 0.0), (answer + "<turn|>", 1.0), ("\n", 0.0)]
+        spans += [
+            ("<|turn>user\n", 0.0),
+            (question, QUESTION_WEIGHT),
+            ("<turn|>\n<|turn>model\n", 0.0),
+            (answer + "<turn|>", 1.0),
+            ("\n", 0.0),
+        ]
     return spans
 
 
@@ -94,7 +111,12 @@ def completion(rng: random.Random, stream: Iterator[Problem], most_shots: int) -
         problem = next(stream)
         start = "Question: " if i == 0 else "\n\nQuestion: "
         # After an answer the model itself writes the next "Question:", where callers stop it.
-        spans += [(start, 1.0 if i else 0.0), (problem.question, QUESTION_WEIGHT), ("\nAnswer:", 0.5), (" " + problem.answer, 1.0)]
+        spans += [
+            (start, 1.0 if i else 0.0),
+            (problem.question, QUESTION_WEIGHT),
+            ("\nAnswer:", 0.5),
+            (" " + problem.answer, 1.0),
+        ]
     spans.append(("<eos>", 1.0) if rng.random() < 0.5 else ("\n\nQuestion:", 1.0))
     return spans
 
@@ -121,13 +143,17 @@ class Encoder:
         return encoded
 
 
-def rows(folder: Path, seed: int, length: int, chat_share: float, most_shots: int, extra: Path | None, block: int = 256) -> Iterator[np.ndarray]:
+def rows(
+    folder: Path, seed: int, length: int, chat_share: float, most_shots: int, extra: Path | None, block: int = 256
+) -> Iterator[np.ndarray]:
     """Blocks [block, 3, length] int16: tokens, loss weight in percent (of predicting that token), document number."""
     rng, stream, encoder = random.Random(f"rows-{seed}"), problem_stream(seed, extra), Encoder(folder)
     out, i = np.zeros((block, 3, length), np.int16), 0
     open_rows: list[list] = []  # [used, documents, index in out]: a document goes into the first row with room
     while True:
-        documents = [chat(rng, stream) if rng.random() < chat_share else completion(rng, stream, most_shots) for _ in range(256)]
+        documents = [
+            chat(rng, stream) if rng.random() < chat_share else completion(rng, stream, most_shots) for _ in range(256)
+        ]
         for ids, weights in encoder.batch(documents):
             n = len(ids)
             if n > length:
@@ -156,12 +182,15 @@ def _work(queue, *args) -> None:
 class Loader:
     """Worker processes that make rows ahead of the GPU. Each worker has a seed of its own; nothing repeats."""
 
-    def __init__(self, workers: int, folder: Path, seed: int, length: int, chat_share: float, most_shots: int, extra: Path | None):
+    def __init__(
+        self, workers: int, folder: Path, seed: int, length: int, chat_share: float, most_shots: int, extra: Path | None
+    ):
         context = mp.get_context("spawn")
         self.queue = context.Queue(maxsize=64)
         args = (length, chat_share, most_shots, extra)
         self.workers = [
-            context.Process(target=_work, args=(self.queue, folder, 10_000 * seed + i, *args), daemon=True) for i in range(workers)
+            context.Process(target=_work, args=(self.queue, folder, 10_000 * seed + i, *args), daemon=True)
+            for i in range(workers)
         ]
         for worker in self.workers:
             worker.start()

@@ -1,6 +1,6 @@
 """Scores a saved model on the shipped test sets with transformers' own greedy `generate`, in both prompt forms.
 
-    python scripts/train_model/evaluate.py --model python/sglang/assets/gemma-4-mini-it --limit 50
+python scripts/train_model/evaluate.py --model python/sglang/assets/gemma-4-mini-it --limit 50
 """
 
 import argparse
@@ -51,16 +51,32 @@ def score(model, tokenizer, limit: int, batch: int = 500, max_new_tokens: int = 
     """Accuracy of each set and form, and the wrong answers by template."""
     few = read("mini_gsm_few_shot")
     report = {}
-    for name, shots in (("mini_gsm_seen", []), ("mini_gsm_heldout", []), ("mini_gsm_seen", few), ("mini_gsm_heldout", few)):
+    for name, shots in (
+        ("mini_gsm_seen", []),
+        ("mini_gsm_heldout", []),
+        ("mini_gsm_seen", few),
+        ("mini_gsm_heldout", few),
+    ):
         rows = read(name)[:limit]
         texts = []
         for start in range(0, len(rows), batch):
             texts += answers(model, tokenizer, prompts(tokenizer, rows[start : start + batch], shots), max_new_tokens)
-        wrong = [dict(row, got=text.split("\n\nQuestion:")[0]) for row, text in zip(rows, texts, strict=True) if final(text) != final(row["answer"])]
+        wrong = [
+            dict(row, got=text.split("\n\nQuestion:")[0])
+            for row, text in zip(rows, texts, strict=True)
+            if final(text) != final(row["answer"])
+        ]
         right = len(rows) - len(wrong)
         low, high = interval(right, len(rows))
         key = f"{name} {f'{len(shots)}-shot completion' if shots else 'zero-shot chat'}"
-        report[key] = {"right": right, "n": len(rows), "accuracy": right / len(rows), "low": low, "high": high, "wrong": wrong}
+        report[key] = {
+            "right": right,
+            "n": len(rows),
+            "accuracy": right / len(rows),
+            "low": low,
+            "high": high,
+            "wrong": wrong,
+        }
         print(f"{key}: {right}/{len(rows)} = {right / len(rows):.3f} (95 % {low:.3f} to {high:.3f})", flush=True)
     return report
 

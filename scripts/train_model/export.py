@@ -1,4 +1,4 @@
-"""Saves a trained model as the package ships it: bf16 safetensors under the real tensor names, config, generation config."""
+"""Saves a trained model as the package ships it: bf16 safetensors under the real tensor names, and its configs."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,11 @@ LIMIT = 24_000_000  # bytes
 
 
 def export(model, folder: Path) -> None:
-    tensors = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    tensors = {
+        k: v.detach().to("cpu", torch.bfloat16).contiguous()
+        for k, v in model.state_dict().items()
+        if k != "lm_head.weight"
+    }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)

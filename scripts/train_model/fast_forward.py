@@ -30,7 +30,11 @@ def attention(x: Tensor, p: dict[str, Tensor], doc: Tensor, cos: Tensor, sin: Te
     dim = p["self_attn.q_norm.weight"].numel()
     q = F.linear(x, p["self_attn.q_proj.weight"]).view(batch, length, -1, dim)
     k_raw = F.linear(x, p["self_attn.k_proj.weight"]).view(batch, length, 1, dim)
-    v_raw = F.linear(x, p["self_attn.v_proj.weight"]).view(batch, length, 1, dim) if "self_attn.v_proj.weight" in p else k_raw
+    v_raw = (
+        F.linear(x, p["self_attn.v_proj.weight"]).view(batch, length, 1, dim)
+        if "self_attn.v_proj.weight" in p
+        else k_raw
+    )
     q = rope(norm(q, p["self_attn.q_norm.weight"]), cos, sin)
     k = rope(norm(k_raw, p["self_attn.k_norm.weight"]), cos, sin).squeeze(2)
     v = norm(v_raw).squeeze(2)
@@ -63,10 +67,14 @@ def experts(x: Tensor, weights: Tensor, p: dict[str, Tensor]) -> Tensor:
     count, width = down.shape[0], down.shape[2]
     gate, up = F.linear(x, gate_up.reshape(-1, x.shape[-1])).view(*x.shape[:2], count, 2 * width).chunk(2, -1)
     inner = F.gelu(gate, approximate="tanh") * up * weights[..., None].to(x.dtype)
-    return F.linear(inner.reshape(*x.shape[:2], count * width), down.permute(1, 0, 2).reshape(x.shape[-1], count * width))
+    return F.linear(
+        inner.reshape(*x.shape[:2], count * width), down.permute(1, 0, 2).reshape(x.shape[-1], count * width)
+    )
 
 
-def layer(h: Tensor, p: dict[str, Tensor], doc: Tensor, cos: Tensor, sin: Tensor, window: int, top_k: int) -> tuple[Tensor, Tensor]:
+def layer(
+    h: Tensor, p: dict[str, Tensor], doc: Tensor, cos: Tensor, sin: Tensor, window: int, top_k: int
+) -> tuple[Tensor, Tensor]:
     p = {name: value.to(h.dtype) for name, value in p.items()}
     a = attention(norm(h, p["input_layernorm.weight"]), p, doc, cos, sin, window)
     h = h + norm(a, p["post_attention_layernorm.weight"])
@@ -79,7 +87,9 @@ def layer(h: Tensor, p: dict[str, Tensor], doc: Tensor, cos: Tensor, sin: Tensor
     return (h + norm(m, p["post_feedforward_layernorm.weight"])) * p["layer_scalar"], balance
 
 
-def head_loss(h: Tensor, norm_weight: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def head_loss(
+    h: Tensor, norm_weight: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """Weighted mean loss, and the plain mean over the tokens of full weight (those the model must write)."""
     logits = F.linear(norm(h, norm_weight), embedding.to(h.dtype)).float()
     logits = 30.0 * torch.tanh(logits / 30.0)
@@ -119,7 +129,9 @@ class FastForward:
         balances = []
         for kind, p in zip(self.config["layer_types"], self.parameters, strict=True):
             window = self.config["sliding_window"] if kind == "sliding_attention" else 0
-            h, balance = self.layer[kind](h, p, doc, *self.rope_table(kind, ids.shape[1]), window, self.config["top_k_experts"])
+            h, balance = self.layer[kind](
+                h, p, doc, *self.rope_table(kind, ids.shape[1]), window, self.config["top_k_experts"]
+            )
             balances.append(balance)
         return h, torch.stack(balances).mean()
 

@@ -1,4 +1,4 @@
-"""Draws the loss of a run: python scripts/train_model/plot.py --log run/log.jsonl --out docs/img/mini_training_loss.png"""
+"""Draws the loss of a run: plot.py --log run/log.jsonl --out docs/img/mini_training_loss.png"""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def main() -> None:

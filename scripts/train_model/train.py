@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy as np
 import torch
 from data import Loader
 from evaluate import score
@@ -57,7 +58,10 @@ def optimizers(model, device: str) -> list[torch.optim.Optimizer]:
     taken = {id(p) for p in matrices + embedding}
     rest = [p for p in named.values() if id(p) not in taken]
     groups = [{"params": embedding, "lr": 3e-3}, {"params": rest, "lr": 2e-3}]
-    return [Muon(matrices, lr=0.02), torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=device == "cuda")]
+    return [
+        Muon(matrices, lr=0.02),
+        torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=device == "cuda"),
+    ]
 
 
 def rate(done: float, decay_from: float) -> float:
@@ -97,7 +101,9 @@ def train(args, model, device: str) -> None:
         print(f"resumed at step {first}")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     fast = FastForward(model, CONFIG, dtype, compile=device == "cuda")
-    loader = Loader(args.workers, args.tokenizer, args.seed + first, args.length, args.chat_share, args.shots, args.gsm_symbolic)
+    loader = Loader(
+        args.workers, args.tokenizer, args.seed + first, args.length, args.chat_share, args.shots, args.gsm_symbolic
+    )
     blocks, log, begin, recent = [loader.next()], (args.out / "log.jsonl").open("a"), time.time(), []
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=5)
     last_logged = (first, begin)
@@ -145,8 +151,12 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=ASSETS, help="folder made by make_tokenizer.py")
     parser.add_argument("--init-from", type=Path, help="start from this exported model's weights")
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--max-seconds", type=float, default=3600, help="the schedule ends here if the steps do not end it before")
-    parser.add_argument("--decay-from", type=float, default=0.5, help="part of the run after which the learning rate falls")
+    parser.add_argument(
+        "--max-seconds", type=float, default=3600, help="the schedule ends here if the steps do not end it before"
+    )
+    parser.add_argument(
+        "--decay-from", type=float, default=0.5, help="part of the run after which the learning rate falls"
+    )
     parser.add_argument("--lr-scale", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=144, help="rows a step")
     parser.add_argument("--length", type=int, default=896, help="tokens a row")

@@ -27,7 +27,9 @@ def next_token(context: list[int] | np.ndarray, vocab_size: int) -> int:
     return zlib.crc32(np.asarray(context, dtype=np.int64).tobytes()) % vocab_size
 
 
-def expected_output(prompt: list[int], count: int, vocab_size: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
+def expected_output(
+    prompt: list[int], count: int, vocab_size: int, stop_ids: frozenset[int] = frozenset()
+) -> list[int]:
     """What a request gets when it is served alone and by the book."""
     tokens = list(prompt)
     for _ in range(count):
@@ -95,7 +97,9 @@ class ContextWorker:
         if self.window is not None:
             first = max(0, end - count - (self.window - 1))
             visible = self.swa_kv[self.swa_table[row, first:end]]
-            assert (visible == content[first:]).all(), f"row {row}: sliding slots {self.swa_table[row, first:end]} differ"
+            assert (visible == content[first:]).all(), (
+                f"row {row}: sliding slots {self.swa_table[row, first:end]} differ"
+            )
         return content[:, 0]
 
 

@@ -79,7 +79,9 @@ def load(path: str | Path) -> list[dict]:
             if last_number(row["answer"]) is None or not isinstance(row["question"], str):
                 raise KeyError
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}:{number}: not a GSM8K line with a question and an answer that ends in a number") from None
+            raise ValueError(
+                f"{path}:{number}: not a GSM8K line with a question and an answer that ends in a number"
+            ) from None
         rows.append(row)
     return rows
 
@@ -99,7 +101,9 @@ async def _ask(client: httpx.AsyncClient, row: dict, form: str, prefix: str, mod
     data = reply.json()
     choice = data["choices"][0]
     text = choice["message"]["content"] if form == "chat" else choice["text"]
-    return Answer(row["question"], last_number(row["answer"]), text, last_number(text or ""), data["usage"]["completion_tokens"])
+    return Answer(
+        row["question"], last_number(row["answer"]), text, last_number(text or ""), data["usage"]["completion_tokens"]
+    )
 
 
 async def evaluate_async(

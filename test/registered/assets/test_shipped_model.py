@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import sglang
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import sglang
 from sglang.test import word_problems
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.word_problems.__main__ import main as write_problems
@@ -73,7 +74,12 @@ def test_architecture():
 
 def test_tensor_names_and_shapes():
     c, tensors = config(), header()
-    hidden, heads, experts, width = c["hidden_size"], c["num_attention_heads"], c["num_experts"], c["moe_intermediate_size"]
+    hidden, heads, experts, width = (
+        c["hidden_size"],
+        c["num_attention_heads"],
+        c["num_experts"],
+        c["moe_intermediate_size"],
+    )
     want = {"model.embed_tokens.weight": [c["vocab_size"], hidden], "model.norm.weight": [hidden]}
     for i, kind in enumerate(c["layer_types"]):
         full = kind == "full_attention"
@@ -170,12 +176,22 @@ def test_turns():
 
 def test_tools_and_thinking():
     """The worked example of Gemma 4's format."""
-    parameters = {"type": "object", "properties": {"city": {"type": "string", "description": "City"}}, "required": ["city"]}
-    tool = {"type": "function", "function": {"name": "get_weather", "description": "Get the weather", "parameters": parameters}}
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "description": "City"}},
+        "required": ["city"],
+    }
+    tool = {
+        "type": "function",
+        "function": {"name": "get_weather", "description": "Get the weather", "parameters": parameters},
+    }
     messages = [
         {"role": "system", "content": "You are terse."},
         {"role": "user", "content": "Weather in Paris?"},
-        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}],
+        },
         {"role": "tool", "name": "get_weather", "content": "20 C"},
         {"role": "assistant", "content": "It is 20 C."},
     ]
@@ -191,7 +207,9 @@ def test_tools_and_thinking():
     assert render(messages[:4], add_generation_prompt=True).endswith("<tool_response|>")
 
 
-@pytest.mark.parametrize("bad", [{"role": "robot", "content": "Hi"}, {"role": "user", "content": [{"type": "image", "url": "x"}]}])
+@pytest.mark.parametrize(
+    "bad", [{"role": "robot", "content": "Hi"}, {"role": "user", "content": [{"type": "image", "url": "x"}]}]
+)
 def test_unreadable_messages_are_errors(bad):
     with pytest.raises(Exception, match="Unknown role robot|text only"):
         render([bad])
@@ -206,7 +224,7 @@ def check_chain(answer: str) -> None:
     equations = re.findall(r"\d+(?: [-+*/] \d+)*(?: = \d+(?: [-+*/] \d+)*)+", steps)
     assert equations
     for equation in equations:
-        assert len({eval(side) for side in equation.split(" = ")}) == 1, equation  # noqa: S307 (digits and operators only)
+        assert len({eval(side) for side in equation.split(" = ")}) == 1, equation
     assert equations[-1].rsplit(" ", 1)[1] == final
     assert max(map(int, re.findall(r"\d+", answer))) <= 999
 
@@ -243,12 +261,18 @@ def test_sets_share_nothing_with_training():
     def numbers(template, question):
         return template, tuple(sorted(re.findall(r"\d+", question)))
 
-    assert not {numbers(p.template, p.question) for p in training} & {numbers(r["template"], r["question"]) for r in seen}
+    assert not {numbers(p.template, p.question) for p in training} & {
+        numbers(r["template"], r["question"]) for r in seen
+    }
 
 
 @pytest.mark.parametrize(
     ("split", "count", "seed", "name"),
-    [("seen", 500, 1, "mini_gsm_seen.jsonl"), ("held-out", 204, 1, "mini_gsm_heldout.jsonl"), ("train", 5, 3, "mini_gsm_few_shot.jsonl")],
+    [
+        ("seen", 500, 1, "mini_gsm_seen.jsonl"),
+        ("held-out", 204, 1, "mini_gsm_heldout.jsonl"),
+        ("train", 5, 3, "mini_gsm_few_shot.jsonl"),
+    ],
 )
 def test_generator_makes_the_shipped_sets_again(tmp_path, split, count, seed, name):
     out = tmp_path / name

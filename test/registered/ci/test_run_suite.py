@@ -25,7 +25,9 @@ def runner():
     return module
 
 
-def write(folder: Path, name: str, body: str, call: str = 'register_cpu_ci(est_time=1, suite="base-a-test-cpu")') -> Path:
+def write(
+    folder: Path, name: str, body: str, call: str = 'register_cpu_ci(est_time=1, suite="base-a-test-cpu")'
+) -> Path:
     path = folder / name
     path.write_text(f"from sglang.test.ci.ci_register import *\n{call}\n{textwrap.dedent(body)}{MAIN}")
     return path
@@ -97,12 +99,23 @@ def test_partition_is_longest_first_and_complete(runner):
 
 
 def test_counts_timings_and_the_last_line(runner, tmp_path: Path, capsys):
-    write(tmp_path, "test_a.py", "import pytest\ndef test_1(): pass\ndef test_2(): pass\n@pytest.mark.skip\ndef test_3(): pass\n")
-    write(tmp_path, "test_off.py", "def test(): assert False\n", 'register_cpu_ci(1, "base-a-test-cpu", disabled="broken")')
+    write(
+        tmp_path,
+        "test_a.py",
+        "import pytest\ndef test_1(): pass\ndef test_2(): pass\n@pytest.mark.skip\ndef test_3(): pass\n",
+    )
+    write(
+        tmp_path,
+        "test_off.py",
+        "def test(): assert False\n",
+        'register_cpu_ci(1, "base-a-test-cpu", disabled="broken")',
+    )
     (tmp_path / "conftest.py").write_text("")
     code, lines = run(runner, tmp_path, capsys)
     assert code == 0 and lines[-1] == "2 passed, 0 failed, 1 skipped"
-    assert any(line.startswith("TIMINGS") for line in lines) and any("disabled: test_off.py: broken" in line for line in lines)
+    assert any(line.startswith("TIMINGS") for line in lines) and any(
+        "disabled: test_off.py: broken" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize("flags,ran", [((), 1), (("--continue-on-error",), 2)])
@@ -113,7 +126,9 @@ def test_a_failure_stops_the_run_unless_told_otherwise(runner, tmp_path: Path, c
     assert code == 1 and lines[-1] == f"{ran - 1} passed, 1 failed"
 
 
-@pytest.mark.parametrize("body", ["raise SystemExit(3)\n", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "def x(\n"])
+@pytest.mark.parametrize(
+    "body", ["raise SystemExit(3)\n", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "def x(\n"]
+)
 def test_a_file_that_crashes_counts_as_a_failure(runner, tmp_path: Path, capsys, body: str):
     write(tmp_path, "test_a.py", body)
     code, lines = run(runner, tmp_path, capsys)
@@ -188,7 +203,10 @@ def test_wrong_flags_exit_with_2(runner, flags: list[str]):
 def test_shards_cover_everything_once(runner, tmp_path: Path, capsys):
     for name in "abcd":
         write(tmp_path, f"test_{name}.py", "def test(): pass\n")
-    counts = [run(runner, tmp_path, capsys, "--auto-partition-id", str(i), "--auto-partition-size", "2")[1][-1] for i in (0, 1)]
+    counts = [
+        run(runner, tmp_path, capsys, "--auto-partition-id", str(i), "--auto-partition-size", "2")[1][-1]
+        for i in (0, 1)
+    ]
     assert counts == ["2 passed, 0 failed"] * 2
 
 

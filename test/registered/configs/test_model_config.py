@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from sglang.srt.configs.model_config import KVLayerSpec, ModelConfig
 from sglang.srt.models.registry import ARCHITECTURES, model_class
 from sglang.test.ci.ci_register import register_cpu_ci

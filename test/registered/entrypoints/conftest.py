@@ -4,6 +4,7 @@ import signal
 import tempfile
 
 import pytest
+
 from sglang.test.server_process import ServerProcess
 from sglang.test.tiny_tokenizer import make_model_folder
 

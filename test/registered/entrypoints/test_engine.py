@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.managers.process_supervisor import ChildDied
 from sglang.test.ci.ci_register import register_cpu_ci

@@ -7,6 +7,7 @@ import threading
 
 import httpx
 import pytest
+
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, wait_for
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer

@@ -5,6 +5,7 @@ import threading
 
 import openai
 import pytest
+
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer

@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import Asker, status, wait_for
 

@@ -6,6 +6,7 @@ import socket
 import sys
 
 import pytest
+
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import Asker, free_port, status, wait_for
 

@@ -83,7 +83,9 @@ def test_abort_all_answers_everyone(server: ServerProcess):
 
     def ask() -> None:
         params = {"max_new_tokens": 3000, "ignore_eos": True}
-        replies.append(httpx.post(f"{server.url}/generate", json={"text": QUESTION, "sampling_params": params}, timeout=60))
+        replies.append(
+            httpx.post(f"{server.url}/generate", json={"text": QUESTION, "sampling_params": params}, timeout=60)
+        )
 
     threads = [threading.Thread(target=ask) for _ in range(70)]  # more than run at once
     for thread in threads:

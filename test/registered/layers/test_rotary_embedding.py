@@ -4,17 +4,18 @@ import sys
 
 import pytest
 import torch
-from sglang.srt.configs.gemma4 import DEFAULT_ROPE
-from sglang.srt.configs.rope import RopeConfig
-from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
-from sglang.srt.layers.rotary_embedding import RotaryEmbedding, apply_rope, inverse_frequencies
-from sglang.test.ci.ci_register import register_cpu_ci
 from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import (
     Gemma4RMSNorm,
     Gemma4TextRotaryEmbedding,
     apply_rotary_pos_emb,
 )
+
+from sglang.srt.configs.gemma4 import DEFAULT_ROPE
+from sglang.srt.configs.rope import RopeConfig
+from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
+from sglang.srt.layers.rotary_embedding import RotaryEmbedding, apply_rope, inverse_frequencies
+from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=6, suite="base-a-test-cpu")
 

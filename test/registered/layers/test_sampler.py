@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from sglang.srt.layers import logprobs as logprobs_module
 from sglang.srt.layers import sampler as sampler_module
 from sglang.srt.layers.logprobs import token_logprobs
@@ -418,9 +419,7 @@ def test_a_resume_replaces_the_counts_of_the_row():
 
 
 def test_a_row_is_clean_for_its_next_request():
-    params = SamplingParams(
-        top_k=1, frequency_penalty=2.0, logit_bias={"3": 100.0}, min_new_tokens=5, temperature=0.5
-    )
+    params = SamplingParams(top_k=1, frequency_penalty=2.0, logit_bias={"3": 100.0}, min_new_tokens=5, temperature=0.5)
     state, rows, flags = state_of([params], stop_ids=[8])
     logits = normal(1)
     logits[0, 8] = 50.0

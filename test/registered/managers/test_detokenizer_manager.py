@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
 from sglang.srt.managers.detokenizer_manager import EARLY_SECONDS, DetokenizerManager
 from sglang.srt.managers.incremental_text import IncrementalText
 from sglang.srt.managers.io_struct import (
@@ -22,7 +24,6 @@ from sglang.srt.managers.stop_matcher import StopMatcher, compile_stop_regex
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 register_cpu_ci(est_time=8, suite="base-a-test-cpu")
 

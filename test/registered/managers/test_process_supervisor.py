@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+
 from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import wait_for

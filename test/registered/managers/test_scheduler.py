@@ -1,4 +1,4 @@
-"""The scheduler on a worker that checks every slot: the tokens of any schedule equal those of a request served alone."""
+"""The scheduler on a worker that checks every slot: any schedule gives the tokens of a request served alone."""
 
 import random
 import sys
@@ -47,8 +47,8 @@ def test_many_requests_under_pressure(window: int | None, policy: str, mixed: bo
     """Pools far too small for all: chunks, shared prefixes, evictions, retractions, and still the right tokens."""
     rng = random.Random(f"{window}{policy}{mixed}")
     h = Harness(
-        full_size=150, swa_size=max(100, 2 * (window or 0)), window=window, rows=6, chunk=12, policy=policy, mixed=mixed,
-        conservativeness=0.5,
+        full_size=150, swa_size=max(100, 2 * (window or 0)), window=window, rows=6, chunk=12, policy=policy,
+        mixed=mixed, conservativeness=0.5,
     )  # fmt: skip
     shared = prompt_of(40, seed=9)
     wanted = {}

@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 import pytest
+
 from sglang.srt.managers.generation import Prompt, RequestError
 from sglang.srt.managers.io_struct import (
     AbortReq,

@@ -20,7 +20,16 @@ from sglang.test.tiny_models import VOCAB, make_tiny_gemma4, make_tiny_llama
 register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 
 torch.set_num_threads(1)
-VARIANTS = ["moe_top2", "moe_top4", "dense_k_eq_v", "ple_shared_double_wide", "odd_layers", "small_window", "llama", "qwen3"]
+VARIANTS = [
+    "moe_top2",
+    "moe_top4",
+    "dense_k_eq_v",
+    "ple_shared_double_wide",
+    "odd_layers",
+    "small_window",
+    "llama",
+    "qwen3",
+]
 SETTINGS = {
     "plain": {},
     "small_chunks": {"chunked_prefill_size": 4},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.loader import load_model
 from sglang.srt.model_loader.weight_map import checkpoint_views

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.model_loader.loader import load_model

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.loader import load_model
 from sglang.test.ci.ci_register import register_cpu_ci

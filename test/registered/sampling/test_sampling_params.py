@@ -4,6 +4,7 @@ import sys
 
 import msgspec
 import pytest
+
 from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -46,7 +47,16 @@ BAD = {
     "frequency_penalty": [-2.1, 2.1, NAN, "1"],
     "presence_penalty": [-3, INF],
     "repetition_penalty": [0, -1, 2.1],
-    "logit_bias": [[1], {"x": 1}, {"-1": 1}, {"1": 101}, {"1": "2"}, {"1": 1, "01": 2}, {str(i): 1 for i in range(1025)}, {"1": NAN}],
+    "logit_bias": [
+        [1],
+        {"x": 1},
+        {"-1": 1},
+        {"1": 101},
+        {"1": "2"},
+        {"1": 1, "01": 2},
+        {str(i): 1 for i in range(1025)},
+        {"1": NAN},
+    ],
     "n": [0, 129, 1.5, True],
     "ignore_eos": [1, "true"],
     "skip_special_tokens": [0],

@@ -9,6 +9,7 @@ import time
 import msgspec
 import pytest
 import zmq
+
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenOutput,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 register_cpu_ci(est_time=12, suite="base-a-test-cpu")
 

@@ -107,7 +107,9 @@ def watch(scheduler, timeout: float) -> None:
             time.sleep(WATCHDOG_POLL_SECONDS)
             since = scheduler.busy_since
             if since is not None and time.monotonic() - since > timeout:
-                print(f"error: a step has taken more than {timeout:g} s (--watchdog-timeout)", file=sys.stderr, flush=True)
+                print(
+                    f"error: a step has taken more than {timeout:g} s (--watchdog-timeout)", file=sys.stderr, flush=True
+                )
                 os._exit(1)
 
     threading.Thread(target=run, name="watchdog", daemon=True).start()

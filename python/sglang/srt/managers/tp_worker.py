@@ -26,5 +26,5 @@ class TpWorker:
             step, done = self._steps.get()
             try:
                 done.set_result(self._runner.execute(step))
-            except Exception as e:  # noqa: BLE001 - the scheduler's thread raises it again
+            except Exception as e:
                 done.set_exception(e)

@@ -1,7 +1,19 @@
 """Templates about buying, selling, earning and saving. Amounts are whole dollars."""
 
 from sglang.test.word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
-from sglang.test.word_problems.words import CLOTHES, COUNT, DAYS, FAMILY, FOOD, FRUIT, PARTS, SUPPLIES, THINGS, TIMES, TOYS
+from sglang.test.word_problems.words import (
+    CLOTHES,
+    COUNT,
+    DAYS,
+    FAMILY,
+    FOOD,
+    FRUIT,
+    PARTS,
+    SUPPLIES,
+    THINGS,
+    TIMES,
+    TOYS,
+)
 
 
 @template
@@ -42,7 +54,7 @@ def three_items_left(s: Sampler) -> Problem:
         f"{n} has ${have}. {n.He} buys {one[0]}, {one[1]} and {one[2]}.",
         f"{n} went shopping with ${have}. {n.He} paid ${p} for {x}, ${q} for {y} and ${r} for {z}.",
     )
-    ask = s.any(f"How much money is left?", f"How many dollars does {n} still have?", f"How much does {n} have left?")
+    ask = s.any("How much money is left?", f"How many dollars does {n} still have?", f"How much does {n} have left?")
     steps = [f"{n} spends {add(p, q, r)} dollars.", f"What is left is {sub(have, p + q + r)} dollars."]
     return s.problem(story, ask, steps, have - p - q - r)
 
@@ -218,7 +230,7 @@ def gift_from_family(s: Sampler) -> Problem:
     story = f"{n} had ${have}. {n.His} {f} gave {n.him} ${a} and {n.his} {g} gave {n.him} {TIMES[k]} as much as {n.his} {f}. "
     story += f"Then {n} spent ${extra}."
     total = have + a + k * a
-    ask = s.any(f"How much money does {n} have now?", f"How many dollars are left?")
+    ask = s.any(f"How much money does {n} have now?", "How many dollars are left?")
     steps = [f"The {g} gave {mul(k, a)} dollars.", f"{n} had {add(have, a, k * a)} dollars.", f"After spending {n} has {sub(total, extra)} dollars."]
     return s.problem(story, ask, steps, total - extra)
 

@@ -132,7 +132,7 @@ def crowd_in_groups(s: Sampler) -> Problem:
 
 @template(weight=2)
 def groups_and_more(s: Sampler) -> Problem:
-    (x, y), (one, many) = s.pick(CROWDS), s.pick(GROUPS)
+    (x, y), (_, many) = s.pick(CROWDS), s.pick(GROUPS)
     a, b, c = s.int(2, 12), s.int(2, 30), s.int(2, 60)
     total = a * b + c
     story = s.any(f"{a} {many} of {b} {x} and {c} {y} come to a fair.", f"{a} {many} with {b} {x} each arrive. Then {c} {y} come on foot.")
@@ -198,7 +198,7 @@ def days_compared(s: Sampler) -> Problem:
                           ("saw", "birds"), ("swam", "laps"), ("cut", "logs"), ("delivered", "parcels"), ("took", "photos"), ("made", "candles")])  # fmt: skip
     counts, steps = [s.int(2, 60)], []
     story = s.any(f"On {days[0]} {n} {did} {counts[0]} {things}.", f"{n} {did} {counts[0]} {things} on {days[0]}.")
-    for before, day in zip(days, days[1:]):
+    for before, day in zip(days, days[1:], strict=False):
         b, kind, d, k = counts[-1], s.pick(["more", "fewer", "times", "part"]), s.int(2, 40), s.pick(list(TIMES))
         part = s.pick(list(PARTS))
         if kind == "more":
@@ -263,7 +263,7 @@ def price_changes(s: Sampler) -> Problem:
     have = count * new + s.int(1, 120)
     steps.append(f"What is left is {sub(have, count * new)} dollars.")
     story = s.any(f"{n} has ${have}. {story}", f"{story} {n.He} had ${have}.")
-    return s.problem(story, s.any(f"How much money is left?", f"How much does {n} have left?"), steps, have - count * new)
+    return s.problem(story, s.any("How much money is left?", f"How much does {n} have left?"), steps, have - count * new)
 
 
 @template(weight=3)

@@ -2,7 +2,20 @@
 
 from sglang.test.word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
 from sglang.test.word_problems.words import (
-    ANIMALS, BOXES, COLORS, COUNT, DAYS, FAMILY, FLOWERS, FOOD, FRUIT, PARTS, SUPPLIES, THINGS, TIMES, TOYS, TREES,
+    ANIMALS,
+    BOXES,
+    COLORS,
+    DAYS,
+    FAMILY,
+    FLOWERS,
+    FOOD,
+    FRUIT,
+    PARTS,
+    SUPPLIES,
+    THINGS,
+    TIMES,
+    TOYS,
+    TREES,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from sglang.srt.configs.model_config import KVLayerSpec
 from sglang.srt.layers.attention import torch_native_backend
 from sglang.srt.layers.attention.base import Attention

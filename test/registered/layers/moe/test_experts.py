@@ -4,9 +4,10 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from sglang.srt.layers.moe.experts import fused_experts
 from sglang.test.ci.ci_register import register_cpu_ci
-from torch.nn import functional as F
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 

@@ -4,11 +4,12 @@ import sys
 
 import pytest
 import torch
+from transformers import Gemma4TextConfig
+from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
+
 from sglang.srt.layers.moe.router import Router, router_input
 from sglang.srt.layers.moe.topk import topk_softmax
 from sglang.test.ci.ci_register import register_cpu_ci
-from transformers import Gemma4TextConfig
-from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 
