@@ -90,8 +90,11 @@ def test_abort_all_answers_everyone(server: ServerProcess):
     threads = [threading.Thread(target=ask) for _ in range(70)]  # more than run at once
     for thread in threads:
         thread.start()
-    while server.internal_state()["num_queue_reqs"] == 0:
+    deadline = time.monotonic() + 30
+    while (state := server.internal_state())["num_running_reqs"] + state["num_queue_reqs"] < 70:
+        assert time.monotonic() < deadline, state
         time.sleep(0.05)
+    assert state["num_queue_reqs"] > 0
     assert server.client.post("/abort_request", json={"abort_all": True}).status_code == 200
     for thread in threads:
         thread.join()
