@@ -2,9 +2,9 @@
 
     python benchmark/scheduler/bench_http.py [--connections 64] [--tokens 500] [--requests 4]
 
-Every connection streams `--requests` requests of `--tokens` tokens, one SSE chunk a token, one after another. The client
-runs on the same machine and reads raw bytes, so that it stays cheap beside the server. Prints tokens a second over all
-connections and the median time between two chunks of a connection.
+Every connection streams `--requests` requests of `--tokens` tokens, one SSE chunk a token, one after another. The
+client runs on the same machine and reads raw bytes, so that it stays cheap beside the server. Prints tokens a second
+over all connections and the median time between two chunks of a connection.
 """
 
 import argparse

@@ -17,9 +17,14 @@ from sglang.test.scheduler_harness import Harness
 def measure(running: int, steps: int, stream: bool) -> float:
     """Median microseconds a step with `running` requests decoding."""
     h = Harness(
-        full_size=running * 4096, swa_size=(running + 1) * 2048 + 256, window=1024, rows=running, max_len=4096, chunk=8192,
+        full_size=running * 4096,
+        swa_size=(running + 1) * 2048 + 256,
+        window=1024,
+        rows=running,
+        max_len=4096,
+        chunk=8192,
         worker=NullWorker(),
-    )  # fmt: skip
+    )
     for i in range(running):
         h.add(f"r{i}", [(i * 7 + j) % 900 for j in range(100)], 3900, stream=stream)
     encoder = msgspec.msgpack.Encoder()

@@ -25,7 +25,10 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # x [B, T, heads, D], 
 
 
 def attention(x: Tensor, p: dict[str, Tensor], doc: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tensor:
-    """x [B, T, H]; doc [B, T] numbers the documents of a row. One KV head. window 0: full attention, V is K's projection."""
+    """x [B, T, H]; doc [B, T] numbers the documents of a row. One KV head.
+
+    window 0: full attention, and V is K's projection.
+    """
     batch, length, _ = x.shape
     dim = p["self_attn.q_norm.weight"].numel()
     q = F.linear(x, p["self_attn.q_proj.weight"]).view(batch, length, -1, dim)

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy as np
 import torch
 from data import Loader
 from evaluate import score
@@ -133,8 +132,16 @@ def train(args, model, device: str) -> None:
             recent, now = [], time.time()
             speed = (step + 1 - last_logged[0]) * args.rows * args.length / (now - last_logged[1])
             last_logged = (step + 1, now)
-            row = dict(step=step + 1, tokens=(step + 1) * args.rows * args.length, seconds=round(now - begin, 1), rate=round(factor, 4),
-                       loss=values[0], answer_loss=values[1], balance=values[2], tokens_per_second=round(speed))  # fmt: skip
+            row = dict(
+                step=step + 1,
+                tokens=(step + 1) * args.rows * args.length,
+                seconds=round(now - begin, 1),
+                rate=round(factor, 4),
+                loss=values[0],
+                answer_loss=values[1],
+                balance=values[2],
+                tokens_per_second=round(speed),
+            )
             log.write(json.dumps(row) + "\n")
             log.flush()
             bar.set_postfix(loss=f"{values[1]:.4f}", balance=f"{values[2]:.2f}", tps=f"{speed / 1e6:.2f}M")

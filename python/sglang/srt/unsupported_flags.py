@@ -59,13 +59,11 @@ _BY_REASON: dict[str, str] = {
         enable_multimodal limit_mm_data_per_request mm_attention_backend mm_max_concurrent_calls mm_per_request_timeout
         enable_broadcast_mm_inputs_process mm_enable_dp_encoder keep_mm_feature_on_device
         disable_fast_image_processor encoder_only language_only encoder_urls is_embedding enable_prefix_mm_cache
-
     """,
     _NO_GRAPH: """
         disable_cuda_graph disable_decode_cuda_graph disable_prefill_cuda_graph cuda_graph_max_bs
-        cuda_graph_max_bs_decode cuda_graph_bs cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph enable_cudagraph_gc
-        enable_piecewise_cuda_graph piecewise_cuda_graph_max_tokens piecewise_cuda_graph_tokens
-
+        cuda_graph_max_bs_decode cuda_graph_bs cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph
+        enable_cudagraph_gc enable_piecewise_cuda_graph piecewise_cuda_graph_max_tokens piecewise_cuda_graph_tokens
     """,
     _NO_LORA: """
         enable_lora enable_lora_overlap_loading lora_paths max_lora_rank lora_target_modules max_loras_per_batch

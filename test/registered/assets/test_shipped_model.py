@@ -101,7 +101,8 @@ def test_tensor_names_and_shapes():
             "experts.down_proj": [experts, hidden, width],
             "layer_scalar": [1],
         }
-        norms = "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm pre_feedforward_layernorm_2 post_feedforward_layernorm_1 post_feedforward_layernorm_2"
+        norms = """input_layernorm post_attention_layernorm pre_feedforward_layernorm pre_feedforward_layernorm_2
+            post_feedforward_layernorm post_feedforward_layernorm_1 post_feedforward_layernorm_2"""
         layer |= {f"{norm}.weight": [hidden] for norm in norms.split()}
         if not full:  # a full layer's V is its K projection
             layer["self_attn.v_proj.weight"] = [kv, hidden]
@@ -145,7 +146,7 @@ def test_digits_are_single_tokens(text):
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_characters="▁", exclude_categories=["Cs"])))
 def test_text_survives_the_round_trip(text):
-    """All but U+2581, which stands for a space here as it does in Gemma's tokenizer; special tokens would be read as such."""
+    """All but U+2581, which stands for a space as in Gemma's tokenizer; special tokens would be read as such."""
     ids = tokenizer()(text, add_special_tokens=False)["input_ids"]
     if not set(ids) & set(range(107)):
         assert tokenizer().decode(ids) == text
@@ -196,7 +197,8 @@ def test_tools_and_thinking():
         {"role": "assistant", "content": "It is 20 C."},
     ]
     want = (
-        '<bos><|turn>system\n<|think|>\nYou are terse.<|tool>declaration:get_weather{description:<|"|>Get the weather<|"|>,'
+        "<bos><|turn>system\n<|think|>\nYou are terse."
+        '<|tool>declaration:get_weather{description:<|"|>Get the weather<|"|>,'
         'parameters:{properties:{city:{description:<|"|>City<|"|>,type:<|"|>STRING<|"|>}},required:[<|"|>city<|"|>],'
         'type:<|"|>OBJECT<|"|>}}<tool|><turn|>\n<|turn>user\nWeather in Paris?<turn|>\n<|turn>model\n'
         '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|>'

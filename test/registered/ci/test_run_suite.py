@@ -178,22 +178,33 @@ def test_what_is_worth_a_retry(runner, output: str, timed_out: bool, expected: b
 
 def test_a_retry_can_save_a_file(runner, tmp_path: Path, capsys):
     mark = tmp_path / "mark"
-    write(tmp_path, "test_a.py", f"""
+    write(
+        tmp_path,
+        "test_a.py",
+        f"""
     from pathlib import Path
     def test():
         first = not Path({str(mark)!r}).exists()
         Path({str(mark)!r}).touch()
         assert not first, "score 0.3 not greater than 0.4"
-    """)  # fmt: skip
+    """,
+    )
     code, lines = run(runner, tmp_path, capsys, "--enable-retry", "--retry-wait-seconds", "0")
     assert code == 0 and lines[-1] == "1 passed, 0 failed" and any("after 2 attempts" in line for line in lines)
 
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--hw", "cuda"], ["--hw", "tpu"], ["--hw", "cpu", "--auto-partition-id", "0"], ["--hw", "cpu", "--max-attempts", "0"],
-     ["--hw", "cpu", "--auto-partition-id", "2", "--auto-partition-size", "2"], ["--hw", "cpu", "--timeout-per-file", "0"]],
-)  # fmt: skip
+    [
+        [],
+        ["--hw", "cuda"],
+        ["--hw", "tpu"],
+        ["--hw", "cpu", "--auto-partition-id", "0"],
+        ["--hw", "cpu", "--max-attempts", "0"],
+        ["--hw", "cpu", "--auto-partition-id", "2", "--auto-partition-size", "2"],
+        ["--hw", "cpu", "--timeout-per-file", "0"],
+    ],
+)
 def test_wrong_flags_exit_with_2(runner, flags: list[str]):
     with pytest.raises(SystemExit) as stop:
         runner.parse_flags(flags)

@@ -150,9 +150,20 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--lora-paths", "--speculative-algorithm", "--enable-metrics", "--kv-cache-dtype", "--dp-size", "--quantization",
-             "--trust-remote-code", "--tool-call-parser", "--enable-deterministic-inference", "--cuda-graph-max-bs"],
-)  # fmt: skip
+    "flag",
+    [
+        "--lora-paths",
+        "--speculative-algorithm",
+        "--enable-metrics",
+        "--kv-cache-dtype",
+        "--dp-size",
+        "--quantization",
+        "--trust-remote-code",
+        "--tool-call-parser",
+        "--enable-deterministic-inference",
+        "--cuda-graph-max-bs",
+    ],
+)
 def test_flags_of_upstream_are_refused_by_name(flag: str, capsys):
     assert f"{flag} is not supported" in one_line_error([flag, "1"], capsys)
     name = flag[2:].replace("-", "_")

@@ -315,7 +315,7 @@ def test_draws_follow_the_distribution_that_is_left(fields: dict, vary: str):
 
 
 def test_draws_over_the_full_vocabulary_are_uniform_where_logits_are():
-    """Of 262144 equal tokens the largest noise wins, which the hash's rarest values decide: it must not be quantised."""
+    """Of 262144 equal tokens the largest noise wins, which the hash's rarest values decide."""
     draws, vocab = 100, 262144
     state, rows, flags = state_of([SamplingParams()], vocab=vocab)
     ids = torch.cat([state.sample(torch.zeros(1, vocab), rows, at(i), flags)[0] for i in range(draws)])

@@ -1,4 +1,4 @@
-"""The scheduler process: `python -m sglang.srt.managers.run_scheduler`, started by the server with its configuration."""
+"""The scheduler process: `python -m sglang.srt.managers.run_scheduler`, started by the server with its settings."""
 
 import logging
 import os

@@ -50,7 +50,7 @@ class InFlight:
 
     pending: PendingStep
     sampled: list[Req]
-    # Where prompt log-probabilities go; a retraction starts the request's list anew, and these are dropped with the old.
+    # Where prompt log-probabilities go; a retraction starts the request's list anew and drops these with the old.
     prompt_logprobs: list[list[TokenLogprob]]
 
 

@@ -1,4 +1,4 @@
-"""TpWorker: runs a ModelRunner's steps one after another in a thread, so that the scheduler plans while one computes."""
+"""TpWorker: runs a ModelRunner's steps one after another in a thread, so that the scheduler plans meanwhile."""
 
 import queue
 import threading

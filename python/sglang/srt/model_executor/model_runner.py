@@ -53,9 +53,7 @@ class ModelRunner:
             args.context_length,
             args.max_total_tokens,
         )
-        self.kv_pool = HybridKVPool(
-            config.kv_layers, self.full_size, self.swa_size, config.torch_dtype, self.device
-        )
+        self.kv_pool = HybridKVPool(config.kv_layers, self.full_size, self.swa_size, config.torch_dtype, self.device)
         self.kv_bytes = (
             self.full_size * self.kv_pool.full_bytes_per_token + self.swa_size * self.kv_pool.swa_bytes_per_token
         )
@@ -161,9 +159,7 @@ class ModelRunner:
         return result
 
 
-def make_entries(
-    logits: Tensor, ids: Tensor, top: list[int], selected: list[list[int] | None]
-) -> list[TokenLogprob]:
+def make_entries(logits: Tensor, ids: Tensor, top: list[int], selected: list[list[int] | None]) -> list[TokenLogprob]:
     """Log-probabilities of `ids` [N] under `logits` [N, V], with the `top` best and the `selected` ids of each row."""
     return [TokenLogprob(*row) for row in zip(*token_logprobs(logits, ids, top, selected), strict=True)]
 

@@ -60,9 +60,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
                 raise ValueError(f"unknown sampling parameter {name!r}; known are {', '.join(sorted(CHECKS))}")
         params = cls(**{name: CHECKS[name](name, value) for name, value in merged.items()})
         if params.min_new_tokens > params.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens {params.min_new_tokens} is above max_new_tokens {params.max_new_tokens}"
-            )
+            raise ValueError(f"min_new_tokens {params.min_new_tokens} is above max_new_tokens {params.max_new_tokens}")
         if params.temperature < GREEDY_BELOW:
             params.temperature, params.top_k = 1.0, 1
         return params

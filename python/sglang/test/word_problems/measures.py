@@ -297,7 +297,7 @@ def average_of_three(s: Sampler) -> Problem:
 @template
 def percent_of_people(s: Sampler) -> Problem:
     place, tenths = s.pick(PLACES), s.int(1, 9)
-    total, k = s.tens(20, 500), s.int(3, 60)
+    total, _ = s.tens(20, 500), s.int(3, 60)
     some = total // 10 * tenths
     story = s.any(
         f"{total} people visited a {place} on one day. {tenths * 10}% of them were adults and the rest were children.",
@@ -384,7 +384,7 @@ def phone_battery(s: Sampler) -> Problem:
 
 @template(held_out=True)
 def snow_shovel(s: Sampler) -> Problem:
-    n, a, d, k = s.person(), s.int(2, 20), s.int(2, 20), s.pick([2, 3, 4])
+    _, a, d, k = s.person(), s.int(2, 20), s.int(2, 20), s.pick([2, 3, 4])
     b = a + d
     c = k * b
     (d1, d2, d3) = s.three(DAYS)
