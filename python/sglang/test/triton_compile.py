@@ -1,0 +1,44 @@
+"""Compiles Triton kernels for GPUs that are not there: type, shape and shared-memory errors show without one.
+
+Do not import it beside triton_testing: the interpreter replaces what the compiler needs.
+"""
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+ARCHS = (80, 90, 100)
+# bytes of shared memory one program may have, from CUDA's table of compute capabilities; 8.9 has less than 8.0
+SHARED_MEMORY = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+
+
+def compile_kernel(
+    kernel,
+    arch: int,
+    signature: dict[str, str],
+    constexprs: dict[str, Any],
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Any:
+    """Compile `kernel` for sm_`arch`. `signature` gives each run-time argument's type ("*bf16", "i32", "fp32").
+
+    Pointers and i32 arguments are taken as divisible by 16, as in a usual launch. Raises the compiler's error, or
+    AssertionError when arguments are left out or the program wants more shared memory than the GPU has.
+    """
+    missing = set(kernel.arg_names) - set(signature) - set(constexprs)
+    assert not missing, f"no type or value for {sorted(missing)}"
+    ordered = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(ordered.values())
+        if kind.startswith("*") or kind == "i32"
+    }
+    source = triton.compiler.ASTSource(kernel, signature=ordered, constexprs=constexprs, attrs=aligned)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    assert compiled.metadata.shared <= SHARED_MEMORY[arch], (
+        f"{kernel.__name__} wants {compiled.metadata.shared} bytes of shared memory, sm_{arch} has "
+        f"{SHARED_MEMORY[arch]}: {constexprs}"
+    )
+    return compiled
