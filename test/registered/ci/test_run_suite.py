@@ -158,7 +158,7 @@ def test_a_timed_out_file_is_ended_with_its_children(runner, tmp_path: Path, cap
     assert code == 1 and any("timed out after 3 s" in line for line in lines)
     pid = (tmp_path / "pid").read_text()
     alive = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
-    assert alive in ("", "Z")
+    assert alive[:1] in ("", "Z")
 
 
 @pytest.mark.parametrize(
