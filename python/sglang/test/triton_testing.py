@@ -50,7 +50,9 @@ def _mend_bfloat16() -> None:
         old, new = source.dtype.scalar, target.scalar
         if new == tl.bfloat16 and old != new:
             return handle(_round(source.data.astype(np.float32)), new)
-        if old == tl.bfloat16 and new not in (old, tl.float32):
+        if old == tl.bfloat16 and new == tl.float32:
+            return handle(_widen(source.data), new)  # its own loses denormals
+        if old == tl.bfloat16 and new != old:
             return cast(self, handle(_widen(source.data), tl.float32), target)
         return cast(self, source, target)
 

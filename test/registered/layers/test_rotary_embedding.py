@@ -6,14 +6,12 @@ import pytest
 import torch
 from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import (
-    Gemma4RMSNorm,
     Gemma4TextRotaryEmbedding,
     apply_rotary_pos_emb,
 )
 
 from sglang.srt.configs.gemma4 import DEFAULT_ROPE
 from sglang.srt.configs.rope import RopeConfig
-from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding, apply_rope, inverse_frequencies
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -63,30 +61,6 @@ def test_frequencies_stay_float32_in_a_bfloat16_model():
         rotary("sliding_attention", dtype)(torch.tensor([19_999]))[0] for dtype in (torch.bfloat16, torch.float32)
     )
     assert torch.equal(coarse, fine.to(torch.bfloat16))
-
-
-@pytest.mark.parametrize("has_v", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_qkv_norm_rope(dtype, has_v):
-    """Against transformers' modules one by one; without v rows, V is the raw K, neither scaled nor turned."""
-    torch.manual_seed(0)
-    tokens, heads, kv_heads, dim = 11, 4, 2, 512
-    cos, sin = rotary("full_attention", dtype)(torch.arange(tokens) * 7)
-    norms = []
-    for _ in range(2):
-        norm = Gemma4RMSNorm(dim).to(dtype)
-        norm.weight.data.uniform_(0.5, 1.5)
-        norms.append(norm)
-    qkv = torch.randn(tokens, (heads + kv_heads * (2 if has_v else 1)) * dim).to(dtype)
-    before = qkv.clone()
-    q, k, v = qkv_norm_rope(qkv, norms[0].weight, norms[1].weight, cos, sin, heads, kv_heads, 1e-6)
-    assert torch.equal(qkv, before)
-    raw = qkv.view(tokens, -1, dim)
-    raw_k = raw[:, heads : heads + kv_heads]
-    raw_v = raw[:, heads + kv_heads :] if has_v else raw_k
-    assert torch.equal(q, apply_rotary_pos_emb(norms[0](raw[:, :heads]), cos, sin))
-    assert torch.equal(k, apply_rotary_pos_emb(norms[1](raw_k), cos, sin))
-    assert torch.equal(v, Gemma4RMSNorm(dim, with_scale=False)(raw_v))
 
 
 if __name__ == "__main__":

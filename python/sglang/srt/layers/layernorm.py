@@ -1,11 +1,62 @@
 """RMSNorm. y = x * (mean(x^2) + eps)^(-1/2) * w in float32, rounded once to x's dtype (transformers' order).
 
-The weight multiplies as it is: not 1 + w. Exact op: a kernel must give the same bits.
+The weight multiplies as it is: not 1 + w. Two eager references differ in float32's last bit only: `rms_norm_reference`
+is transformers' formula to the letter and what a CPU runs; `rms_norm_ordered` also fixes the order of the sum
+(fixed_order.py) and takes the root by correctly rounded operations, which makes it the same on every device and for
+every batch. Exact op: the kernel gives the bits of the latter. Floor: x read once, y written once.
 """
 
+import torch
 from torch import Tensor, nn
 
+from sglang.srt.layers.fixed_order import halving_sum, halving_sum_kernel
 from sglang.srt.layers.parameters import parameter
+from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+
+MAX_WIDTH = 16384  # a row is held in the registers of one program
+
+
+@triton.jit
+def normed_kernel(x, eps, WIDTH: tl.constexpr, LEVELS: tl.constexpr):
+    """x [2**LEVELS] float32, zeros from WIDTH on -> x * (mean(x^2) + eps)^(-1/2), WIDTH numbers in the mean."""
+    mean = tl.div_rn(halving_sum_kernel(x * x, LEVELS), WIDTH * 1.0)
+    return x * tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
+
+
+@triton.jit
+def _rms_norm_kernel(x, weight, out, eps, WIDTH: tl.constexpr, LEVELS: tl.constexpr, HAS_WEIGHT: tl.constexpr):
+    """One row of x [rows, WIDTH] a program."""
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    dims = tl.arange(0, 1 << LEVELS)
+    inside = dims < WIDTH
+    y = normed_kernel(tl.load(x + row + dims, mask=inside, other=0.0).to(tl.float32), eps, WIDTH, LEVELS)
+    if HAS_WEIGHT:
+        y = y * tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row + dims, y.to(out.dtype.element_ty), mask=inside)
+
+
+def warps_for(width: int) -> int:
+    """Warps of a program that holds `width` numbers: 16 to a thread at most where there are warps left."""
+    return min(8, max(1, triton.next_power_of_2(width) // 512))
+
+
+def launch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The kernel over x [..., D], contiguous; returns a new tensor."""
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    if x.numel():
+        _rms_norm_kernel[(x.numel() // width,)](
+            x,
+            weight,
+            out,
+            eps,
+            WIDTH=width,
+            LEVELS=(width - 1).bit_length(),
+            HAS_WEIGHT=weight is not None,
+            num_warps=warps_for(width),
+            enable_fp_fusion=False,
+        )
+    return out
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -17,15 +68,33 @@ def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return y.to(x.dtype)
 
 
+def rms_norm_ordered(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The same with a fixed order of the sum: the bits every kernel of this norm must give."""
+    xf = x.float()
+    mean = halving_sum(xf * xf) / x.shape[-1]
+    y = xf * (
+        1.0 / (mean + eps).double().sqrt().float()
+    )  # by way of float64: torch's float32 root on a CPU is not exact
+    if weight is not None:
+        y = y * weight
+    return y.to(x.dtype)
+
+
+def can_use(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether the kernel takes this input; on a GPU it is the rule."""
+    rows = x.is_contiguous() and x.shape[-1] <= MAX_WIDTH
+    return runs_triton(x) and rows and (weight is None or weight.shape == x.shape[-1:])
+
+
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """See rms_norm_reference; x is not changed."""
-    return rms_norm_reference(x, weight, eps)
+    return launch(x, weight, eps) if can_use(x, weight) else rms_norm_reference(x, weight, eps)
 
 
 def llama_rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Llama's order of roundings: the normed x is rounded to x's dtype, then multiplied by w in that dtype.
 
-    transformers uses rsqrt here, where Gemma 4 uses pow(-0.5); the two differ in the last float32 bit.
+    transformers uses rsqrt here, where Gemma 4 uses pow(-0.5).
     """
     xf = x.float()
     return weight * (xf * (xf.pow(2).mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)

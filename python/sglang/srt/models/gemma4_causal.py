@@ -12,12 +12,12 @@ from sglang.srt.configs.gemma4 import FULL, SLIDING, Gemma4LayerConfig, Gemma4Te
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.activation import gelu_tanh_and_mul
 from sglang.srt.layers.attention.base import Attention
-from sglang.srt.layers.layernorm import RMSNorm, rms_norm
+from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import GateUpLinear, Linear, QKVLinear
 from sglang.srt.layers.logits_processor import head_logits
 from sglang.srt.layers.moe.experts import Experts
 from sglang.srt.layers.moe.router import Router
-from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
+from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding, apply_rope
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -55,16 +55,10 @@ class Gemma4Attention(nn.Module):
         self.o_proj = Linear(self.num_heads * layer.head_dim, hidden, bias)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
-        q, k, v = qkv_norm_rope(
-            self.qkv_proj(x),
-            self.q_norm.weight,
-            self.k_norm.weight,
-            *rotation,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            eps=self.eps,
+        q, k, v = qkv_rms_norm(
+            self.qkv_proj(x), self.q_norm.weight, self.k_norm.weight, self.num_heads, self.num_kv_heads, self.eps
         )
-        return self.o_proj(self.attn(q, k, v, batch))
+        return self.o_proj(self.attn(apply_rope(q, *rotation), apply_rope(k, *rotation), v, batch))
 
 
 class Gemma4SharedAttention(nn.Module):
@@ -79,9 +73,8 @@ class Gemma4SharedAttention(nn.Module):
         self.o_proj = Linear(self.num_heads * layer.head_dim, config.hidden_size, config.attention_bias)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
-        q = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
-        q = apply_rope(rms_norm(q, self.q_norm.weight, self.eps), *rotation)
-        return self.o_proj(self.attn(q, None, None, batch))
+        q, _, _ = qkv_rms_norm(self.q_proj(x), self.q_norm.weight, None, self.num_heads, 0, self.eps)
+        return self.o_proj(self.attn(apply_rope(q, *rotation), None, None, batch))
 
 
 def _attention(config: Gemma4TextConfig, layer: Gemma4LayerConfig) -> Attention:

@@ -5,20 +5,15 @@ r = norm(h) rounded; r * scale rounded; * H^(-1/2) rounded: three separate round
 
 from torch import Tensor, nn
 
-from sglang.srt.layers.layernorm import rms_norm_reference
+from sglang.srt.layers.layernorm import rms_norm
 from sglang.srt.layers.linear import Linear
 from sglang.srt.layers.moe.topk import topk_softmax
 from sglang.srt.layers.parameters import parameter
 
 
-def router_input_reference(h: Tensor, scale: Tensor, root: float, eps: float) -> Tensor:
-    """h [T, H] raw residual stream, scale [H] in h's dtype, root = H^(-1/2) -> [T, H]. Exact op."""
-    return rms_norm_reference(h, None, eps) * scale * root
-
-
 def router_input(h: Tensor, scale: Tensor, root: float, eps: float) -> Tensor:
-    """See router_input_reference."""
-    return router_input_reference(h, scale, root, eps)
+    """h [T, H] raw residual stream, scale [H] in h's dtype, root = H^(-1/2) -> [T, H]. Exact op."""
+    return rms_norm(h, None, eps) * scale * root
 
 
 class Router(nn.Module):

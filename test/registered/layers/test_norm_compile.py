@@ -1,0 +1,48 @@
+"""The norm and rotation kernels compile for every GPU generation served; no GPU is needed."""
+
+import sys
+
+import pytest
+
+from sglang.srt.layers.layernorm import _rms_norm_kernel, warps_for
+from sglang.srt.layers.qkv_rms_norm import _qkv_rms_norm_kernel
+from sglang.srt.layers.rotary_embedding import _rope_kernel
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.triton_compile import ARCHS, compile_kernel
+
+register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+
+DTYPES = ["bf16", "fp16"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [256, 2816, 5376])
+def test_rms_norm(width, dtype, arch):
+    signature = {"x": f"*{dtype}", "weight": f"*{dtype}", "out": f"*{dtype}", "eps": "fp32"}
+    constants = {"WIDTH": width, "LEVELS": (width - 1).bit_length(), "HAS_WEIGHT": True}
+    compile_kernel(_rms_norm_kernel, arch, signature, constants, num_warps=warps_for(width))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("per_head", [True, False])
+@pytest.mark.parametrize("width", [256, 512])
+def test_qkv_rms_norm(width, per_head, arch):
+    pointers = dict.fromkeys(("qkv", "v_out", "q_weight", "k_weight"), "*bf16")
+    signature = pointers | {"qkv_stride": "i32", "v_stride": "i32", "eps": "fp32"}
+    constants = {"NUM_HEADS": 16, "NUM_KV_HEADS": 2, "V_FROM_K": True, "HEADS": 18, "PER_HEAD": per_head}
+    compile_kernel(
+        _qkv_rms_norm_kernel, arch, signature, constants | {"LEVELS": (width - 1).bit_length()}, warps_for(width)
+    )
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope(dtype, arch):
+    pointers = dict.fromkeys(("x", "cos", "sin", "out"), f"*{dtype}")
+    signature = pointers | {"token_stride": "i32", "head_stride": "i32"}
+    compile_kernel(_rope_kernel, arch, signature, {"HEADS": 16, "HALF": 256, "BLOCK": 256}, num_warps=1)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
