@@ -212,7 +212,20 @@ class ServerArgs:
         metavar="DEVICE",
     )
     attention_backend: str = arg(
-        "auto", help="Attention kernels.", group=KERNELS, choices=("auto", "torch_native"), metavar="NAME"
+        "auto",
+        help="Attention kernels; auto takes triton on a GPU and torch_native on a CPU.",
+        group=KERNELS,
+        choices=("auto", "triton", "torch_native"),
+        metavar="NAME",
+    )
+    disable_cuda_graph: bool = arg(
+        False, help="Launch every kernel of a decode step by itself instead of replaying a graph.", group=KERNELS
+    )
+    cuda_graph_max_bs: int | None = arg(
+        None,
+        help="Largest decode batch with a CUDA graph (auto: 256, or --max-running-requests if that is less).",
+        group=KERNELS,
+        check=between(1, 4096),
     )
     sampling_backend: str = arg(
         "pytorch", help="Sampling kernels.", group=KERNELS, choices=("pytorch",), metavar="NAME"
@@ -264,6 +277,8 @@ class ServerArgs:
                 "--schedule-policy lpm orders by cached prefix, which --disable-radix-cache removes; "
                 "use --schedule-policy fcfs or keep the cache"
             )
+        if self.disable_cuda_graph and self.cuda_graph_max_bs is not None:
+            yield "--cuda-graph-max-bs contradicts --disable-cuda-graph; drop one of them"
         if self.enable_mixed_chunk and self.chunked_prefill_size == -1:
             yield (
                 "--enable-mixed-chunk needs prompt chunks, which --chunked-prefill-size -1 turns off; "
@@ -306,7 +321,8 @@ class ResolvedArgs(ServerArgs):
     """ServerArgs after resolve(). Still None where None has a meaning of its own:
 
     api_key, chat_template, default_chat_template_kwargs, preferred_sampling_params (absent), tokenizer_path (skipped),
-    prefill_max_requests (no limit), max_total_tokens on a GPU (known once the weights are loaded).
+    prefill_max_requests (no limit), max_total_tokens on a GPU (known once the weights are loaded), cuda_graph_max_bs
+    without graphs.
     chunked_prefill_size stays -1 for no chunking. `device` is cpu or cuda.
     """
 
@@ -361,6 +377,7 @@ def prepare_server_args(argv: list[str]) -> ServerArgs:
 MIB_PER_GIB = 1024
 CPU_MAX_TOTAL_TOKENS = 65536  # a KV cache in host memory competes with everything else on the machine
 CPU_MEM_FRACTION = 0.5
+MAX_GRAPH_BATCH = 256  # upstream's on cards of this size
 MAX_QUEUED_REQUESTS = 16384  # a bound on memory held by requests nobody serves yet
 
 
@@ -424,10 +441,20 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if args.dtype == "auto":
         choose("dtype", model_config.dtype, "the checkpoint's type")
     if args.attention_backend == "auto":
-        choose("attention_backend", "torch_native", "the only backend so far")
+        gpu = device == "cuda"
+        choose("attention_backend", "triton" if gpu else "torch_native", f"default of {device}")
+    elif args.attention_backend == "triton" and device == "cpu":
+        raise ValueError("--attention-backend triton needs a GPU; use torch_native or leave it out")
 
     if args.max_running_requests is None:
         choose("max_running_requests", 256 if device == "cuda" else 64, f"default of {device}")
+    if values["attention_backend"] != "triton":
+        if args.cuda_graph_max_bs is not None:
+            raise ValueError("--cuda-graph-max-bs: graphs need a GPU and --attention-backend triton; leave it out")
+        values["disable_cuda_graph"] = True  # torch_native plans its work on the host, step by step
+    elif not args.disable_cuda_graph and args.cuda_graph_max_bs is None:
+        limit = min(MAX_GRAPH_BATCH, values["max_running_requests"])
+        choose("cuda_graph_max_bs", limit, "decode batches that large are rare, and each graph takes memory")
     if args.max_queued_requests is None:
         values["max_queued_requests"] = MAX_QUEUED_REQUESTS
     if args.chunked_prefill_size is None:

@@ -9,7 +9,7 @@ _LATER = "is not supported yet; leave it out"
 _ONE_GPU = "is not supported yet: the model runs on one device; leave it out"
 _NO_SPEC = "is not supported yet: there is no speculative decoding; leave it out"
 _TEXT_ONLY = "is not supported: only text is served; leave it out"
-_NO_GRAPH = "is not supported yet: there are no CUDA graphs; leave it out"
+_GRAPHS = "is not supported: decode steps have graphs, chosen by --cuda-graph-max-bs and --disable-cuda-graph"
 _NO_LORA = "is not supported: LoRA adapters are not served; leave it out"
 _NO_HICACHE = "is not supported: the KV cache has no host tier; leave it out"
 _NO_DISAGG = "is not supported: prefill and decode run in one server; leave it out"
@@ -60,9 +60,9 @@ _BY_REASON: dict[str, str] = {
         enable_broadcast_mm_inputs_process mm_enable_dp_encoder keep_mm_feature_on_device
         disable_fast_image_processor encoder_only language_only encoder_urls is_embedding enable_prefix_mm_cache
     """,
-    _NO_GRAPH: """
-        disable_cuda_graph disable_decode_cuda_graph disable_prefill_cuda_graph cuda_graph_max_bs
-        cuda_graph_max_bs_decode cuda_graph_bs cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph
+    _GRAPHS: """
+        disable_decode_cuda_graph disable_prefill_cuda_graph cuda_graph_max_bs_decode cuda_graph_bs
+        cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph
         enable_cudagraph_gc enable_piecewise_cuda_graph piecewise_cuda_graph_max_tokens piecewise_cuda_graph_tokens
     """,
     _NO_LORA: """

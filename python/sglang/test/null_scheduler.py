@@ -5,7 +5,10 @@
 
 import sys
 
-from sglang.srt.model_executor.step_io import StepInput, StepOutput
+import torch
+
+from sglang.srt.model_executor.launched_step import LaunchedStep
+from sglang.srt.model_executor.step_io import StepInput
 
 TOKEN = 200  # an ordinary token of the shipped tokenizer
 
@@ -19,8 +22,8 @@ class NullRunner:
         self.full_size = args.max_running_requests * args.context_length
         self.swa_size = self.full_size if model_config.sliding_window else 0
 
-    def execute(self, step: StepInput) -> StepOutput:
-        return StepOutput([TOKEN] * len(step.sampled))
+    def launch(self, step: StepInput) -> LaunchedStep:
+        return LaunchedStep(torch.full((len(step.sampled),), TOKEN))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ GOOD = {
     "radix_eviction_policy": ("lru", "lru"),
     "device": ("cpu", "cpu"),
     "attention_backend": ("torch_native", "torch_native"),
+    "cuda_graph_max_bs": ("64", 64),
     "sampling_backend": ("pytorch", "pytorch"),
     "random_seed": ("42", 42),
     "log_level": ("debug", "debug"),
@@ -79,6 +80,7 @@ BAD = {
     "radix_eviction_policy": "lfu",
     "device": "xpu",
     "attention_backend": "fa3",
+    "cuda_graph_max_bs": "0",
     "sampling_backend": "flashinfer",
     "random_seed": "-1",
     "log_level": "loud",
@@ -143,6 +145,7 @@ def test_a_bad_value_is_one_line_that_names_the_flag(name: str, capsys):
         (["--enable-mixed-chunk", "--chunked-prefill-size", "-1"], "use --disable-mixed-chunk"),
         (["--disable-radix-cache", "--schedule-policy", "lpm"], "fcfs"),
         (["--skip-tokenizer-init", "--chat-template", "x"], "--skip-tokenizer-init"),
+        (["--disable-cuda-graph", "--cuda-graph-max-bs", "4"], "drop one of them"),
     ],
 )
 def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
@@ -161,7 +164,7 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
         "--trust-remote-code",
         "--tool-call-parser",
         "--enable-deterministic-inference",
-        "--cuda-graph-max-bs",
+        "--cuda-graph-bs",
     ],
 )
 def test_flags_of_upstream_are_refused_by_name(flag: str, capsys):
@@ -209,7 +212,9 @@ def test_resolve_fills_every_automatic_value_and_says_why(device: str, caplog):
     assert isinstance(args, ResolvedArgs) and args.device == device
     assert args.chunked_prefill_size == (8192 if device == "cuda" else 512)
     assert args.max_running_requests == (256 if device == "cuda" else 64)
-    assert (args.context_length, args.dtype, args.attention_backend) == (4096, "bfloat16", "torch_native")
+    assert (args.context_length, args.dtype) == (4096, "bfloat16")
+    assert args.attention_backend == ("triton" if device == "cuda" else "torch_native")
+    assert (args.disable_cuda_graph, args.cuda_graph_max_bs) == ((False, 256) if device == "cuda" else (True, None))
     assert 0.5 <= args.mem_fraction_static < 1 and args.enable_mixed_chunk is True
     for name in ("chunked_prefill_size", "mem_fraction_static", "random_seed", "context_length"):
         assert any(r.message.startswith(f"{name} = ") and "(" in r.message for r in caplog.records)
@@ -231,6 +236,21 @@ def test_resolve_without_a_tokenizer():
 def test_resolve_refuses_a_context_beyond_the_model():
     with pytest.raises(ValueError, match="at most 4096"):
         resolve(ServerArgs(model_path="/m", context_length=5000), MODEL, "cpu", memory_mib=1024)
+
+
+def test_graphs_cover_the_largest_batch_there_can_be():
+    assert resolve(ServerArgs(max_running_requests=48), MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs == 48
+    assert resolve(ServerArgs(disable_cuda_graph=True), MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs is None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("wanted", [{"cuda_graph_max_bs": 4}, {"attention_backend": "triton"}])
+def test_resolve_refuses_what_needs_a_gpu(wanted: dict, device: str):
+    if device == "cuda":
+        resolve(ServerArgs(**wanted), MODEL, device, memory_mib=1 << 17)
+        wanted = {"attention_backend": "torch_native", "cuda_graph_max_bs": 4}
+    with pytest.raises(ValueError, match="GPU"):
+        resolve(ServerArgs(**wanted), MODEL, device, memory_mib=1 << 17)
 
 
 @pytest.mark.parametrize("gib,size", [(16, 2048), (24, 4096), (80, 8192), (140, 8192), (180, 16384)])

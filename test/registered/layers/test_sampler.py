@@ -485,7 +485,7 @@ def test_logprobs_best_and_selected(block: int, dtype: torch.dtype, monkeypatch)
     ids = torch.tensor([3, 0, 299, 7, 1, 2])
     top = [0, 3, 2, 2, VOCAB + 5, 40]
     selected = [None, [1, 2], [], [299], [5] * 3, list(range(VOCAB))]
-    values, best, asked = token_logprobs(logits, ids, top, selected)
+    values, best, asked = token_logprobs(logits, ids, top, selected).lists()
     exact = torch.log_softmax(logits.double(), -1).numpy()
     assert np.allclose(values, exact[range(6), ids], atol=1e-6)
     for row in range(6):
@@ -502,7 +502,7 @@ def test_logprobs_best_and_selected(block: int, dtype: torch.dtype, monkeypatch)
 
 
 def test_logprobs_of_nothing():
-    assert token_logprobs(torch.zeros(0, VOCAB), torch.zeros(0, dtype=torch.int64), [], []) == ([], [], [])
+    assert token_logprobs(torch.zeros(0, VOCAB), torch.zeros(0, dtype=torch.int64), [], []).lists() == ([], [], [])
 
 
 def test_logprobs_are_those_after_penalties_and_temperature_and_before_the_cuts():
@@ -513,7 +513,7 @@ def test_logprobs_are_those_after_penalties_and_temperature_and_before_the_cuts(
     x = logits.double()
     x[0, 4] -= 1.0
     exact = torch.log_softmax(x / 0.5, -1)
-    (value,), (best,), _ = token_logprobs(scaled, ids, [5], [None])
+    (value,), (best,), _ = token_logprobs(scaled, ids, [5], [None]).lists()
     assert abs(value - exact[0, ids.item()]) < 1e-5
     assert np.allclose([v for v, _ in best], exact[0].topk(5).values, atol=1e-5)
 
@@ -521,7 +521,7 @@ def test_logprobs_are_those_after_penalties_and_temperature_and_before_the_cuts(
 def test_barred_tokens_have_a_finite_logprob():
     """JSON has no -inf, and upstream reports the lowest float instead."""
     logits = torch.tensor([[0.0, -torch.inf, -torch.inf]])
-    (value,), (best,), (asked,) = token_logprobs(logits, torch.tensor([1]), [3], [[2]])
+    (value,), (best,), (asked,) = token_logprobs(logits, torch.tensor([1]), [3], [[2]]).lists()
     lowest = torch.finfo(torch.float32).min
     assert value == lowest and asked == [lowest] and best == [(0.0, 0), (lowest, 1), (lowest, 2)]
 

@@ -10,16 +10,18 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma4ForCausalLM
 
 from sglang.srt.configs.model_config import ModelConfig
-from sglang.srt.managers.tp_worker import TpWorker
+from sglang.srt.managers.tp_worker import make_worker
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.server_args import ServerArgs, resolve
-from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_models import VOCAB, make_tiny_gemma4, make_tiny_llama
 
 register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VARIANTS = [
     "moe_top2",
     "moe_top4",
@@ -65,9 +67,11 @@ def oracle(folder):
 
 def engine(path, **settings) -> Harness:
     """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
-    typed = ServerArgs.from_kwargs(model_path=str(path), device="cpu", random_seed=1, **settings)
+    if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
+        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
+    typed = ServerArgs.from_kwargs(model_path=str(path), device=DEVICE, random_seed=1, **settings)
     config = ModelConfig.load(str(path), None, None, "auto")
-    args = resolve(typed, config, "cpu")
+    args = resolve(typed, config, DEVICE)
     runner = ModelRunner(args, config)
     return Harness(
         full_size=runner.full_size,
@@ -81,7 +85,7 @@ def engine(path, **settings) -> Harness:
         cache=not args.disable_radix_cache,
         conservativeness=args.schedule_conservativeness,
         vocab_size=VOCAB,
-        worker=TpWorker(runner),
+        worker=make_worker(runner, args.device),
     )
 
 

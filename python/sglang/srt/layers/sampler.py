@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.utils.device_copies import to_device
 
 SMALL_TOP_K = 128  # up to here top_k takes a selection, above it a full sort
 BLOCK_ELEMENTS = 1 << 23  # of logits that draw at a time: bounds the temporaries (64 MB for each int64 one)
@@ -93,8 +94,8 @@ class TokenValues:
         device, count = self.ids.device, len(pairs)
         self.ids[row] = 0
         self.values[row] = 0
-        self.ids[row, :count] = torch.tensor(list(pairs), dtype=torch.int64, device=device)
-        self.values[row, :count] = torch.tensor(list(pairs.values()), dtype=torch.float32, device=device)
+        self.ids[row, :count] = to_device(list(pairs), torch.int64, device)
+        self.values[row, :count] = to_device(list(pairs.values()), torch.float32, device)
 
 
 class SamplingState:
@@ -134,7 +135,7 @@ class SamplingState:
         `seeds` are int64; `stop_ids` is what ends a request, eos included, and is barred until min_new_tokens are made.
         Copies from host to device; nothing here may be called while a graph is captured.
         """
-        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        index = to_device(rows, torch.int64, self.device)
         ints = [
             [seed, prompt_len, p.min_new_tokens, min(p.top_k, self.vocab_size) if p.top_k > 0 else self.vocab_size]
             for seed, prompt_len, p in zip(seeds, prompt_lens, params, strict=True)
@@ -143,8 +144,8 @@ class SamplingState:
             [p.temperature, p.top_p, p.min_p, p.frequency_penalty, p.presence_penalty, p.repetition_penalty]
             for p in params
         ]
-        self.ints[index] = torch.tensor(ints, dtype=torch.int64, device=self.device)
-        self.floats[index] = torch.tensor(floats, dtype=torch.float32, device=self.device)
+        self.ints[index] = to_device(ints, torch.int64, self.device)
+        self.floats[index] = to_device(floats, torch.float32, self.device)
         for row, p, stops, outputs in zip(rows, params, stop_ids, output_ids, strict=True):
             self._admit_tokens(row, p, stops, outputs)
 
@@ -162,7 +163,7 @@ class SamplingState:
         if bits & SamplingFlags.PENALTY:
             if self.counts is None:
                 self.counts = torch.zeros(len(self.ints), self.vocab_size, dtype=torch.int32, device=self.device)
-            made = torch.tensor(output_ids, dtype=torch.int64, device=self.device)
+            made = to_device(output_ids, torch.int64, self.device)
             self.counts[row].zero_().scatter_add_(0, made, torch.ones_like(made, dtype=torch.int32))
 
     def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def build(typed, ipc_dir: str, make_runner: Callable | None = None):
     from sglang.srt.managers.schedule_policy import SchedulePolicy
     from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
     from sglang.srt.managers.scheduler_stats import SchedulerStats
-    from sglang.srt.managers.tp_worker import TpWorker
+    from sglang.srt.managers.tp_worker import make_worker
     from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.server_args import choose_device, model_folder, resolve
     from sglang.srt.utils.ipc import Receiver, Sender
@@ -79,7 +79,9 @@ def build(typed, ipc_dir: str, make_runner: Callable | None = None):
         overlap=not args.disable_overlap_schedule,
     )
     stats = SchedulerStats(args.decode_log_interval)
-    scheduler = Scheduler(TpWorker(runner), kv, policy, limits, receiver.receive_all, sender.send, stats)
+    scheduler = Scheduler(
+        make_worker(runner, args.device), kv, policy, limits, receiver.receive_all, sender.send, stats
+    )
     public = args.public_dict() | {
         "max_total_num_tokens": runner.full_size,
         "max_total_num_tokens_swa": runner.swa_size,

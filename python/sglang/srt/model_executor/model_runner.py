@@ -1,4 +1,4 @@
-"""ModelRunner: the model, its KV pools and slot tables on one device, and how a StepInput becomes a StepOutput.
+"""ModelRunner: the model, its KV pools and slot tables on one device, and how a StepInput becomes a LaunchedStep.
 
 It owns every device tensor of a step. It knows rows and slots, not requests; the numbers come from the scheduler.
 """
@@ -16,10 +16,13 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.mem_cache.memory_pool import HybridKVPool, pool_sizes
+from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.model_executor.step_io import StepInput, StepOutput, TokenLogprob
+from sglang.srt.model_executor.launched_step import LaunchedStep
+from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.model_loader.loader import load_model
 from sglang.srt.server_args import ResolvedArgs
+from sglang.srt.utils.device_copies import to_device, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ LOGPROB_ROWS = 1024  # prompt rows whose logits exist at a time: at 262,144 toke
 
 
 class ModelRunner:
-    """Loads the model and sizes the KV pools from `args`; `execute` runs steps in the order it is called.
+    """Loads the model and sizes the KV pools from `args`; `launch` starts steps, which run in that order.
 
     Raises ValueError when the checkpoint can't be served or memory holds no single request.
     """
@@ -35,6 +38,7 @@ class ModelRunner:
     def __init__(self, args: ResolvedArgs, config: ModelConfig):
         self.config = config
         self.device = torch.device(args.device)
+        _check_attention(args.attention_backend, config, self.device)
         start = time.monotonic()
         free_before = free_memory(self.device)
         self.model = load_model(config, args.load_format, self.device)
@@ -68,43 +72,111 @@ class ModelRunner:
         self.req_to_token_swa = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # sampled last, by row
         self.sampling = SamplingState(rows, config.vocab_size, self.device)
-        self.attn_backend: AttentionBackend = TorchNativeBackend()
+        self.attn_backend = self._attention_backend(args)
+        self.graphs: CudaGraphRunner | None = None
+        if not args.disable_cuda_graph:
+            self.graphs = self._capture(capture_sizes(args.cuda_graph_max_bs))
+
+    def _attention_backend(self, args: ResolvedArgs) -> AttentionBackend:
+        if args.attention_backend == "torch_native":
+            return TorchNativeBackend()
+        from sglang.srt.layers.attention.triton_backend import TritonBackend
+
+        config = self.config
+        return TritonBackend(
+            config.kv_layers, config.text.num_heads, args.max_running_requests, config.torch_dtype, self.device
+        )
 
     @torch.inference_mode()
-    def execute(self, step: StepInput) -> StepOutput:
-        """Run one step: apply its admissions and table writes, forward, sample."""
-        self._apply(step)
-        batch = self._make_batch(step)
-        self.attn_backend.prepare(batch)
-        hidden = self.model(batch.input_ids, batch.positions, batch)
+    def _capture(self, sizes: list[int]) -> CudaGraphRunner:
+        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), sizes, self.device)
 
-        last_rows = batch.extend_start_loc + batch.extend_seq_lens - 1
-        output = StepOutput(next_ids=[])
-        if len(step.sampled):
+    @torch.inference_mode()
+    def launch(self, step: StepInput) -> LaunchedStep:
+        """Start one step: apply its admissions and table writes, forward, sample. Does not wait for a GPU."""
+        self._apply(step)
+        launched = LaunchedStep()
+        if step.num_extends:
+            batch = self._make_batch(step)
+            hidden = self._forward(batch)
             sampled = self._tensor(step.sampled)
-            rows = batch.req_pool_indices[sampled]
-            logits = self.model.compute_logits(hidden[last_rows[sampled]])
-            next_ids, scaled = self.sampling.sample(logits, rows, batch.seq_lens[sampled], step.flags)
-            self.last_tokens[rows] = next_ids
-            if step.output_logprobs is not None:
-                output.output_logprobs = self._output_logprobs(step, scaled, next_ids)
-            output.next_ids = next_ids.tolist()
+            rows, lengths = batch.req_pool_indices[sampled], batch.seq_lens[sampled]
+            last_tokens = batch.extend_start_loc + batch.extend_seq_lens - 1
+            if len(step.sampled):
+                self._sample(step, self.model.compute_logits(hidden[last_tokens[sampled]]), rows, lengths, launched)
+            self._prompt_logprobs(step, hidden, launched)
+        else:  # every row is a decode, and every decode gets a token
+            inputs, logits = self._run_decode(step)
+            self._sample(step, logits, inputs[0], inputs[1], launched)
+        if self.device.type == "cuda":
+            launched.done = torch.cuda.Event()
+            launched.done.record()
+        return launched
+
+    def _forward(self, batch: ForwardBatch) -> Tensor:
+        self.attn_backend.prepare(batch)
+        return self.model(batch.input_ids, batch.positions, batch)
+
+    def _run_decode(self, step: StepInput) -> tuple[Tensor, Tensor]:
+        """(request rows, lengths, slots, sliding slots) [4, B] on the device, and logits [B, V]."""
+        inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
+        if self.graphs and self.graphs.takes(len(step.rows)):
+            return self.graphs.run(inputs)
+        inputs = self._tensor(inputs)
+        return inputs, self._decode(inputs, step.seq_lens.tolist())
+
+    def _decode(self, inputs: Tensor, seq_lens_cpu: list[int]) -> Tensor:
+        """One token for each request of `inputs` (see _run_decode): logits [B, V]. The part that graphs capture."""
+        rows, seq_lens, out_cache_loc, out_cache_loc_swa = inputs.unbind()
+        positions = seq_lens - 1
+        self.req_to_token[rows, positions] = out_cache_loc.int()
+        self.req_to_token_swa[rows, positions] = out_cache_loc_swa.int()
+        batch = ForwardBatch(
+            input_ids=self.last_tokens[rows],
+            positions=positions,
+            req_pool_indices=rows,
+            seq_lens=seq_lens,
+            extend_seq_lens=torch.ones_like(rows),
+            extend_prefix_lens=positions,
+            extend_start_loc=torch.arange(len(seq_lens_cpu), device=self.device),
+            out_cache_loc=out_cache_loc,
+            out_cache_loc_swa=out_cache_loc_swa,
+            req_to_token=self.req_to_token,
+            req_to_token_swa=self.req_to_token_swa,
+            num_extends=0,
+            seq_lens_cpu=seq_lens_cpu,
+            extend_seq_lens_cpu=[1] * len(seq_lens_cpu),
+            kv_pool=self.kv_pool,
+            attn_backend=self.attn_backend,
+        )
+        return self.model.compute_logits(self._forward(batch))
+
+    def _sample(self, step: StepInput, logits: Tensor, rows: Tensor, lengths: Tensor, launched: LaunchedStep) -> None:
+        next_ids, scaled = self.sampling.sample(logits, rows, lengths, step.flags)
+        self.last_tokens[rows] = next_ids
+        launched.next_ids = to_host(next_ids)
+        if step.output_logprobs is not None:
+            asked = [i for i, request in enumerate(step.output_logprobs) if request is not None]
+            index = self._tensor(asked)
+            top, selected = zip(*(step.output_logprobs[i] for i in asked), strict=True)
+            pending = token_logprobs(scaled[index], next_ids[index], list(top), list(selected))
+            launched.output_logprobs = asked, pending
+
+    def _prompt_logprobs(self, step: StepInput, hidden: Tensor, launched: LaunchedStep) -> None:
         for wanted in step.prompt_logprobs:
-            rows = wanted.token_rows
-            entries: list[TokenLogprob] = []
-            for start in range(0, len(rows), LOGPROB_ROWS):
-                part = self._tensor(rows[start : start + LOGPROB_ROWS])
+            parts = []
+            for start in range(0, len(wanted.token_rows), LOGPROB_ROWS):
+                rows = self._tensor(wanted.token_rows[start : start + LOGPROB_ROWS])
                 ids = self._tensor(wanted.next_ids[start : start + LOGPROB_ROWS])
-                logits = self.model.compute_logits(hidden[part])
-                entries += make_entries(logits, ids, [wanted.top] * len(part), [wanted.selected] * len(part))
-            output.prompt_logprobs.append(entries)
-        return output
+                logits = self.model.compute_logits(hidden[rows])
+                parts.append(token_logprobs(logits, ids, [wanted.top] * len(rows), [wanted.selected] * len(rows)))
+            launched.prompt_logprobs.append(parts)
 
     def _apply(self, step: StepInput) -> None:
         for write in step.table_writes:
             end = write.start + len(write.full_slots)
-            self.req_to_token[write.row, write.start : end] = torch.from_numpy(write.full_slots).to(self.device)
-            self.req_to_token_swa[write.row, write.start : end] = torch.from_numpy(write.swa_slots).to(self.device)
+            for table, slots in ((self.req_to_token, write.full_slots), (self.req_to_token_swa, write.swa_slots)):
+                table[write.row, write.start : end] = to_device(slots, torch.int32, self.device)
         if step.admissions:
             self.sampling.admit(
                 [a.row for a in step.admissions],
@@ -116,24 +188,35 @@ class ModelRunner:
             )
 
     def _make_batch(self, step: StepInput) -> ForwardBatch:
+        """The device tensors of a step with prompt chunks, in one copy."""
         starts = np.cumsum(step.extend_lens) - step.extend_lens
         prefix_lens = step.seq_lens - step.extend_lens
         positions = np.arange(int(step.extend_lens.sum())) + np.repeat(prefix_lens - starts, step.extend_lens)
-        rows = self._tensor(step.rows)
-        token_rows = self._tensor(np.repeat(step.rows, step.extend_lens))
-        positions = self._tensor(positions)
-        out_cache_loc = self._tensor(step.out_cache_loc)
-        out_cache_loc_swa = self._tensor(step.out_cache_loc_swa)
+        host = (
+            step.rows,
+            np.repeat(step.rows, step.extend_lens),
+            positions,
+            step.out_cache_loc,
+            step.out_cache_loc_swa,
+            step.prefill_ids,
+            step.seq_lens,
+            step.extend_lens,
+            prefix_lens,
+            starts,
+        )
+        parts = self._tensor(np.concatenate(host)).split([len(array) for array in host])
+        rows, token_rows, positions, out_cache_loc, out_cache_loc_swa, prefill_ids = parts[:6]
+        seq_lens, extend_lens, prefix_lens, starts = parts[6:]
         self.req_to_token[token_rows, positions] = out_cache_loc.int()
         self.req_to_token_swa[token_rows, positions] = out_cache_loc_swa.int()
         return ForwardBatch(
-            input_ids=torch.cat([self._tensor(step.prefill_ids), self.last_tokens[rows[step.num_extends :]]]),
+            input_ids=torch.cat([prefill_ids, self.last_tokens[rows[step.num_extends :]]]),
             positions=positions,
             req_pool_indices=rows,
-            seq_lens=self._tensor(step.seq_lens),
-            extend_seq_lens=self._tensor(step.extend_lens),
-            extend_prefix_lens=self._tensor(prefix_lens),
-            extend_start_loc=self._tensor(starts),
+            seq_lens=seq_lens,
+            extend_seq_lens=extend_lens,
+            extend_prefix_lens=prefix_lens,
+            extend_start_loc=starts,
             out_cache_loc=out_cache_loc,
             out_cache_loc_swa=out_cache_loc_swa,
             req_to_token=self.req_to_token,
@@ -145,23 +228,19 @@ class ModelRunner:
             attn_backend=self.attn_backend,
         )
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(self.device, non_blocking=True)
-
-    def _output_logprobs(self, step: StepInput, scaled: Tensor, ids: Tensor) -> list[TokenLogprob | None]:
-        wanted = [i for i, request in enumerate(step.output_logprobs) if request is not None]
-        rows = torch.tensor(wanted, dtype=torch.int64, device=self.device)
-        requests = [step.output_logprobs[i] for i in wanted]
-        entries = make_entries(scaled[rows], ids[rows], [top for top, _ in requests], [ids for _, ids in requests])
-        result: list[TokenLogprob | None] = [None] * len(step.output_logprobs)
-        for i, entry in zip(wanted, entries, strict=True):
-            result[i] = entry
-        return result
+    def _tensor(self, values) -> Tensor:
+        return to_device(values, torch.int64, self.device)
 
 
-def make_entries(logits: Tensor, ids: Tensor, top: list[int], selected: list[list[int] | None]) -> list[TokenLogprob]:
-    """Log-probabilities of `ids` [N] under `logits` [N, V], with the `top` best and the `selected` ids of each row."""
-    return [TokenLogprob(*row) for row in zip(*token_logprobs(logits, ids, top, selected), strict=True)]
+def _check_attention(backend: str, config: ModelConfig, device: torch.device) -> None:
+    """ValueError with every reason why the backend can't serve the model here, before anything is loaded."""
+    if backend != "triton":
+        return
+    from sglang.srt.layers.attention.triton_backend import TritonBackend
+
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if reasons := TritonBackend.check(config.kv_layers, config.text.num_heads, config.torch_dtype, capability):
+        raise ValueError(f"--attention-backend triton can't serve this model here: {'; '.join(reasons)}")
 
 
 def free_memory(device: torch.device) -> int:
