@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sglang.srt.layers.activation import gelu_tanh_and_mul
+from sglang.srt.layers.activation import gelu_tanh_and_mul_reference
+from sglang.srt.layers.moe.fused_moe_triton import fused_moe
 from sglang.srt.layers.parameters import parameter
 
 
@@ -21,7 +22,7 @@ def fused_experts_reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: T
     expert_of, order = torch.sort(ids.flatten(), stable=True)
     experts = torch.arange(gate_up.shape[0], device=x.device)
     ends = torch.searchsorted(expert_of, experts, right=True, out_int32=True)  # [E], end of each expert's slice
-    h = gelu_tanh_and_mul(F.grouped_mm(x[order // k], gate_up.transpose(1, 2), offs=ends))
+    h = gelu_tanh_and_mul_reference(F.grouped_mm(x[order // k], gate_up.transpose(1, 2), offs=ends))
     y = F.grouped_mm(h, down.transpose(1, 2), offs=ends)
     by_slot = torch.empty_like(y)
     by_slot[order] = y
@@ -30,6 +31,8 @@ def fused_experts_reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: T
 
 def fused_experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     """See fused_experts_reference."""
+    if fused_moe.can_use(x, gate_up, down, weights, ids):
+        return fused_moe.fused_experts_triton(x, gate_up, down, weights, ids)
     return fused_experts_reference(x, gate_up, down, weights, ids)
 
 
