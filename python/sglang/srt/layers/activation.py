@@ -82,6 +82,7 @@ def can_use(gate_up: Tensor, activation: str) -> bool:
         runs_triton(gate_up)
         and activation in EXACT_KERNELS
         and gate_up.dtype in DTYPES
+        and gate_up.shape[-1] % 2 == 0
         and gate_up.is_contiguous()
         and gate_up.numel() < 2**31  # the kernel's offsets are 32 bits wide
     )

@@ -1,0 +1,144 @@
+"""Attention on GPUs by our Triton kernels: extend for prefill chunks, decode for rows of one new token.
+
+It chooses tiles and splits, which follow from the GPU, the head sizes and the batch size alone, and uploads the list of
+prefill tiles once a step. A step of decodes makes nothing on the host and allocates outputs only, so a CUDA graph can
+hold it. How attention is computed is the kernels' business.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sglang.srt.configs.kv_layers import KVLayerSpec
+from sglang.srt.layers.attention.base import Attention, AttentionBackend
+from sglang.srt.layers.attention.triton_ops.decode_attention import decode_attention, num_splits, scratch_size
+from sglang.srt.layers.attention.triton_ops.extend_attention import extend_attention, make_work, tokens_per_tile
+from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED
+
+# What the interpreter stands in for: Hopper's tiles, and few multiprocessors, hence few programs.
+INTERPRETED_CAPABILITY, INTERPRETED_SM_COUNT = (9, 0), 4
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """How layers of one head geometry run."""
+
+    extend: ExtendTile
+    tokens: int  # query tokens of an extend tile
+    decode: DecodeTile
+
+
+class TritonBackend(AttentionBackend):
+    """Serves layers with the KV geometries of `kv_layers` and `num_heads` query heads (per rank), up to `max_batch`
+    decode rows a step. Its scratch is shared by all layers: they run one after the other on one stream."""
+
+    def __init__(
+        self,
+        kv_layers: list[KVLayerSpec],
+        num_heads: int,
+        max_batch: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ):
+        self.device = torch.device(device)
+        capability, self.sm_count = INTERPRETED_CAPABILITY, INTERPRETED_SM_COUNT
+        if self.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(self.device)
+            capability, self.sm_count = (properties.major, properties.minor), properties.multi_processor_count
+        self._geometries: dict[tuple[int, int], _Geometry] = {}
+        scratch = 0
+        for heads, dim in sorted({(spec.num_kv_heads, spec.head_dim) for spec in kv_layers}):
+            extend = extend_tile(capability, dim, dtype.itemsize)
+            decode = decode_tile(capability, dim, dtype.itemsize)
+            self._geometries[heads, dim] = _Geometry(extend, tokens_per_tile(num_heads // heads, extend), decode)
+            scratch = max(scratch, scratch_size(max_batch, num_heads, heads, dim, self.sm_count))
+        self._scratch = torch.empty(scratch, dtype=torch.float32, device=self.device)
+        self._work: dict[int, Tensor] = {}  # prefill tiles of the step that prepare() announced, by tokens a tile
+        self._extend_tokens = 0  # of that step; decode rows of q follow them
+
+    @staticmethod
+    def check(
+        kv_layers: list[KVLayerSpec], num_heads: int, dtype: torch.dtype, capability: tuple[int, int] | None
+    ) -> list[str]:
+        """Every reason, a line each, why this backend can't serve such a model; empty if it can.
+
+        `capability` is the GPU's (major, minor), None without a GPU.
+        """
+        reasons = []
+        if not HAS_TRITON:
+            reasons.append("the triton package is not installed")
+        if capability is None and not INTERPRETED:
+            reasons.append("there is no CUDA device")
+        if capability is not None and capability < (8, 0):
+            reasons.append(f"a GPU of compute capability {capability[0]}.{capability[1]} is older than 8.0")
+        if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            reasons.append(f"dtype {dtype} is none of bfloat16, float16 and float32")
+        for dim in sorted({spec.head_dim for spec in kv_layers}):
+            if dim % 16 or not 16 <= dim <= 512:
+                reasons.append(f"head size {dim} is not a multiple of 16 from 16 to 512")
+        for heads in sorted({spec.num_kv_heads for spec in kv_layers}):
+            if num_heads % heads:
+                reasons.append(f"{num_heads} query heads do not divide among {heads} KV heads")
+        return reasons
+
+    def prepare(self, batch: ForwardBatch) -> None:
+        """Upload the prefill tiles of the step; a step of decodes has none."""
+        self._work.clear()
+        new = batch.extend_seq_lens_cpu[: batch.num_extends]
+        self._extend_tokens = sum(new)
+        if batch.is_decode_only:
+            return
+        prefix = [total - count for total, count in zip(batch.seq_lens_cpu, new, strict=False)]
+        works = {tokens: make_work(prefix, new, tokens) for tokens in {g.tokens for g in self._geometries.values()}}
+        host = torch.from_numpy(np.concatenate(list(works.values())))
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        parts = host.to(self.device, non_blocking=True).split([len(work) for work in works.values()])
+        self._work.update(zip(works, parts, strict=True))
+
+    def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
+        """See Attention.forward."""
+        sliding, window = batch.kv_pool.is_sliding(layer.kv_layer), layer.sliding_window
+        if k is not None:
+            batch.kv_pool.set_kv(layer.kv_layer, batch.out_cache_loc_swa if sliding else batch.out_cache_loc, k, v)
+        k_cache, v_cache = batch.kv_pool.get_kv(layer.kv_layer)
+        table = batch.req_to_token_swa if sliding else batch.req_to_token
+        geometry = self._geometries[layer.num_kv_heads, layer.head_dim]
+        out = q.new_empty(q.shape[0], layer.num_heads, v_cache.shape[-1])
+        extends, tokens = batch.num_extends, self._extend_tokens
+        if extends:
+            extend_attention(
+                q,
+                k_cache,
+                v_cache,
+                out,
+                table,
+                batch.req_pool_indices,
+                batch.extend_prefix_lens,
+                batch.extend_seq_lens,
+                batch.extend_start_loc,
+                self._work[geometry.tokens],
+                geometry.extend,
+                layer.scale,
+                window,
+            )
+        if tokens < q.shape[0]:
+            decode_attention(
+                q[tokens:],
+                k_cache,
+                v_cache,
+                out[tokens:],
+                table,
+                batch.req_pool_indices[extends:],
+                batch.seq_lens[extends:],
+                self._scratch,
+                num_splits(q.shape[0] - tokens, layer.num_kv_heads, self.sm_count),
+                geometry.decode,
+                layer.scale,
+                window,
+            )
+        return out.flatten(1)

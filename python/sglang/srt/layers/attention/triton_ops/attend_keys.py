@@ -1,0 +1,77 @@
+"""The loop over keys that extend and decode attention share: an online softmax over tiles of paged keys and values.
+
+For rows m and their visible keys n: p[m, n] = 2^(scale (q[m] . k[n]) - scale top[m]), total[m] = sum of p[m, n],
+acc[m] = sum of p[m, n] v[n], where top[m] is the largest q . k so far (Dao, FlashAttention-2). All in float32 but the
+operands of the two products, which keep the inputs' dtype. Tiles lie at multiples of BLOCK_N of absolute key positions
+and are visited in ascending order, and every product-and-sum is spelled as one fused operation: a row's bits depend on
+its own keys, not on the rows it shares a tile with nor on where masking begins.
+"""
+
+from sglang.srt.utils.triton_runtime import tl, triton
+
+LOG2_E = 1.4426950408889634
+NO_WINDOW = 1 << 30  # a window longer than any context
+# Where `top` starts: finite, so that rows which have not met a visible key yet make no -inf - -inf.
+TOP_START = tl.constexpr(-1e30)
+
+
+@triton.jit
+def attend_keys(
+    acc,  # [M, BLOCK_DV] float32, the running state
+    total,  # [M] float32
+    top,  # [M] float32
+    q,  # [M, BLOCK_D]
+    scale,  # times log2(e); positive
+    table,  # slots of the request's tokens by key position
+    k_cache,  # this KV head of slot 0
+    v_cache,
+    k_stride,  # elements from slot to slot
+    v_stride,
+    begin,  # the tiles to visit: a multiple of BLOCK_N
+    end,
+    first_key,  # [first_key, end_key) may be loaded: the union of what the rows see
+    end_key,
+    row_first,  # [M] row m sees keys from row_first[m] up to row_end[m]
+    row_end,
+    tree_rows,  # [M] pointers to each row's mask over the request's new tokens; used with TREE only
+    tree_positions,  # positions of the request's new tokens
+    prefix,  # tokens before them
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # powers of two from D and DV up
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,  # False: every row sees all keys of [begin, end)
+    TREE: tl.constexpr,
+):
+    dims = tl.arange(0, BLOCK_D)
+    v_dims = tl.arange(0, BLOCK_DV)
+    # constant masks cost nothing: the compiler drops them
+    real = dims < D if BLOCK_D != D else tl.full([BLOCK_D], True, tl.int1)
+    v_real = v_dims < DV if BLOCK_DV != DV else tl.full([BLOCK_DV], True, tl.int1)
+    for start in range(begin, end, BLOCK_N):
+        key = start + tl.arange(0, BLOCK_N)
+        loaded = (key >= first_key) & (key < end_key) if MASKED else tl.full([BLOCK_N], True, tl.int1)
+        slot = tl.load(table + key, mask=loaded, other=0).to(tl.int64)
+        k = tl.load(k_cache + slot[None, :] * k_stride + dims[:, None], mask=loaded[None, :] & real[:, None], other=0.0)
+        scores = tl.dot(q, k, input_precision="ieee")
+        if MASKED:
+            if TREE:
+                new = key - prefix
+                is_new = loaded & (new >= 0)
+                position = tl.where(is_new, tl.load(tree_positions + new, mask=is_new, other=0), key)
+                allowed = tl.load(tree_rows[:, None] + new[None, :], mask=is_new[None, :], other=1) != 0
+                visible = loaded[None, :] & allowed & (position[None, :] >= row_first[:, None])
+            else:
+                visible = (key[None, :] >= row_first[:, None]) & (key[None, :] < row_end[:, None])
+            scores = tl.where(visible, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        p = tl.exp2(tl.fma(scores, scale, -(new_top * scale)[:, None]))
+        keep = tl.exp2((top - new_top) * scale)
+        total = tl.fma(total, keep, tl.sum(p, 1))
+        v = tl.load(
+            v_cache + slot[:, None] * v_stride + v_dims[None, :], mask=loaded[:, None] & v_real[None, :], other=0.0
+        )
+        acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
+        top = new_top
+    return acc, total, top

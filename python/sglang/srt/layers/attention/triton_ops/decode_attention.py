@@ -1,0 +1,261 @@
+"""Decode attention: one new token a request over all of its keys, which several programs share.
+
+out[b, h] = sum over the visible keys n of softmax_n(scale q[b, h] . k[n, h // group]) v[n, h // group]. The visible
+keys of a request, the last `window` of it, are cut at multiples of BLOCK_N into `splits` pieces that depend only on the
+length and on `splits`. A program takes one piece for all query heads of a KV head and leaves its normalised sum and
+log2-sum-exp in scratch; a second kernel weighs and adds the pieces in ascending order (Dao et al., Flash-Decoding).
+With one split the first kernel writes the result itself.
+
+Close op: float32 sums, P rounded to the inputs' dtype. Floor: K and V of the visible keys read once.
+"""
+
+import torch
+from torch import Tensor
+
+from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
+from sglang.srt.layers.attention.triton_ops.extend_attention import can_use, extend_attention_reference
+from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
+from sglang.srt.utils.triton_runtime import tl, triton
+
+MAX_SPLITS = 64
+MAX_ROWS = 64  # query heads a program takes; a larger group goes to more programs
+
+
+@triton.jit
+def _pieces(length, window, splits, BLOCK_N: tl.constexpr):
+    """(first visible key, where the first piece begins, keys of a piece); pieces past the last key are empty."""
+    first_key = tl.maximum(length - window, 0)
+    begin = first_key // BLOCK_N * BLOCK_N
+    size = tl.cdiv(tl.cdiv(length - begin, BLOCK_N), splits) * BLOCK_N
+    return first_key, begin, size
+
+
+# Decode rows start anywhere in the batch's arrays: neither that nor their number must make another kernel.
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["req_rows", "seq_lens"])
+def _decode_kernel(
+    q,
+    k_cache,
+    v_cache,
+    out,
+    sums,  # [B, Hq, splits, DV] float32
+    lses,  # [B, Hq, splits] float32
+    table,
+    req_rows,
+    seq_lens,
+    scale,
+    window,
+    splits,
+    q_token_stride,
+    q_head_stride,
+    k_slot_stride,
+    k_head_stride,
+    v_slot_stride,
+    v_head_stride,
+    table_stride,
+    GROUP: tl.constexpr,  # query heads of a KV head
+    HEADS: tl.constexpr,  # of them in one program
+    HEAD_BLOCKS: tl.constexpr,  # programs that share a KV head's piece
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ONE_SPLIT: tl.constexpr,
+):
+    request, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    kv_head = (tl.program_id(1) // HEAD_BLOCKS).to(tl.int64)
+    length = tl.load(seq_lens + request).to(tl.int32)
+    first_key, begin, size = _pieces(length, window, splits, BLOCK_N)
+    begin += split * size
+    end = tl.minimum(begin + size, length)
+    if begin >= end and not ONE_SPLIT:
+        return
+
+    row = tl.arange(0, BLOCK_M)
+    head_in_group = tl.program_id(1) % HEAD_BLOCKS * HEADS + row
+    is_real = (row < HEADS) & (head_in_group < GROUP)
+    head = kv_head * GROUP + tl.minimum(head_in_group, GROUP - 1)  # rows that are not real repeat one that is
+    dims = tl.arange(0, BLOCK_D)
+    v_dims = tl.arange(0, BLOCK_DV)
+    q_tile = tl.load(
+        q + request * q_token_stride + (head * q_head_stride)[:, None] + dims[None, :],
+        mask=dims[None, :] < D,
+        other=0.0,
+    )
+    acc, total, top = attend_keys(
+        tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),
+        tl.zeros([BLOCK_M], tl.float32),
+        tl.full([BLOCK_M], TOP_START, tl.float32),
+        q_tile,
+        scale,
+        table + tl.load(req_rows + request) * table_stride,
+        k_cache + kv_head * k_head_stride,
+        v_cache + kv_head * v_head_stride,
+        k_slot_stride,
+        v_slot_stride,
+        begin,
+        end,
+        first_key,
+        length,
+        first_key + row * 0,
+        length + row * 0,
+        row,  # no tree
+        table,
+        0,
+        D,
+        DV,
+        BLOCK_D,
+        BLOCK_DV,
+        BLOCK_N,
+        MASKED=True,
+        TREE=False,
+    )
+    mean = acc / tl.where(total == 0, 1.0, total)[:, None]  # a padding row without keys gives zeros
+    flat = request * tl.num_programs(1) // HEAD_BLOCKS * GROUP + head  # (request, head) in out and scratch
+    mask = is_real[:, None] & (v_dims[None, :] < DV)
+    if ONE_SPLIT:
+        tl.store(out + flat[:, None] * DV + v_dims[None, :], mean.to(out.dtype.element_ty), mask=mask)
+    else:
+        piece = flat * splits + split
+        tl.store(sums + piece[:, None] * DV + v_dims[None, :], mean, mask=mask)
+        tl.store(lses + piece, tl.fma(top, scale, tl.log2(total)), mask=is_real)
+
+
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["seq_lens"])
+def _combine_kernel(
+    sums,
+    lses,
+    out,
+    seq_lens,
+    window,
+    splits,
+    DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """One (request, head) a program."""
+    request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    length = tl.load(seq_lens + request).to(tl.int32)
+    first_key, begin, size = _pieces(length, window, splits, BLOCK_N)
+    used = tl.cdiv(length - begin, tl.maximum(size, 1))
+    flat = request * tl.num_programs(1) + head
+    index = tl.arange(0, MAX_SPLITS)
+    largest = tl.max(tl.load(lses + flat * splits + index, mask=index < used, other=float("-inf")), 0)
+    v_dims = tl.arange(0, BLOCK_DV)
+    acc = tl.zeros([BLOCK_DV], tl.float32)
+    total = 0.0
+    for split in tl.range(0, used, loop_unroll_factor=8):  # loads of eight pieces are in flight together
+        weight = tl.exp2(tl.load(lses + flat * splits + split) - largest)
+        mean = tl.load(sums + (flat * splits + split) * DV + v_dims, mask=v_dims < DV, other=0.0)
+        acc = tl.fma(mean, weight, acc)
+        total += weight
+    acc = acc / tl.where(total == 0, 1.0, total)
+    tl.store(out + flat * DV + v_dims, acc.to(out.dtype.element_ty), mask=v_dims < DV)
+
+
+def num_splits(batch: int, kv_heads: int, sm_count: int) -> int:
+    """Pieces a request's keys are cut into: programs enough for about two on each multiprocessor, a power of two."""
+    wanted = max(1, min(MAX_SPLITS, 2 * sm_count // (batch * kv_heads)))
+    return 1 << (wanted.bit_length() - 1)
+
+
+def scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_count: int) -> int:
+    """Elements (float32) of scratch that serve every batch of up to `max_batch` requests."""
+    splits = [(batch, num_splits(batch, kv_heads, sm_count)) for batch in range(1, max_batch + 1)]
+    return max((batch * n * num_heads * (v_dim + 1) for batch, n in splits if n > 1), default=0)
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    out: Tensor,
+    table: Tensor,
+    req_rows: Tensor,
+    seq_lens: Tensor,
+    scratch: Tensor,
+    splits: int,
+    tile: DecodeTile,
+    scale: float,
+    window: int | None = None,
+) -> None:
+    """Attention of q [B, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [B, Hq, DV].
+
+    `table` [rows, max_len] int32 holds slots by request row and key position; `req_rows` (its rows) and `seq_lens` (the
+    new token included; 0 gives zeros) are [B] int64. `scratch` is float32 with at least B * Hq * splits * (DV + 1)
+    elements if `splits` > 1. `window` counts keys, the query's own included; None: all. `scale` is positive. Nothing
+    but visible keys is read from the caches. It allocates nothing and waits for nothing.
+    """
+    assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
+    batch, num_heads = q.shape[:2]
+    kv_heads, dim = k_cache.shape[1:]
+    v_dim = v_cache.shape[2]
+    group = num_heads // kv_heads
+    heads = min(group, MAX_ROWS)
+    pieces = batch * num_heads * splits
+    assert 1 <= splits <= MAX_SPLITS
+    assert splits == 1 or scratch.numel() >= pieces * (v_dim + 1), f"{scratch.numel()} for {pieces} x {v_dim + 1}"
+    sums, lses = scratch[: pieces * v_dim], scratch[pieces * v_dim :]
+    window = NO_WINDOW if window is None else window
+    head_blocks = triton.cdiv(group, heads)
+    _decode_kernel[(batch, kv_heads * head_blocks, splits)](
+        q,
+        k_cache,
+        v_cache,
+        out,
+        sums,
+        lses,
+        table,
+        req_rows,
+        seq_lens,
+        scale * LOG2_E,
+        window,
+        splits,
+        *q.stride()[:2],
+        *k_cache.stride()[:2],
+        *v_cache.stride()[:2],
+        table.stride(0),
+        GROUP=group,
+        HEADS=heads,
+        HEAD_BLOCKS=head_blocks,
+        D=dim,
+        DV=v_dim,
+        BLOCK_D=triton.next_power_of_2(dim),
+        BLOCK_DV=triton.next_power_of_2(v_dim),
+        BLOCK_M=max(16, triton.next_power_of_2(heads)),
+        BLOCK_N=tile.block_n,
+        ONE_SPLIT=splits == 1,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    if splits > 1:
+        _combine_kernel[(batch, num_heads)](
+            sums,
+            lses,
+            out,
+            seq_lens,
+            window,
+            splits,
+            DV=v_dim,
+            BLOCK_DV=triton.next_power_of_2(v_dim),
+            BLOCK_N=tile.block_n,
+            MAX_SPLITS=MAX_SPLITS,
+            num_warps=4,
+        )
+
+
+def decode_attention_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    table: Tensor,
+    req_rows: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """The same [B, Hq, DV] in the inputs' dtype, which may be float64: an extend by one token."""
+    one = torch.ones_like(seq_lens)
+    return extend_attention_reference(q, k_cache, v_cache, table, req_rows, seq_lens - 1, one, scale, window)
