@@ -452,9 +452,11 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         if args.cuda_graph_max_bs is not None:
             raise ValueError("--cuda-graph-max-bs: graphs need a GPU and --attention-backend triton; leave it out")
         values["disable_cuda_graph"] = True  # torch_native plans its work on the host, step by step
-    elif not args.disable_cuda_graph and args.cuda_graph_max_bs is None:
-        limit = min(MAX_GRAPH_BATCH, values["max_running_requests"])
-        choose("cuda_graph_max_bs", limit, "decode batches that large are rare, and each graph takes memory")
+    elif not args.disable_cuda_graph:
+        limit, most = args.cuda_graph_max_bs or MAX_GRAPH_BATCH, values["max_running_requests"]
+        if args.cuda_graph_max_bs is None or limit > most:
+            reason = "no batch is larger" if limit >= most else "larger ones are rare, and a graph takes memory"
+            choose("cuda_graph_max_bs", min(limit, most), reason)
     if args.max_queued_requests is None:
         values["max_queued_requests"] = MAX_QUEUED_REQUESTS
     if args.chunked_prefill_size is None:

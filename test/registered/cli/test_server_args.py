@@ -239,7 +239,9 @@ def test_resolve_refuses_a_context_beyond_the_model():
 
 
 def test_graphs_cover_the_largest_batch_there_can_be():
-    assert resolve(ServerArgs(max_running_requests=48), MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs == 48
+    for wanted in (None, 100):
+        typed = ServerArgs(max_running_requests=48, cuda_graph_max_bs=wanted)
+        assert resolve(typed, MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs == 48
     assert resolve(ServerArgs(disable_cuda_graph=True), MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs is None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma4ForCausalLM
 
 import sglang
@@ -21,6 +22,7 @@ register_cuda_ci(est_time=150, stage="base-b", runner_config="1-gpu-large")
 
 DATA = Path(sglang.__file__).parent / "test" / "data" / "mini_gsm_seen.jsonl"
 QUESTIONS = 200
+DEVICE = "cuda"
 
 
 def chat_ids(questions: list[str]) -> list[list[int]]:
@@ -48,35 +50,54 @@ def test_gpu_bfloat16_answers_as_cpu_float32():
     assert abs(scores[0] - scores[1]) <= 0.02 * QUESTIONS
 
 
+class Streams:
+    """The residual stream after each layer of a model, each layer fed with the stream `inputs` has for it, if given."""
+
+    def __init__(self, layers: nn.ModuleList, inputs: list[Tensor] | None = None):
+        self.after: list[Tensor] = []
+        self.before: list[Tensor] = []
+        self.inputs = inputs
+        for layer in layers:
+            layer.register_forward_pre_hook(self.on_input)
+            layer.register_forward_hook(self.on_output)
+
+    def on_input(self, _layer: nn.Module, args: tuple) -> tuple | None:
+        h, *rest = args
+        if self.inputs is not None:
+            h = self.inputs[len(self.before)].to(h.dtype).view(h.shape)
+        self.before.append(h.flatten(0, -2))
+        return h, *rest
+
+    def on_output(self, _layer: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
+        h = output[0] if isinstance(output, tuple) else output
+        self.after.append(h.flatten(0, -2).float())
+
+
 @torch.no_grad()
 def test_layers_are_as_close_to_transformers_as_its_own_rounding():
-    """Relative error of the residual stream after each layer: ours against transformers, both bfloat16, at most that of
-    transformers' bfloat16 against its float32."""
+    """Each layer fed with the same bfloat16 stream: our output's distance from transformers' bfloat16 output is at most
+    the distance of that from transformers' float32 output."""
     path = shipped_model_path()
     [prompt] = chat_ids([load(DATA)[0]["question"]])
-    tokens = torch.tensor([prompt], device="cuda")
     theirs = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        model = Gemma4ForCausalLM.from_pretrained(path, dtype=dtype).cuda().eval()
-        theirs[dtype] = [h[0].float() for h in model(tokens, output_hidden_states=True).hidden_states]
+    for dtype in (torch.bfloat16, torch.float32):
+        model = Gemma4ForCausalLM.from_pretrained(path, dtype=dtype).to(DEVICE).eval()
+        before = theirs[torch.bfloat16].before if theirs else None
+        theirs[dtype] = Streams(model.model.layers, before)
+        model(torch.tensor([prompt], device=DEVICE))
+    rounded, exact = theirs[torch.bfloat16], theirs[torch.float32]
 
     config = ModelConfig.load(str(path), None, None, "bfloat16")
-    ours = load_model(config, "auto", torch.device("cuda"))
-    harness = PagedHarness(ours, config, device="cuda")
-    harness.backend = TritonBackend(config.kv_layers, config.text.num_heads, 8, config.torch_dtype, "cuda")
-    streams = []
-    for layer in ours.model.layers:
-        layer.register_forward_hook(lambda _module, _inputs, h: streams.append(h.float()))
+    model = load_model(config, "auto", torch.device(DEVICE))
+    harness = PagedHarness(model, config, device=DEVICE)
+    harness.backend = TritonBackend(config.kv_layers, config.text.num_heads, 8, config.torch_dtype, DEVICE)
+    ours = Streams(model.model.layers, rounded.before)
     harness.step({0: prompt})
-
-    def error(a, b):
-        return ((a - b).norm() / b.norm()).item()
-
-    exact, rounded = theirs[torch.float32], theirs[torch.bfloat16]
-    for i, h in enumerate(streams[:-1], 1):  # transformers' last entry is after the final norm
-        own, theirs_own = error(h, rounded[i]), error(rounded[i], exact[i])
-        print(f"layer {i}: ours to theirs {own:.2e}, theirs to float32 {theirs_own:.2e}")
-        assert own <= theirs_own
+    assert len(ours.after) == len(rounded.after) == len(exact.after) == len(model.model.layers)
+    for i, (h, theirs_own, truth) in enumerate(zip(ours.after, rounded.after, exact.after, strict=True)):
+        apart, rounding = ((x - theirs_own).norm() / truth.norm() for x in (h, truth))
+        print(f"layer {i}: ours to theirs {apart:.2e}, theirs to float32 {rounding:.2e}")
+        assert apart <= rounding
 
 
 if __name__ == "__main__":

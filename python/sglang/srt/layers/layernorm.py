@@ -71,10 +71,10 @@ def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def rms_norm_ordered(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """The same with a fixed order of the sum: the bits every kernel of this norm must give."""
     xf = x.float()
-    mean = halving_sum(xf * xf) / x.shape[-1]
-    y = xf * (
-        1.0 / (mean + eps).double().sqrt().float()
-    )  # by way of float64: torch's float32 root on a CPU is not exact
+    squares = halving_sum(xf * xf)
+    mean = squares / torch.full_like(squares, x.shape[-1])  # by a plain number, CUDA would take its reciprocal
+    root = (mean + eps).double().sqrt().float()  # by way of float64: torch's float32 root on a CPU is not exact
+    y = xf * (1.0 / root)
     if weight is not None:
         y = y * weight
     return y.to(x.dtype)

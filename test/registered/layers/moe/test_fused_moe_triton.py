@@ -18,6 +18,7 @@ from sglang.srt.layers.moe.fused_moe_triton import fused_moe, moe_sum
 from sglang.srt.layers.moe.fused_moe_triton.align import align, align_reference, max_blocks
 from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles
 from sglang.srt.layers.moe.fused_moe_triton.fused_moe import can_use, choose_tiles, fused_experts_triton
+from sglang.srt.layers.moe.topk import topk_softmax
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 
 register_cpu_ci(est_time=30, suite="base-a-test-cpu")
@@ -242,6 +243,16 @@ def test_rows_may_lie_apart():
     apart = torch.cat([x, torch.full_like(x, torch.nan)], dim=1)[:, : x.shape[1]]
     assert can_use(apart, *rest) and not apart.is_contiguous()
     assert torch.equal(fused_experts(apart, *rest), fused_experts(x, *rest))
+
+
+def test_choices_may_lie_apart():
+    """What the router gives, and slices of a wider table, take the kernels and not, unseen, the slow path."""
+    x, gate_up, down, *_ = make_case(9, 8, 2)
+    weights, ids = topk_softmax(torch.randn(9, 8, device=DEVICE).bfloat16(), 2, torch.ones(8, device=DEVICE))
+    assert can_use(x, gate_up, down, weights, ids)
+    apart = [torch.cat([t, t], dim=1)[:, :2] for t in (weights, ids)]
+    assert can_use(x, gate_up, down, *apart) and not apart[1].is_contiguous()
+    assert torch.equal(fused_experts(x, gate_up, down, *apart), fused_experts(x, gate_up, down, weights, ids))
 
 
 def test_no_tokens():

@@ -16,7 +16,7 @@ def topk_softmax_reference(logits: Tensor, k: int, expert_scale: Tensor) -> tupl
     """
     probs = torch.softmax(logits, dim=-1, dtype=torch.float32)
     weights, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
-    weights, ids = weights[:, :k], ids[:, :k]
+    weights, ids = weights[:, :k], ids[:, :k].contiguous()
     weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights * expert_scale[ids], ids
 

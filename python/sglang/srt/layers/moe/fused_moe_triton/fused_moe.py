@@ -158,7 +158,8 @@ def can_use(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tens
         and weights.dtype == torch.float32
         and ids.dtype == torch.int64
         and x.stride(-1) == 1
-        and all(t.is_contiguous() for t in (gate_up, down, weights, ids))
+        and gate_up.is_contiguous()
+        and down.is_contiguous()
     )
 
 
@@ -182,10 +183,10 @@ def fused_experts_triton(
     if tokens == 0:
         return x.new_empty(0, hidden)
     up_tiles, down_tiles = tiles or choose_tiles(x, num_experts, intermediate)
-    plan = align(ids, num_experts, up_tiles.block_m)
+    plan = align(ids.contiguous(), num_experts, up_tiles.block_m)
     if fuse_activation:
         h = grouped_gemm(x, gate_up, plan, k, up_tiles, activation="gelu_tanh")
     else:
         h = gelu_tanh_and_mul(grouped_gemm(x, gate_up, plan, k, up_tiles))
     y = grouped_gemm(h, down, plan, 1, down_tiles)
-    return moe_sum(y.view(tokens, k, hidden), weights)
+    return moe_sum(y.view(tokens, k, hidden), weights.contiguous())

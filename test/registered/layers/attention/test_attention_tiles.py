@@ -1,0 +1,122 @@
+"""Tile tables of the attention kernels, the list of prefill tiles and the number of decode splits: host arithmetic that
+needs neither a GPU nor Triton."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from sglang.srt.layers.attention.triton_ops.decode_attention import MAX_SPLITS, num_splits, scratch_size
+from sglang.srt.layers.attention.triton_ops.extend_attention import make_work, tokens_per_tile
+from sglang.srt.layers.attention.triton_ops.tiles import (
+    DISABLE_HOPPER_TILES,
+    DecodeTile,
+    ExtendTile,
+    decode_tile,
+    extend_tile,
+)
+from sglang.test.ci.ci_register import register_cpu_ci
+
+register_cpu_ci(est_time=4, suite="base-a-test-cpu")
+
+HEAD_SIZES = [64, 128, 129, 192, 256, 257, 288, 512]
+# (BLOCK_M, BLOCK_N) for each of HEAD_SIZES
+SMALL, MIDDLE, LARGE = 2, 3, 3  # how many of HEAD_SIZES are up to 128, up to 256, above
+SHAPES = {
+    (8, 0): [(128, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 64)] * LARGE,
+    (8, 6): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
+    (8, 7): [(128, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 64)] * LARGE,
+    (8, 9): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
+    (9, 0): [(128, 64)] * SMALL + [(64, 64)] * MIDDLE + [(32, 64)] * LARGE,
+    (10, 0): [(64, 64)] * SMALL + [(64, 64)] * MIDDLE + [(16, 64)] * LARGE,
+    (10, 3): [(64, 64)] * SMALL + [(64, 64)] * MIDDLE + [(16, 64)] * LARGE,
+    (12, 0): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
+}
+
+
+def shapes(capability):
+    tiles = [extend_tile(capability, dim) for dim in HEAD_SIZES]
+    return [(tile.block_m, tile.block_n) for tile in tiles]
+
+
+@pytest.mark.parametrize("capability", SHAPES)
+def test_extend_tiles(capability):
+    assert shapes(capability) == SHAPES[capability]
+    for dim in HEAD_SIZES:
+        tile = extend_tile(capability, dim)
+        assert (tile.num_warps, tile.num_stages) == (4 if dim <= 64 else 8, 1)
+        assert extend_tile(capability, dim, itemsize=4) == ExtendTile(16, 16, 4, 1)
+
+
+def test_hopper_row_can_be_switched_off(monkeypatch):
+    """The flag changes Hopper's head sizes 129 to 256 and nothing else."""
+    monkeypatch.setenv(DISABLE_HOPPER_TILES, "1")
+    for capability, want in SHAPES.items():
+        if capability == (9, 0):
+            want = [(128, 64)] * SMALL + [(128, 64)] * MIDDLE + [(32, 64)] * LARGE
+        assert shapes(capability) == want
+    monkeypatch.setenv(DISABLE_HOPPER_TILES, "0")
+    assert shapes((9, 0)) == SHAPES[9, 0]
+
+
+@pytest.mark.parametrize("capability", SHAPES)
+def test_decode_tiles(capability):
+    tiles = [decode_tile(capability, dim) for dim in (64, 128, 129, 256, 257, 512)]
+    assert tiles == [DecodeTile(block_n, 4, 5) for block_n in (128, 64, 32, 32, 16, 16)]
+    assert decode_tile(capability, 512, itemsize=4) == DecodeTile(16, 4, 1)
+
+
+@pytest.mark.parametrize("capability", SHAPES)
+def test_tiles_are_valid_and_shrink_with_the_head(capability):
+    def power_of_two_from_16(size):
+        return size >= 16 and size & (size - 1) == 0  # tl.dot takes no less
+
+    extends = [extend_tile(capability, dim) for dim in range(16, 513, 16)]
+    decodes = [decode_tile(capability, dim) for dim in range(16, 513, 16)]
+    for tile in extends:
+        assert power_of_two_from_16(tile.block_m) and power_of_two_from_16(tile.block_n)
+        assert tile.num_warps in (4, 8) and tile.num_stages >= 1
+    for tile in decodes:
+        assert power_of_two_from_16(tile.block_n) and tile.num_warps in (4, 8) and tile.num_stages >= 1
+    for tiles in (extends, decodes):
+        assert all(a.block_n >= b.block_n for a, b in zip(tiles, tiles[1:], strict=False))
+    assert all(a.block_m >= b.block_m for a, b in zip(extends, extends[1:], strict=False))
+
+
+def test_tables_name_what_they_do_not_hold():
+    with pytest.raises(ValueError, match="compute capability 7.5"):
+        extend_tile((7, 5), 128)
+    with pytest.raises(ValueError, match="heads of 528"):
+        decode_tile((9, 0), 528)
+
+
+@pytest.mark.parametrize(
+    ("group", "block_m", "tokens"), [(1, 64, 64), (2, 64, 32), (3, 64, 21), (5, 16, 3), (20, 16, 1)]
+)
+def test_tokens_per_tile(group, block_m, tokens):
+    assert tokens_per_tile(group, ExtendTile(block_m, 64, 8, 1)) == tokens
+
+
+def test_work_covers_each_token_once_longest_first():
+    work = make_work([0, 100, 7], [9, 4, 1], tokens=4)
+    assert work.dtype == np.int32
+    assert work.tolist() == [[1, 0], [0, 8], [2, 0], [0, 4], [0, 0]]  # at positions 100, 8, 7, 4, 0
+    assert make_work([0], [0], tokens=4).shape == (0, 2)
+
+
+def test_num_splits():
+    """Two programs a multiprocessor, rounded down to a power of two, between 1 and 64."""
+    table = {(1, 8): 32, (1, 2): 64, (1, 1): 64, (2, 8): 16, (8, 2): 16, (26, 8): 1, (26, 2): 4, (64, 8): 1, (64, 2): 2}
+    assert {key: num_splits(*key, sm_count=132) for key in table} == table
+    assert num_splits(10_000, 16, 1) == 1 and MAX_SPLITS == 64
+
+
+def test_scratch_holds_every_batch():
+    size = scratch_size(max_batch=40, num_heads=16, kv_heads=2, v_dim=512, sm_count=132)
+    needs = [batch * 16 * num_splits(batch, 2, 132) * 513 for batch in range(1, 41) if num_splits(batch, 2, 132) > 1]
+    assert size == max(needs)
+    assert scratch_size(max_batch=4, num_heads=64, kv_heads=64, v_dim=64, sm_count=16) == 0  # always one split
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
