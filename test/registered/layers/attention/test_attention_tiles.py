@@ -27,7 +27,7 @@ SHAPES = {
     (8, 6): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
     (8, 7): [(128, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 64)] * LARGE,
     (8, 9): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
-    (9, 0): [(128, 64)] * SMALL + [(64, 64)] * MIDDLE + [(32, 64)] * LARGE,
+    (9, 0): [(128, 64)] * SMALL + [(128, 64)] * MIDDLE + [(32, 64)] * LARGE,
     (10, 0): [(64, 64)] * SMALL + [(64, 64)] * MIDDLE + [(16, 64)] * LARGE,
     (10, 3): [(64, 64)] * SMALL + [(64, 64)] * MIDDLE + [(16, 64)] * LARGE,
     (12, 0): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
@@ -44,19 +44,22 @@ def test_extend_tiles(capability):
     assert shapes(capability) == SHAPES[capability]
     for dim in HEAD_SIZES:
         tile = extend_tile(capability, dim)
-        assert (tile.num_warps, tile.num_stages) == (4 if dim <= 64 else 8, 1)
+        hoppers_own = capability == (9, 0) and 128 < dim <= 256
+        assert (tile.num_warps, tile.num_stages) == (4 if dim <= 64 else 8, 3 if hoppers_own else 1)
         assert extend_tile(capability, dim, itemsize=4) == ExtendTile(16, 16, 4, 1)
 
 
 def test_hopper_row_can_be_switched_off(monkeypatch):
     """The flag changes Hopper's head sizes 129 to 256 and nothing else."""
+    usual = {(capability, dim): extend_tile(capability, dim) for capability in SHAPES for dim in HEAD_SIZES}
     monkeypatch.setenv(DISABLE_HOPPER_TILES, "1")
-    for capability, want in SHAPES.items():
-        if capability == (9, 0):
-            want = [(128, 64)] * SMALL + [(128, 64)] * MIDDLE + [(32, 64)] * LARGE
-        assert shapes(capability) == want
+    for (capability, dim), tile in usual.items():
+        if capability == (9, 0) and 128 < dim <= 256:
+            assert extend_tile(capability, dim) == usual[capability, 128] != tile
+        else:
+            assert extend_tile(capability, dim) == tile
     monkeypatch.setenv(DISABLE_HOPPER_TILES, "0")
-    assert shapes((9, 0)) == SHAPES[9, 0]
+    assert extend_tile((9, 0), 256) == usual[(9, 0), 256]
 
 
 @pytest.mark.parametrize("capability", SHAPES)

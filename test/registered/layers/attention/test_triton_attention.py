@@ -290,6 +290,9 @@ def test_can_use_refuses_what_the_kernels_can_not_read():
 def test_check_names_every_reason():
     specs = [KVLayerSpec(0, True, 2, 16), KVLayerSpec(1, False, 1, 512)]
     assert TritonBackend.check(specs, 4, torch.bfloat16, (9, 0)) == []
+    [reason] = TritonBackend.check([KVLayerSpec(0, False, 2, 128)], 4, torch.bfloat16, (9, 0))
+    assert "head size 128 is not trusted on Hopper" in reason and "torch_native" in reason
+    assert TritonBackend.check([KVLayerSpec(0, False, 2, 128)], 4, torch.bfloat16, (8, 0)) == []
     bad = [KVLayerSpec(0, True, 3, 24), KVLayerSpec(1, False, 1, 576)]
     reasons = TritonBackend.check(bad, 4, torch.float64, (7, 5))
     for part in ("7.5 is older", "float64", "head size 24", "head size 576", "4 query heads"):
