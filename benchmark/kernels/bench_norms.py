@@ -8,6 +8,7 @@ few tokens would need thousands of them. Needs a GPU.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -17,6 +18,7 @@ from sglang.srt.layers.layernorm import launch, rms_norm_reference
 from sglang.srt.layers.qkv_rms_norm import launch as launch_qkv
 from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm_reference, takes_per_head
 from sglang.srt.layers.rotary_embedding import apply_rope_reference, launch_rope
+from sglang.test.kernel_timing import graph_us
 
 BANDWIDTH = 4.3e12  # bytes a second, measured on an H200
 L2_BYTES = 50 << 20
@@ -30,24 +32,9 @@ def buffers(tokens: int, width: int) -> list[Tensor]:
 
 
 def micros(inputs: list[Tensor], run: Callable, *rest, **named) -> float:
-    """Median microseconds of `run(input, *rest, **named)`, replayed from a graph so that launches cost nothing."""
-    for x in inputs[:2]:
-        run(x, *rest, **named)
-    torch.cuda.synchronize()
-    graph, calls = torch.cuda.CUDAGraph(), 32
+    """Median microseconds of `run(input, *rest, **named)`; inputs take turns in 32 calls of one graph."""
     source = cycle(inputs)
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            run(next(source), *rest, **named)
-    times = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / calls)
-    return sorted(times)[len(times) // 2]
+    return graph_us([partial(run, next(source), *rest, **named) for _ in range(32)], replays=20)
 
 
 def row(name: str, tokens: int, bytes_moved: int, ours: float, eager: float, other: str = "") -> None:

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 
 import torch
-from workload import Batch, Experts, add_arguments, graph_us, shape_from
+from workload import Batch, Experts, add_arguments, shape_from
 
 from sglang.srt.layers.activation import gelu_tanh_and_mul
 from sglang.srt.layers.moe.experts import fused_experts_reference
@@ -19,6 +19,7 @@ from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles
 from sglang.srt.layers.moe.fused_moe_triton.fused_moe import choose_tiles, fused_experts_triton, grouped_gemm
 from sglang.srt.layers.moe.fused_moe_triton.moe_sum import moe_sum
 from sglang.srt.utils.triton_runtime import triton
+from sglang.test.kernel_timing import graph_us
 
 COLUMNS = ["align", "up", "act", "down", "sum", "total", "up+act", "fused", "torch"]
 

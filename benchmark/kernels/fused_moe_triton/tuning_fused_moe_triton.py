@@ -25,13 +25,14 @@ from search_space import candidates
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from workload import Batch, Experts, Shape, add_arguments, graph_us, shape_from
+from workload import Batch, Experts, Shape, add_arguments, shape_from
 
 from sglang.srt.layers.activation import gelu_tanh_and_mul_reference
 from sglang.srt.layers.moe.fused_moe_triton import config
 from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles
 from sglang.srt.layers.moe.fused_moe_triton.fused_moe import grouped_gemm, precompile
 from sglang.srt.utils.triton_runtime import triton
+from sglang.test.kernel_timing import graph_us
 
 ROUNDS = ((3, 8), (15, 3), (50, 1))  # (timed replays, candidates of a BLOCK_SIZE_M that go on)
 MAX_ERROR = 0.01  # of a row's length; rounding to bfloat16 gives 0.002, a wrong element of 2816 about 0.03

@@ -1,4 +1,4 @@
-"""What the experts' benchmarks share: a model's sizes, the least time its products can take, data, and a stop watch.
+"""What the experts' benchmarks share: a model's sizes, the least time its products can take, and data.
 
 Routing is k distinct experts a token, uniformly drawn. Several routings take turns, so that the chosen weights come
 from memory and not from the L2 cache, which holds the experts of a few tokens.
@@ -7,8 +7,6 @@ from memory and not from the L2 cache, which holds the experts of a few tokens.
 import argparse
 import dataclasses
 import json
-import statistics
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -124,22 +122,3 @@ class Batch:
 
 def randn(shape: Shape, *size: int) -> Tensor:
     return torch.randn(*size, dtype=shape.dtype, device=DEVICE)
-
-
-def graph_us(calls: Iterable[Callable[[], object]], replays: int) -> float:
-    """Median microseconds of one call: all calls in one CUDA graph, the way a server runs them, replayed."""
-    calls = list(calls)
-    calls[0]()  # compiles, outside of the graph
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(replays)]
-    for start, end in events:
-        start.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events) * 1000 / len(calls)

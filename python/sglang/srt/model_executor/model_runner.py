@@ -129,9 +129,8 @@ class ModelRunner:
         """One token for each request of `inputs` (see _run_decode): logits [B, V]. The part that graphs capture."""
         rows, seq_lens, out_cache_loc, out_cache_loc_swa = inputs.unbind()
         positions = seq_lens - 1
-        self.req_to_token[rows, positions] = out_cache_loc.int()
-        self.req_to_token_swa[rows, positions] = out_cache_loc_swa.int()
-        batch = ForwardBatch(
+        self._note_slots(rows, positions, out_cache_loc, out_cache_loc_swa)
+        batch = self._batch(
             input_ids=self.last_tokens[rows],
             positions=positions,
             req_pool_indices=rows,
@@ -141,13 +140,9 @@ class ModelRunner:
             extend_start_loc=torch.arange(len(seq_lens_cpu), device=self.device),
             out_cache_loc=out_cache_loc,
             out_cache_loc_swa=out_cache_loc_swa,
-            req_to_token=self.req_to_token,
-            req_to_token_swa=self.req_to_token_swa,
             num_extends=0,
             seq_lens_cpu=seq_lens_cpu,
             extend_seq_lens_cpu=[1] * len(seq_lens_cpu),
-            kv_pool=self.kv_pool,
-            attn_backend=self.attn_backend,
         )
         return self.model.compute_logits(self._forward(batch))
 
@@ -187,6 +182,21 @@ class ModelRunner:
                 [a.output_ids for a in step.admissions],
             )
 
+    def _note_slots(self, rows: Tensor, positions: Tensor, full: Tensor, swa: Tensor) -> None:
+        """Write new tokens' slots into the tables."""
+        self.req_to_token[rows, positions] = full.int()
+        self.req_to_token_swa[rows, positions] = swa.int()
+
+    def _batch(self, **fields) -> ForwardBatch:
+        """A ForwardBatch over this runner's tables and pools."""
+        return ForwardBatch(
+            **fields,
+            req_to_token=self.req_to_token,
+            req_to_token_swa=self.req_to_token_swa,
+            kv_pool=self.kv_pool,
+            attn_backend=self.attn_backend,
+        )
+
     def _make_batch(self, step: StepInput) -> ForwardBatch:
         """The device tensors of a step with prompt chunks, in one copy."""
         starts = np.cumsum(step.extend_lens) - step.extend_lens
@@ -207,9 +217,8 @@ class ModelRunner:
         parts = self._tensor(np.concatenate(host)).split([len(array) for array in host])
         rows, token_rows, positions, out_cache_loc, out_cache_loc_swa, prefill_ids = parts[:6]
         seq_lens, extend_lens, prefix_lens, starts = parts[6:]
-        self.req_to_token[token_rows, positions] = out_cache_loc.int()
-        self.req_to_token_swa[token_rows, positions] = out_cache_loc_swa.int()
-        return ForwardBatch(
+        self._note_slots(token_rows, positions, out_cache_loc, out_cache_loc_swa)
+        return self._batch(
             input_ids=torch.cat([prefill_ids, self.last_tokens[rows[step.num_extends :]]]),
             positions=positions,
             req_pool_indices=rows,
@@ -219,13 +228,9 @@ class ModelRunner:
             extend_start_loc=starts,
             out_cache_loc=out_cache_loc,
             out_cache_loc_swa=out_cache_loc_swa,
-            req_to_token=self.req_to_token,
-            req_to_token_swa=self.req_to_token_swa,
             num_extends=step.num_extends,
             seq_lens_cpu=step.seq_lens.tolist(),
             extend_seq_lens_cpu=step.extend_lens.tolist(),
-            kv_pool=self.kv_pool,
-            attn_backend=self.attn_backend,
         )
 
     def _tensor(self, values) -> Tensor:
