@@ -5,11 +5,14 @@ it truncates. `_mend_bfloat16` makes both right, bit for bit as torch does; floa
 """
 
 import os
+import sys
 
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ImportError("Triton is loaded already, without its interpreter: run this file in a process of its own")
     os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np  # noqa: E402
