@@ -17,6 +17,7 @@ from sglang.srt.layers.attention.triton_ops.decode_attention import decode_atten
 from sglang.srt.layers.attention.triton_ops.extend_attention import extend_attention, make_work, tokens_per_tile
 from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.utils.device_copies import to_device
 from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED
 
 # What the interpreter stands in for: Hopper's tiles, and few multiprocessors, hence few programs.
@@ -97,10 +98,8 @@ class TritonBackend(AttentionBackend):
             return
         prefix = [total - count for total, count in zip(batch.seq_lens_cpu, new, strict=False)]
         works = {tokens: make_work(prefix, new, tokens) for tokens in {g.tokens for g in self._geometries.values()}}
-        host = torch.from_numpy(np.concatenate(list(works.values())))
-        if self.device.type == "cuda":
-            host = host.pin_memory()
-        parts = host.to(self.device, non_blocking=True).split([len(work) for work in works.values()])
+        host = np.concatenate(list(works.values()))
+        parts = to_device(host, torch.int32, self.device).split([len(work) for work in works.values()])
         self._work.update(zip(works, parts, strict=True))
 
     def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
