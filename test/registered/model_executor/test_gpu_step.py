@@ -29,7 +29,7 @@ def runner(tmp_path_factory) -> ModelRunner:
     return ModelRunner(resolve(typed, config, "cuda"), config)
 
 
-def harness(runner: ModelRunner, worker) -> Harness:
+def harness(runner: ModelRunner, worker, overlap: bool = True) -> Harness:
     return Harness(
         full_size=runner.full_size,
         swa_size=runner.swa_size,
@@ -37,6 +37,7 @@ def harness(runner: ModelRunner, worker) -> Harness:
         rows=ROWS,
         max_len=min(runner.config.context_len, runner.full_size),
         chunk=40,
+        overlap=overlap,
         vocab_size=VOCAB,
         worker=worker,
     )
@@ -109,8 +110,7 @@ def test_overlap_gives_the_same_tokens(runner: ModelRunner):
     """A step is launched before the tokens of the one before it are known."""
     outputs = []
     for overlap in (True, False):
-        h = harness(runner, InlineWorker(runner))
-        object.__setattr__(h.scheduler.limits, "overlap", overlap)
+        h = harness(runner, InlineWorker(runner), overlap)
         h.add("a", prompt(4), 60, params={"top_k": 1})
         h.run()
         outputs.append(h.received["a"].ids)

@@ -98,7 +98,7 @@ def launch(
             qkv,
             v if v_from_k else qkv,
             q_weight,
-            q_weight if k_weight is None else k_weight,  # read by no program
+            q_weight if k_weight is None else k_weight,  # without k no program reads it
             qkv.stride(0),
             v.stride(0) if v_from_k else 0,
             eps,

@@ -99,11 +99,11 @@ class ModelRunner:
         if step.num_extends:
             batch = self._make_batch(step)
             hidden = self._forward(batch)
-            sampled = self._tensor(step.sampled)
-            rows, lengths = batch.req_pool_indices[sampled], batch.seq_lens[sampled]
-            last_tokens = batch.extend_start_loc + batch.extend_seq_lens - 1
-            if len(step.sampled):
-                self._sample(step, self.model.compute_logits(hidden[last_tokens[sampled]]), rows, lengths, launched)
+            if len(step.sampled):  # not while every chunk is the middle of a prompt
+                sampled = self._tensor(step.sampled)
+                last_tokens = (batch.extend_start_loc + batch.extend_seq_lens - 1)[sampled]
+                logits = self.model.compute_logits(hidden[last_tokens])
+                self._sample(step, logits, batch.req_pool_indices[sampled], batch.seq_lens[sampled], launched)
             self._prompt_logprobs(step, hidden, launched)
         else:  # every row is a decode, and every decode gets a token
             inputs, logits = self._run_decode(step)
