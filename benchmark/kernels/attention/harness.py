@@ -55,8 +55,12 @@ def make_case(layer: Layer, rows: list[tuple[int, int]]) -> SimpleNamespace:
 
 
 def make_cases(layer: Layer, rows: list[tuple[int, int]], cache_bytes: float) -> list[SimpleNamespace]:
-    """Enough sets of inputs, of `cache_bytes` keys and values each, that none is still in L2 when its turn comes."""
-    return [make_case(layer, rows) for _ in range(max(2, int(4 * L2_BYTES / cache_bytes)))]
+    """Enough sets of inputs, of `cache_bytes` keys and values each, that none is still in L2 when its turn comes.
+
+    They are complete on return: what is timed may run on another stream."""
+    cases = [make_case(layer, rows) for _ in range(max(2, int(4 * L2_BYTES / cache_bytes)))]
+    torch.cuda.synchronize()
+    return cases
 
 
 def choose(tiles: list[tuple], *given: list[int] | None) -> list[tuple]:

@@ -86,7 +86,8 @@ def main() -> None:
         default = (default_tiles(tokens, shape.num_experts),) * 2
         looked_up = choose_tiles(batch.x, shape.num_experts, shape.intermediate)
         floor = shape.floor_us(tokens, args.bandwidth * 1e12, args.tflops * 1e12)
-        for name, tiles in {"default": default} | ({"file": looked_up} if looked_up != default else {}):
+        chosen = {"default": default} | ({"file": looked_up} if looked_up != default else {})
+        for name, tiles in chosen.items():
             times = measure(experts, batch, tiles, args.replays)
             print(row(name, tokens, times, floor), flush=True)
 

@@ -36,8 +36,9 @@ def _rms_norm_kernel(x, weight, out, eps, WIDTH: tl.constexpr, LEVELS: tl.conste
 
 
 def warps_for(width: int) -> int:
-    """Warps of a program that holds `width` numbers: 16 to a thread at most where there are warps left."""
-    return min(8, max(1, triton.next_power_of_2(width) // 512))
+    """Warps of a program that holds `width` numbers: as few as their registers allow, since a sum that crosses warps
+    waits for all of them at each halving. Measured in docs/performance.md; the bits do not depend on it."""
+    return max(1, triton.next_power_of_2(width) // 4096)
 
 
 def launch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -27,7 +27,7 @@ SHAPES = {
     (8, 6): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
     (8, 7): [(128, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 64)] * LARGE,
     (8, 9): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
-    (9, 0): [(128, 64)] * SMALL + [(128, 64)] * MIDDLE + [(32, 64)] * LARGE,
+    (9, 0): [(128, 64)] * SMALL + [(128, 64)] * MIDDLE + [(64, 32)] * LARGE,
     (10, 0): [(64, 64)] * SMALL + [(64, 64)] * MIDDLE + [(16, 64)] * LARGE,
     (10, 3): [(64, 64)] * SMALL + [(64, 64)] * MIDDLE + [(16, 64)] * LARGE,
     (12, 0): [(64, 128)] * SMALL + [(64, 64)] * MIDDLE + [(32, 32)] * LARGE,
@@ -44,7 +44,7 @@ def test_extend_tiles(capability):
     assert shapes(capability) == SHAPES[capability]
     for dim in HEAD_SIZES:
         tile = extend_tile(capability, dim)
-        hoppers_own = capability == (9, 0) and 128 < dim <= 256
+        hoppers_own = capability == (9, 0) and dim > 128
         assert (tile.num_warps, tile.num_stages) == (4 if dim <= 64 else 8, 3 if hoppers_own else 1)
         assert extend_tile(capability, dim, itemsize=4) == ExtendTile(16, 16, 4, 1)
 

@@ -179,6 +179,9 @@ HEADS = {
     "odd_head_size": (2, 1, 48, 48),
     "values_smaller": (4, 2, 80, 32),
     "values_larger": (2, 1, 32, 112),
+    "values_narrow": (4, 2, 64, 32),
+    "values_narrowest": (4, 2, 128, 16),
+    "usual_llama": (8, 2, 128, 128),
 }
 
 
@@ -290,9 +293,8 @@ def test_can_use_refuses_what_the_kernels_can_not_read():
 def test_check_names_every_reason():
     specs = [KVLayerSpec(0, True, 2, 16), KVLayerSpec(1, False, 1, 512)]
     assert TritonBackend.check(specs, 4, torch.bfloat16, (9, 0)) == []
-    [reason] = TritonBackend.check([KVLayerSpec(0, False, 2, 128)], 4, torch.bfloat16, (9, 0))
-    assert "head size 128 is not trusted on Hopper" in reason and "torch_native" in reason
-    assert TritonBackend.check([KVLayerSpec(0, False, 2, 128)], 4, torch.bfloat16, (8, 0)) == []
+    for capability in [(8, 0), (9, 0)]:
+        assert TritonBackend.check([KVLayerSpec(0, False, 2, 128)], 4, torch.bfloat16, capability) == []
     bad = [KVLayerSpec(0, True, 3, 24), KVLayerSpec(1, False, 1, 576)]
     reasons = TritonBackend.check(bad, 4, torch.float64, (7, 5))
     for part in ("7.5 is older", "float64", "head size 24", "head size 576", "4 query heads"):

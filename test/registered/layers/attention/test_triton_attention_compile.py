@@ -56,6 +56,8 @@ def compile_extend(arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=N
         dtype,
         {
             **sizes(dim, v_dim),
+            "BLOCK_D": extend_attention.padded_dim(dim),
+            "BLOCK_DV": extend_attention.padded_dim(v_dim or dim),
             **no_tree,
             "GROUP": group,
             "HEADS": min(group, tile.block_m),

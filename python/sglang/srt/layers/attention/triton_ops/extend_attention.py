@@ -150,6 +150,15 @@ def tokens_per_tile(group: int, tile: ExtendTile) -> int:
     return tile.block_m // min(group, tile.block_m)
 
 
+def padded_dim(dim: int) -> int:
+    """Columns of a tile of heads of `dim`: a power of two, and at least 64 (128 bytes).
+
+    A narrower operand lies in shared memory in another pattern than a wide one. Where K and V differ in that, the ptxas
+    of Triton 3.6 steps through one of them from a register it never set: sums that are wrong and vary, or a fault.
+    """
+    return max(64, triton.next_power_of_2(dim))
+
+
 def make_work(prefix_lens: list[int], new_lens: list[int], tokens: int) -> np.ndarray:
     """The tiles of a batch: [n, 2] int32 rows of (request, first new token of the tile), `tokens` new tokens a tile.
 
@@ -218,8 +227,8 @@ def extend_attention(
         HEADS=heads,
         D=dim,
         DV=v_dim,
-        BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_DV=triton.next_power_of_2(v_dim),
+        BLOCK_D=padded_dim(dim),
+        BLOCK_DV=padded_dim(v_dim),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         WINDOWED=window is not None,
