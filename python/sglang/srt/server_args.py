@@ -5,16 +5,18 @@ attributes with the automatic ones filled in, and logs each choice with its reas
 it must not load a model or allocate device memory.
 """
 
+import argparse
 import dataclasses
 import json
 import logging
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from typing import Any, Self
 
 from sglang.srt.arg_fields import (
-    all_flags,
+    OneLineParser,
     arg,
     at_least,
     between,
@@ -349,11 +351,20 @@ def choose_device(args: ServerArgs) -> str:
 
 def prepare_server_args(argv: list[str]) -> ServerArgs:
     """Command line -> ServerArgs. A mistake ends the process: one line on stderr, exit code 2."""
+    return parse_with_server_args(argv, "python -m sglang.launch_server", "Serve a model over HTTP.")[0]
+
+
+def parse_with_server_args(
+    argv: list[str], prog: str, description: str, add_flags: Callable[[OneLineParser], None] = lambda parser: None
+) -> tuple[ServerArgs, argparse.Namespace]:
+    """The server's flags, and the program's own, which `add_flags` gives to the parser."""
     from sglang.version import __version__
 
-    parser = build_parser(ServerArgs, "python -m sglang.launch_server", "Serve a model over HTTP.")
+    parser = build_parser(ServerArgs, prog, description)
     parser.add_argument("--version", action="version", version=__version__)
-    valid = all_flags(ServerArgs) | {"--help", "--version"}
+    parser.argument_default = None  # build_parser leaves absent flags out of the result, which own flags need not
+    add_flags(parser)
+    valid = set(parser._option_string_actions)
     for token in argv:
         flag = token.split("=", 1)[0]
         if not flag.startswith("--") or flag in valid:
@@ -367,9 +378,11 @@ def prepare_server_args(argv: list[str]) -> ServerArgs:
     if extra:
         parser.error(f"unexpected argument {extra[0]!r}; flags start with --")
     types_of = kinds(ServerArgs)
+    own = argparse.Namespace(**{k: v for k, v in vars(typed).items() if k not in types_of})
+    given = {k: v for k, v in vars(typed).items() if k in types_of}
     try:
-        values = {k: convert(k, types_of[k][0], v) if isinstance(v, str) else v for k, v in vars(typed).items()}
-        return ServerArgs(**values)
+        values = {k: convert(k, types_of[k][0], v) if isinstance(v, str) else v for k, v in given.items()}
+        return ServerArgs(**values), own
     except (TypeError, ValueError) as e:
         parser.error(str(e))
 

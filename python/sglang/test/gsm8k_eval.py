@@ -1,165 +1,284 @@
 """GSM8K-form accuracy of a running server: `python -m sglang.test.gsm8k_eval --data-path FILE.jsonl`.
 
-Two forms. `chat`: each question alone as a user turn, zero-shot. `completion`: `--num-shots` worked examples in the
-`Question: / Answer:` form, then the question, as the registered tests of upstream do (stop list and answer rule too).
-The answer is the last number of the reply. A score is never shown without its n and 95 % interval (Wilson's).
+Three forms. `chat`: each question alone as a user turn, zero-shot. `completion`: `--num-shots` worked examples in the
+`Question: / Answer:` form, then the question, over /v1/completions, as the registered tests of upstream do (stop list
+and answer rule too). `generate`: the same prompt over /generate, as in few_shot_gsm8k.py. The answer is the last number
+of the reply. A score is never shown without its n and 95 % interval.
 """
 
 import argparse
 import asyncio
-import json
-import math
-import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import httpx
+import msgspec
+from tqdm import tqdm
 
+from sglang.test.eval_data import (
+    STREAMS,
+    Answer,
+    Question,
+    few_shot_prompt,
+    grade,
+    open_answers,
+    question_set,
+    write_answer,
+)
+from sglang.test.eval_stats import Score
+
+FORMS = ("chat", "completion", "generate")
 STOP = ["Question", "Assistant:", "<|separator|>"]
-NUMBER = re.compile(r"-?\d+\.?\d*")
-REQUEST_SECONDS = 600
+TIMEOUT = httpx.Timeout(600, connect=10)  # seconds; an answer may wait long in the server's queue
 
 
-@dataclass
-class Answer:
-    question: str
-    gold: float
-    text: str
-    value: float | None
-    tokens: int
-
-    @property
-    def correct(self) -> bool:
-        return self.value == self.gold
+class EvalError(RuntimeError):
+    """A run that could not be finished: why, how far it came and where its answers are."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Result:
-    answers: list[Answer]
+    answers: list[Answer]  # in the order of the questions
     seconds: float
 
     @property
-    def score(self) -> float:
-        return sum(a.correct for a in self.answers) / len(self.answers)
+    def score(self) -> Score:
+        return Score(sum(answer.correct for answer in self.answers), len(self.answers))
+
+    @property
+    def invalid(self) -> float:
+        """The share of replies without a number; they count as wrong."""
+        return sum(answer.invalid for answer in self.answers) / len(self.answers)
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(a.tokens for a in self.answers) / self.seconds
+        return sum(answer.completion_tokens for answer in self.answers) / self.seconds
 
     def __str__(self) -> str:
-        low, high = wilson_interval(sum(a.correct for a in self.answers), len(self.answers))
         return (
-            f"score {self.score:.3f} (n = {len(self.answers)}, 95 % interval {low:.3f} to {high:.3f}), "
-            f"{self.seconds:.1f} s, {self.tokens_per_second:.0f} output tokens/s"
+            f"score {self.score}, invalid {self.invalid:.3f}, {self.seconds:.1f} s, "
+            f"{self.tokens_per_second:.0f} output tokens/s"
         )
 
 
-def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share; E. B. Wilson 1927. Unlike the normal one it stays within [0, 1]."""
-    share, z2 = hits / n, z * z
-    centre = share + z2 / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+# What is read of the server's replies.
+class _Model(msgspec.Struct):
+    id: str
 
 
-def last_number(text: str) -> float | None:
-    """The last number of a text, thousands separators removed; None when it holds none."""
-    found = NUMBER.findall(text.replace(",", ""))
-    return float(found[-1]) if found else None
+class _Models(msgspec.Struct):
+    data: Annotated[list[_Model], msgspec.Meta(min_length=1)]
 
 
-def load(path: str | Path) -> list[dict]:
-    """Lines {"question", "answer"}; raises ValueError naming the first line that is not."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+class _Message(msgspec.Struct):
+    content: str | None
+
+
+class _ChatChoice(msgspec.Struct):
+    message: _Message
+    finish_reason: str
+
+
+class _TextChoice(msgspec.Struct):
+    text: str
+    finish_reason: str
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int
+
+
+class _Chat(msgspec.Struct):
+    choices: Annotated[list[_ChatChoice], msgspec.Meta(min_length=1)]
+    usage: _Usage
+
+
+class _Completion(msgspec.Struct):
+    choices: Annotated[list[_TextChoice], msgspec.Meta(min_length=1)]
+    usage: _Usage
+
+
+class _FinishReason(msgspec.Struct):
+    type: str
+
+
+class _MetaInfo(msgspec.Struct):
+    completion_tokens: int
+    finish_reason: _FinishReason
+
+
+class _Generated(msgspec.Struct):
+    text: str
+    meta_info: _MetaInfo
+
+
+class EvalClient:
+    """Asks one server in one form. Temperature 0, one reply a question. Every failure is an EvalError."""
+
+    def __init__(self, http: httpx.AsyncClient, form: str, shots: list[Question], max_tokens: int):
+        self.http = http
+        self.shots = shots
+        self.max_tokens = max_tokens
+        self.model = ""
+        self.ask = {"chat": self._chat, "completion": self._completion, "generate": self._generate}[form]
+
+    async def find_model(self) -> None:
+        self.model = (await self._request("GET", "/v1/models", _Models)).data[0].id
+
+    async def _chat(self, index: int, question: Question) -> Answer:
+        messages = [{"role": "user", "content": question.question}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
+        reply = await self._request("POST", "/v1/chat/completions", _Chat, body)
+        choice = reply.choices[0]
+        text = choice.message.content or ""
+        return self._grade(index, question, text, reply.usage.completion_tokens, choice.finish_reason)
+
+    async def _completion(self, index: int, question: Question) -> Answer:
+        prompt = few_shot_prompt(self.shots, question)
+        body = {"model": self.model, "prompt": prompt, "temperature": 0, "max_tokens": self.max_tokens, "stop": STOP}
+        reply = await self._request("POST", "/v1/completions", _Completion, body)
+        choice = reply.choices[0]
+        return self._grade(index, question, choice.text, reply.usage.completion_tokens, choice.finish_reason)
+
+    async def _generate(self, index: int, question: Question) -> Answer:
+        params = {"temperature": 0, "max_new_tokens": self.max_tokens, "stop": STOP}
+        body = {"text": few_shot_prompt(self.shots, question), "sampling_params": params}
+        reply = await self._request("POST", "/generate", _Generated, body)
+        meta = reply.meta_info
+        return self._grade(index, question, reply.text, meta.completion_tokens, meta.finish_reason.type)
+
+    def _grade(self, index: int, question: Question, text: str, completion_tokens: int, finish_reason: str) -> Answer:
+        if finish_reason == "abort":  # half a reply is not the model's answer
+            raise EvalError("the server aborted a request")
+        return grade(index, question, text, completion_tokens, finish_reason)
+
+    async def _request(self, method: str, path: str, kind: type, body: dict | None = None) -> Any:
         try:
-            row = json.loads(line)
-            if last_number(row["answer"]) is None or not isinstance(row["question"], str):
-                raise KeyError
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"{path}:{number}: not a GSM8K line with a question and an answer that ends in a number"
-            ) from None
-        rows.append(row)
-    return rows
-
-
-def few_shot_prefix(rows: list[dict]) -> str:
-    return "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in rows)
-
-
-async def _ask(client: httpx.AsyncClient, row: dict, form: str, prefix: str, model: str, max_tokens: int) -> Answer:
-    body = {"model": model, "temperature": 0, "max_tokens": max_tokens}
-    if form == "chat":
-        path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": row["question"]}]
-    else:
-        path, body["prompt"], body["stop"] = "/v1/completions", f"{prefix}Question: {row['question']}\nAnswer:", STOP
-    reply = await client.post(path, json=body)
-    reply.raise_for_status()
-    data = reply.json()
-    choice = data["choices"][0]
-    text = choice["message"]["content"] if form == "chat" else choice["text"]
-    return Answer(
-        row["question"], last_number(row["answer"]), text, last_number(text or ""), data["usage"]["completion_tokens"]
-    )
+            reply = await self.http.request(method, path, json=body)
+        except httpx.RequestError as e:
+            raise EvalError(f"no answer from {path}: {type(e).__name__} {e}".rstrip()) from None
+        if reply.status_code != 200:
+            raise EvalError(f"{path} answered with {reply.status_code}: {reply.text[:300]}")
+        try:
+            return msgspec.json.decode(reply.content, type=kind)
+        except ValueError as e:
+            raise EvalError(f"{path} answered in another form than expected: {e}") from None
 
 
 async def evaluate_async(
-    base_url: str, rows: list[dict], form: str, shots: list[dict], concurrency: int, max_tokens: int
+    base_url: str,
+    questions: list[Question],
+    form: str,
+    shots: list[Question],
+    concurrency: int,
+    max_tokens: int,
+    output_file: str | Path | None,
 ) -> Result:
-    limit = asyncio.Semaphore(concurrency)
+    gate = asyncio.Semaphore(concurrency)
     limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(base_url=base_url, timeout=REQUEST_SECONDS, limits=limits, trust_env=False) as client:
-        model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-        prefix = few_shot_prefix(shots)
+    async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT, limits=limits, trust_env=False) as http:
+        client = EvalClient(http, form, shots, max_tokens)
+        await client.find_model()
 
-        async def one(row: dict) -> Answer:
-            async with limit:
-                return await _ask(client, row, form, prefix, model, max_tokens)
+        answers: list[Answer] = []
+        with open_answers(output_file) as files, tqdm(total=len(questions), disable=None, unit="question") as bar:
 
-        start = time.perf_counter()
-        answers = await asyncio.gather(*(one(row) for row in rows))
-        return Result(list(answers), time.perf_counter() - start)
+            async def one(index: int, question: Question) -> None:
+                async with gate:
+                    answer = await client.ask(index, question)
+                answers.append(answer)
+                write_answer(files, answer)
+                bar.update()
+
+            start = time.perf_counter()
+            tasks = [asyncio.create_task(one(i, question)) for i, question in enumerate(questions)]
+            try:
+                await asyncio.gather(*tasks)
+            except EvalError as e:
+                kept = f", kept in {' and '.join(str(file.name) for file in files)}" if answers and files else ""
+                raise EvalError(f"{e} ({len(answers)} of {len(questions)} questions answered{kept})") from None
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            seconds = time.perf_counter() - start
+    return Result(sorted(answers, key=lambda answer: answer.index), seconds)
 
 
 def evaluate(
     base_url: str,
-    rows: list[dict],
+    questions: list[Question],
     form: str = "chat",
-    shots: list[dict] | None = None,
+    shots: list[Question] | None = None,
     concurrency: int = 32,
     max_tokens: int = 512,
+    output_file: str | Path | None = None,
 ) -> Result:
-    """Ask the server all questions of `rows`; a request that fails raises httpx.HTTPError."""
-    return asyncio.run(evaluate_async(base_url, rows, form, shots or [], concurrency, max_tokens))
+    """Ask the server all questions, `concurrency` at a time, and write each answer to `output_file` (see open_answers).
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="GSM8K-form accuracy of a running server.")
-    parser.add_argument("--base-url", default="http://127.0.0.1:30000")
-    parser.add_argument("--data-path", required=True, help="JSONL with question and answer")
-    parser.add_argument("--form", choices=("chat", "completion"), default="chat")
-    parser.add_argument("--num-shots", type=int, default=5, help="worked examples before a question (completion form)")
-    parser.add_argument("--num-examples", type=int, default=None)
-    parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--max-tokens", type=int, default=512)
-    parser.add_argument("--output", help="write one JSON line a question")
-    args = parser.parse_args()
+    A request that fails, or that the server aborts, ends the run with an EvalError that says how far it came; the
+    answers before it are in the file. Raises ValueError for arguments that can't be.
+    """
+    if concurrency < 1 or form not in FORMS or (form == "chat" and shots):
+        raise ValueError(f"form {form} with {len(shots or [])} worked examples, {concurrency} at a time, can't be")
+    run = evaluate_async(base_url, questions, form, shots or [], concurrency, max_tokens, output_file)
     try:
-        rows = load(args.data_path)
-        shots = rows[: args.num_shots] if args.form == "completion" else []
-        rows = rows[len(shots) :][: args.num_examples]
-        if not rows:
-            raise ValueError(f"{args.data_path} has no question left to ask")
-        result = evaluate(args.base_url, rows, args.form, shots, args.concurrency, args.max_tokens)
-    except (ValueError, OSError, httpx.HTTPError) as e:
-        sys.exit(f"error: {type(e).__name__}: {e}" if isinstance(e, httpx.HTTPError) else f"error: {e}")
-    if args.output:
-        lines = [json.dumps(vars(a) | {"correct": a.correct}, ensure_ascii=False) for a in result.answers]
-        Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{args.form}, {len(shots)} shots: {result}")
+        return asyncio.run(run)
+    except (EvalError, httpx.InvalidURL) as e:
+        raise EvalError(f"{base_url}: {e}") from None
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `low` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
+        return int(text)
+
+    return parse
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", help="JSONL with question and answer, as GSM8K is published; never downloaded")
+    parser.add_argument("--split", choices=STREAMS, help="of our generated problems, without --data-path (seen)")
+    parser.add_argument("--data-seed", type=int, help="of our generated problems, without --data-path (1)")
+    parser.add_argument("--output-file", help="a new file for one JSON line an answer")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m sglang.test.gsm8k_eval", description="GSM8K-form accuracy of a running server."
+    )
+    parser.add_argument("--base-url", default="http://127.0.0.1:30000")
+    add_data_flags(parser)
+    parser.add_argument("--form", choices=FORMS, default="chat")
+    parser.add_argument("--num-shots", type=at_least(0), help="worked examples before a question (5; chat has none)")
+    parser.add_argument("--num-examples", type=at_least(1), help="questions (all of a file; 200 generated ones)")
+    parser.add_argument("--concurrency", type=at_least(1), default=32)
+    parser.add_argument("--max-tokens", type=at_least(1), default=512)
+    args = parser.parse_args(argv)
+    if args.form == "chat" and args.num_shots:
+        parser.error("--num-shots is for --form completion or generate; chat is zero-shot")
+    num_shots = 0 if args.form == "chat" else 5 if args.num_shots is None else args.num_shots
+    try:
+        data = question_set(args.data_path, args.split, args.data_seed, num_shots, args.num_examples)
+    except (ValueError, OSError) as e:
+        parser.error(str(e))
+    print(f"{len(data.questions)} questions of {data.source}")
+    try:
+        result = evaluate(
+            args.base_url, data.questions, args.form, data.shots, args.concurrency, args.max_tokens, args.output_file
+        )
+    except (EvalError, ValueError, OSError) as e:
+        sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"{args.form}, {num_shots} shots: {result}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """How kernel benchmarks take times: replayed from a CUDA graph, as a server runs its decode steps."""
 
+import argparse
+import json
 import statistics
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
@@ -23,3 +26,16 @@ def graph_us(calls: Iterable[Callable[[], object]], replays: int) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events) * 1000 / len(calls)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append what switches change, a JSON line a case")
+
+
+def add_case(path: Path | None, kernel: str, case: str, us: float, off_us: float | None, floor_us: float) -> None:
+    """Append a case to the `--json` file, if there is one: what a server would run, and `off_us` with the
+    environment variable set that switches the kernel's optimization off, None if that changes nothing here."""
+    if path is not None:
+        line = {"kernel": kernel, "case": case, "us": us, "off_us": off_us, "floor_us": floor_us}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

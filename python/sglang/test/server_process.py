@@ -1,6 +1,7 @@
 """ServerProcess: a server as tests use one: started on a free port, its output kept, ended with the test."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,17 @@ from typing import Any, Self
 
 import httpx
 import psutil
+
+EXTRA_ARGS = "SGLANG_EXTRA_SERVER_ARGS"
+
+
+def extra_server_args() -> list[str]:
+    """Server flags from outside, to run any test under other flags (benchmark/gemma4/bisect_runs.py), quoted as for a
+    shell. They come last, so that they win over the test's own. Raises ValueError for an open quotation."""
+    try:
+        return shlex.split(os.environ.get(EXTRA_ARGS, ""))
+    except ValueError as e:
+        raise ValueError(f"{EXTRA_ARGS}={os.environ[EXTRA_ARGS]!r}: {e}") from None
 
 
 def free_port() -> int:
@@ -31,7 +43,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 5.0) -> None:
 
 
 class ServerProcess:
-    """`python -m module --port P flags...`. As a context manager it waits until the server is ready."""
+    """`python -m module --port P flags...` and extra_server_args(). As a context manager it waits until it is ready."""
 
     def __init__(self, module: str, *flags: str, port: int | None = None, timeout: float = 60.0):
         self.port = port or free_port()
@@ -40,7 +52,7 @@ class ServerProcess:
         self.client = httpx.Client(base_url=self.url, timeout=60.0)
         self._log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, "--port", str(self.port), *flags],
+            [sys.executable, "-m", module, "--port", str(self.port), *flags, *extra_server_args()],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},

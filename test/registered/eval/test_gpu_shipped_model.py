@@ -15,7 +15,7 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.attention.triton_backend import TritonBackend
 from sglang.srt.model_loader.loader import load_model
 from sglang.test.ci.ci_register import register_cuda_ci
-from sglang.test.gsm8k_eval import last_number, load
+from sglang.test.eval_data import last_number, load
 from sglang.test.paged_harness import PagedHarness
 
 register_cuda_ci(est_time=150, stage="base-b", runner_config="1-gpu-large")
@@ -39,8 +39,8 @@ def answers(ids: list[list[int]], **args) -> list[str]:
 
 def test_gpu_bfloat16_answers_as_cpu_float32():
     rows = load(DATA)[:QUESTIONS]
-    ids = chat_ids([row["question"] for row in rows])
-    gold = [last_number(row["answer"]) for row in rows]
+    ids = chat_ids([row.question for row in rows])
+    gold = [row.gold for row in rows]
     cpu = answers(ids, device="cpu", dtype="float32")
     gpu = answers(ids, device="cuda", dtype="bfloat16", attention_backend="triton")
     same = sum(a == b for a, b in zip(cpu, gpu, strict=True))
@@ -78,7 +78,7 @@ def test_layers_are_as_close_to_transformers_as_its_own_rounding():
     """Each layer fed with the same bfloat16 stream: our output's distance from transformers' bfloat16 output is at most
     the distance of that from transformers' float32 output."""
     path = shipped_model_path()
-    [prompt] = chat_ids([load(DATA)[0]["question"]])
+    [prompt] = chat_ids([load(DATA)[0].question])
     theirs = {}
     for dtype in (torch.bfloat16, torch.float32):
         model = Gemma4ForCausalLM.from_pretrained(path, dtype=dtype).to(DEVICE).eval()

@@ -15,6 +15,7 @@ import msgspec
 from sglang.srt.entrypoints.backend import Backend
 from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest
 from sglang.srt.managers.generation import RequestError
+from sglang.srt.managers.io_struct import ProfileSettings
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE
 from sglang.srt.server_args import ServerArgs
 
@@ -85,10 +86,7 @@ class Engine:
     def _body(self, prompt: Any, sampling_params: Any, input_ids: Any, stream: bool, fields: dict) -> GenerateRequest:
         self._check_alive()
         values = {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
-        try:
-            return msgspec.convert({**values, **fields}, GenerateRequest)
-        except msgspec.ValidationError as e:
-            raise ValueError(str(e)) from e
+        return _checked({**values, **fields}, GenerateRequest)
 
     def _check_alive(self) -> None:
         if self._closed:
@@ -97,10 +95,7 @@ class Engine:
             raise RuntimeError(self._failure)
 
     async def _answer(self, body: GenerateRequest) -> dict | list[dict]:
-        try:
-            return await self._api.answer(body)
-        except RequestError as e:
-            raise _as_python_error(e) from e
+        return await _converted(self._api.answer(body))
 
     async def _pieces(self, body: GenerateRequest) -> AsyncIterator[dict]:
         try:
@@ -135,6 +130,17 @@ class Engine:
         """Empty the prefix cache; False when requests are running."""
         self._check_alive()
         return self._run(self._backend.manager.flush_cache()).success
+
+    def start_profile(self, **settings: Any) -> dict:
+        """Record steps with torch's profiler; `settings` and the answer are those of /start_profile."""
+        self._check_alive()
+        work = self._backend.manager.start_profile(_checked(settings, ProfileSettings))
+        return self._run(_converted(work))
+
+    def stop_profile(self) -> dict:
+        """End the running profile; its trace files are under `files`."""
+        self._check_alive()
+        return self._run(_converted(self._backend.manager.stop_profile()))
 
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
         self._check_alive()
@@ -177,8 +183,23 @@ class Engine:
         self.shutdown()
 
 
+def _checked(values: dict, struct: type) -> Any:
+    """The values as a struct. Raises ValueError for an unknown name or a wrong value."""
+    try:
+        return msgspec.convert(values, struct)
+    except msgspec.ValidationError as e:
+        raise ValueError(str(e)) from e
+
+
 async def _next_or_none(pieces: AsyncIterator[dict]) -> dict | None:
     return await anext(pieces, None)
+
+
+async def _converted(work: Coroutine) -> Any:
+    try:
+        return await work
+    except RequestError as e:
+        raise _as_python_error(e) from e
 
 
 def _as_python_error(error: RequestError) -> Exception:

@@ -30,6 +30,7 @@ from sglang.srt.entrypoints.openai.protocol import (
 )
 from sglang.srt.entrypoints.openai.serving_chat import ChatApi
 from sglang.srt.entrypoints.openai.serving_completions import CompletionsApi
+from sglang.srt.entrypoints.profile_api import add_profile_routes
 from sglang.srt.entrypoints.replies import (
     EventStream,
     error_reply,
@@ -275,6 +276,7 @@ def make_app(backend: Backend) -> FastAPI:
     add_generation_routes(app, backend)
     add_information_routes(app, backend)
     add_control_routes(app, backend)
+    add_profile_routes(app, backend)
     add_tokenizer_routes(app, backend)
     return app
 

@@ -4,11 +4,13 @@ HTTP (TokenizerManager) -> scheduler -> detokenizer -> HTTP. Nothing here may ho
 meets a tag it does not know raises and names it. Times are seconds of `time.time()`, log-probabilities natural.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from sglang.srt.sampling.sampling_params import SamplingParams
+
+MAX_PROFILE_STEPS = 5000  # a profile nobody stops ends here: its events are kept in memory
 
 
 class Message(msgspec.Struct, tag=True, array_like=True, omit_defaults=True):
@@ -78,6 +80,32 @@ class InternalStateReq(Message):
     call_id: str
 
 
+class ProfileSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which steps are recorded and where their traces go; the body of /start_profile.
+
+    `profile_by_stage` makes one trace of `num_steps` steps with prompt tokens (EXTEND) and one of as many without
+    (DECODE). `start_step` counts from the server's start, as num_steps in /server_info does.
+    """
+
+    output_dir: str | None = None  # at or below SGLANG_TORCH_PROFILER_DIR, which is the default
+    profile_prefix: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z")] | None = None
+    num_steps: Annotated[int, msgspec.Meta(ge=1, le=MAX_PROFILE_STEPS)] | None = None  # None: until it is stopped
+    start_step: Annotated[int, msgspec.Meta(ge=0)] | None = None  # None, or one that is past: the next step
+    activities: Annotated[list[Literal["CPU", "GPU"]], msgspec.Meta(min_length=1, max_length=2)] | None = None
+    profile_by_stage: bool = False
+    with_stack: bool = False
+    record_shapes: bool = False
+
+
+class StartProfileReq(Message):
+    call_id: str
+    settings: ProfileSettings
+
+
+class StopProfileReq(Message):
+    call_id: str
+
+
 # ---- to the detokenizer (those it does not use itself it passes on) ----------------------------------------------
 
 
@@ -129,6 +157,12 @@ class InternalStateReply(Message):
     state: dict  # JSON-safe
 
 
+class ProfileReply(Message):
+    call_id: str
+    error: str = ""  # why the call was refused
+    profile: dict = {}  # StepProfiler.state(), JSON-safe
+
+
 # ---- to the HTTP process -----------------------------------------------------------------------------------------
 
 
@@ -151,6 +185,10 @@ class BatchTextOutput(Message):
     outputs: list[TextOutput]
 
 
-ToScheduler = TokenizedGenerateReq | AbortReq | StopReq | FlushCacheReq | InternalStateReq
-ToDetokenizer = BatchTokenOutput | DetokenizeSetup | SchedulerReady | FlushCacheReply | InternalStateReply
-ToHttp = BatchTextOutput | SchedulerReady | FlushCacheReply | InternalStateReply
+ToScheduler = (
+    TokenizedGenerateReq | AbortReq | StopReq | FlushCacheReq | InternalStateReq | StartProfileReq | StopProfileReq
+)
+ToDetokenizer = (
+    BatchTokenOutput | DetokenizeSetup | SchedulerReady | FlushCacheReply | InternalStateReply | ProfileReply
+)
+ToHttp = BatchTextOutput | SchedulerReady | FlushCacheReply | InternalStateReply | ProfileReply

@@ -30,26 +30,20 @@ def main(make_runner: Callable | None = None) -> None:
     scheduler.run_forever()
 
 
-def build(typed, ipc_dir: str, make_runner: Callable | None = None):
-    """The scheduler with everything it drives, and the message that says it is ready."""
+def resolve_for_model(typed):
+    """(ResolvedArgs, ModelConfig). Raises ValueError for what the model or this machine can't take."""
     from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler
-    from sglang.srt.managers.kv_manager import KVManager
-    from sglang.srt.managers.schedule_policy import SchedulePolicy
-    from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
-    from sglang.srt.managers.scheduler_stats import SchedulerStats
-    from sglang.srt.managers.tp_worker import make_worker
-    from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.server_args import choose_device, model_folder, resolve
-    from sglang.srt.utils.ipc import Receiver, Sender
 
     model_config = ModelConfig.load(
         model_folder(typed), typed.json_model_override_args, typed.context_length, typed.dtype
     )
-    args = resolve(typed, model_config, choose_device(typed))
-    receiver = Receiver(os.path.join(ipc_dir, "scheduler"), ToScheduler)
-    sender = Sender(os.path.join(ipc_dir, "detokenizer"))
-    runner = (make_runner or ModelRunner)(args, model_config)
+    return resolve(typed, model_config, choose_device(typed)), model_config
+
+
+def make_kv_manager(args, model_config, runner):
+    """(KVManager over the runner's pools, tokens of prompt and output together that a request may have)."""
+    from sglang.srt.managers.kv_manager import KVManager
 
     max_len = min(args.context_length, runner.full_size)
     if args.chunked_prefill_size < 0 and runner.swa_size:
@@ -62,6 +56,24 @@ def build(typed, ipc_dir: str, make_runner: Callable | None = None):
         max_len,
         enable_cache=not args.disable_radix_cache,
     )
+    return kv, max_len
+
+
+def build(typed, ipc_dir: str, make_runner: Callable | None = None):
+    """The scheduler with everything it drives, and the message that says it is ready."""
+    from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler
+    from sglang.srt.managers.schedule_policy import SchedulePolicy
+    from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
+    from sglang.srt.managers.scheduler_stats import SchedulerStats
+    from sglang.srt.managers.tp_worker import make_worker
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.utils.ipc import Receiver, Sender
+
+    args, model_config = resolve_for_model(typed)
+    receiver = Receiver(os.path.join(ipc_dir, "scheduler"), ToScheduler)
+    sender = Sender(os.path.join(ipc_dir, "detokenizer"))
+    runner = (make_runner or ModelRunner)(args, model_config)
+    kv, max_len = make_kv_manager(args, model_config, runner)
     policy = SchedulePolicy(
         args.schedule_policy,
         args.chunked_prefill_size,

@@ -20,6 +20,9 @@ from sglang.srt.managers.io_struct import (
     InternalStateReply,
     InternalStateReq,
     Message,
+    ProfileReply,
+    StartProfileReq,
+    StopProfileReq,
     StopReq,
     TokenizedGenerateReq,
     TokenOutput,
@@ -29,6 +32,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_builder import build_step
+from sglang.srt.managers.step_profiler import StepProfiler
 from sglang.srt.model_executor.step_io import StepInput, StepOutput, TableWrite, TokenLogprob
 
 logger = logging.getLogger(__name__)
@@ -94,6 +98,7 @@ class Scheduler:
         self.table_writes: list[TableWrite] = []
         self.arrivals = 0
         self.seeds = random.Random(limits.seed)
+        self.profiler: StepProfiler | None = None  # the last one started; the worker while it runs
         self.busy_since: float | None = None  # the watchdog's: since when a step's result is waited for
         self.handlers: dict[type, Callable] = {
             TokenizedGenerateReq: self.on_generate,
@@ -101,6 +106,8 @@ class Scheduler:
             StopReq: self.on_stop,
             FlushCacheReq: self.on_flush,
             InternalStateReq: self.on_internal_state,
+            StartProfileReq: self.on_start_profile,
+            StopProfileReq: self.on_stop_profile,
         }
 
     def run_forever(self) -> None:
@@ -180,7 +187,31 @@ class Scheduler:
     def on_internal_state(self, msg: InternalStateReq) -> None:
         state = self.stats.state() | self.kv.usage()
         state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(self.waiting)}
+        state["profile"] = self.profiler.state() if self.profiler else None
         self.send(InternalStateReply(msg.call_id, state))
+
+    def on_start_profile(self, msg: StartProfileReq) -> None:
+        if self.worker is self.profiler:
+            self.send(ProfileReply(msg.call_id, "a profile is running already; /stop_profile ends it"))
+            return
+        in_flight = self.in_flight.pending if self.in_flight else None
+        try:
+            profiler = StepProfiler(self.worker, msg.settings, self.stats.steps, in_flight, self.end_profile)
+        except (ValueError, OSError) as e:
+            self.send(ProfileReply(msg.call_id, str(e)))
+            return
+        self.worker = self.profiler = profiler
+        self.send(ProfileReply(msg.call_id, profile=profiler.state()))
+
+    def on_stop_profile(self, msg: StopProfileReq) -> None:
+        if self.worker is not self.profiler:
+            self.send(ProfileReply(msg.call_id, "no profile is running"))
+            return
+        self.profiler.stop()
+        self.send(ProfileReply(msg.call_id, profile=self.profiler.state()))
+
+    def end_profile(self) -> None:
+        self.worker = self.profiler.worker
 
     # ---- a step ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 
@@ -24,6 +25,10 @@ from sglang.srt.managers.io_struct import (
     InternalStateReply,
     InternalStateReq,
     Message,
+    ProfileReply,
+    ProfileSettings,
+    StartProfileReq,
+    StopProfileReq,
     TokenizedGenerateReq,
 )
 from sglang.srt.managers.server_info import ServerInfo
@@ -39,6 +44,7 @@ MAX_TOKEN_IDS_LOGPROB = 1024
 MAX_RID_CHARS = 256
 INLINE_CHARS = 4096  # shorter texts are tokenized on the event loop: a thread would take longer than the work
 CONTROL_SECONDS = 30.0  # for a scheduler to answer a control message between two steps
+PROFILE_SECONDS = 600.0  # for it to write a long profile's traces, too
 PROMPT_TAIL = 8  # prompt tokens the detokenizer sees
 LOG_TEXT_CHARS = 2048  # of a prompt or answer at --log-requests-level 2
 
@@ -274,16 +280,32 @@ class TokenizerManager:
     async def internal_state(self) -> dict:
         return (await self._call(InternalStateReq)).state
 
-    async def _call(self, message_type: type) -> FlushCacheReply | InternalStateReply:
+    async def start_profile(self, settings: ProfileSettings) -> dict:
+        """Record steps from the next one on; StepProfiler.state(). Raises RequestError when that can't be done."""
+        return self._profile(await self._call(StartProfileReq, settings, timeout=PROFILE_SECONDS))
+
+    async def stop_profile(self) -> dict:
+        """End the running profile and write its traces; StepProfiler.state(). Raises RequestError if none runs."""
+        return self._profile(await self._call(StopProfileReq, timeout=PROFILE_SECONDS))
+
+    def _profile(self, reply: ProfileReply) -> dict:
+        if reply.error:
+            raise RequestError(reply.error)
+        if reply.profile["error"]:
+            raise RequestError(reply.profile["error"], status=500)
+        return reply.profile
+
+    async def _call(self, message_type: type, *fields, timeout: float = CONTROL_SECONDS) -> Any:
+        """Send a control message and wait for the reply that belongs to it."""
         if self._failure is not None:
             raise RequestError(self._failure, status=503)
         call_id = uuid.uuid4().hex
         future = self._calls[call_id] = asyncio.get_running_loop().create_future()
-        self.to_scheduler(message_type(call_id))
+        self.to_scheduler(message_type(call_id, *fields))
         try:
-            return await asyncio.wait_for(future, CONTROL_SECONDS)
+            return await asyncio.wait_for(future, timeout)
         except TimeoutError as e:
-            raise RequestError(f"the scheduler did not answer within {CONTROL_SECONDS:.0f} s", status=503) from e
+            raise RequestError(f"the scheduler did not answer within {timeout:.0f} s", status=503) from e
         finally:
             del self._calls[call_id]
 
@@ -299,7 +321,7 @@ class TokenizerManager:
                         generation.add(out)
                         if out.finish is not None:
                             self._finished(generation)
-            elif isinstance(message, FlushCacheReply | InternalStateReply):
+            elif isinstance(message, FlushCacheReply | InternalStateReply | ProfileReply):
                 future = self._calls.get(message.call_id)
                 if future is not None and not future.done():
                     future.set_result(message)

@@ -1,0 +1,257 @@
+"""`python -m sglang.bench_one_batch`: latency of one static batch, without a server or a scheduler.
+
+    python -m sglang.bench_one_batch --batch-size 1 8 26 64 --input-len 1024 --output-len 64 --model-path FOLDER
+    python -m sglang.bench_one_batch --correctness-test --model-path FOLDER
+
+Takes the server's flags. A batch runs through the steps that serve requests: prompt chunks, CUDA graphs for decodes,
+tokens chosen on the device. What is timed of a step goes from giving out slots to its tokens on the host, the device
+idle before and after. Exit codes: 2 for a mistake of the user's, 1 when the correctness test fails.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+import time
+
+from sglang.srt.arg_fields import OneLineParser
+from sglang.srt.server_args import ServerArgs, parse_with_server_args
+from sglang.srt.utils.child import setup_logging, startup_errors
+
+WARMUP_TOKENS = 4  # output tokens of the run that compiles and allocates
+PROFILE_STEPS = 5  # recorded of each stage
+FIRST_STEPS = 5  # decode steps that are always printed
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    batch_size: int
+    input_len: int  # tokens, exact
+    output_len: int  # tokens, the one that the prefill makes included
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Seconds of one run of a case."""
+
+    prefill: float
+    prefill_steps: int
+    decodes: list[float]  # by step
+
+
+class Bench:
+    """A model and its KV slots as a server would have them. Raises ValueError or OSError when it can't be loaded."""
+
+    def __init__(self, typed: ServerArgs):
+        from sglang.srt.managers.run_scheduler import make_kv_manager, resolve_for_model
+        from sglang.srt.managers.tp_worker import InlineWorker
+        from sglang.srt.model_executor.model_runner import ModelRunner
+
+        self.args, self.config = resolve_for_model(typed)
+        runner = ModelRunner(self.args, self.config)
+        self.worker = InlineWorker(runner)
+        self.kv, self.max_len = make_kv_manager(self.args, self.config, runner)
+
+    def prompts(self, case: Case) -> list:
+        """Random ids, the same for the same case and --random-seed."""
+        import numpy as np
+
+        rng = np.random.default_rng([self.args.random_seed, case.batch_size, case.input_len])
+        return list(rng.integers(0, self.config.vocab_size, (case.batch_size, case.input_len)))
+
+    def batch(self, case: Case):
+        from sglang.benchmark.static_batch import StaticBatch
+
+        return StaticBatch(self.kv, self.prompts(case), self.args.chunked_prefill_size)
+
+    def check(self, case: Case) -> None:
+        """Go through the case's steps without the device. Raises ValueError when the server's limits don't hold it."""
+        if case.batch_size > self.args.max_running_requests:
+            limit = f"--max-running-requests {self.args.max_running_requests}"
+            raise ValueError(f"--batch-size {case.batch_size} is above {limit}")
+        if case.input_len + case.output_len > self.max_len:
+            raise ValueError(
+                f"--input-len {case.input_len} and --output-len {case.output_len} together are above {self.max_len} "
+                "tokens, the most that the context length and the KV pools leave for a request"
+            )
+        with self.batch(case) as batch:
+            for _ in batch.prefill_steps():
+                pass
+            for _ in range(case.output_len - 1):
+                batch.decode_step()
+        self.kv.check_idle()
+
+    def run(self, case: Case, worker=None) -> Run:
+        """Run the case once; every slot is free again afterwards."""
+        worker = worker or self.worker
+        with self.batch(case) as batch:
+            self._synchronize()
+            start = time.perf_counter()
+            pending = [worker.submit(step) for step in batch.prefill_steps()]
+            pending[-1].result()
+            prefill = time.perf_counter() - start
+            decodes = []
+            for _ in range(case.output_len - 1):
+                start = time.perf_counter()
+                worker.submit(batch.decode_step()).result()
+                decodes.append(time.perf_counter() - start)
+        self.kv.check_idle()
+        return Run(prefill, len(pending), decodes)
+
+    def _synchronize(self) -> None:
+        if self.args.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def device_name(self) -> str:
+        if self.args.device == "cpu":
+            return "cpu"
+        import torch
+
+        return torch.cuda.get_device_name()
+
+
+def summary(case: Case, runs: list[Run]) -> dict:
+    """The figures of a case as medians over its runs; seconds and tokens a second."""
+    tokens_in, tokens_out = case.batch_size * case.input_len, case.batch_size * case.output_len
+    prefill = statistics.median(run.prefill for run in runs)
+    total = statistics.median(run.prefill + sum(run.decodes) for run in runs)
+    figures = {"prefill_latency": prefill, "prefill_throughput": tokens_in / prefill}
+    if case.output_len > 1:
+        decode = statistics.median(statistics.median(run.decodes) for run in runs)
+        figures |= {"median_decode_latency": decode, "median_decode_throughput": case.batch_size / decode}
+    return figures | {"total_latency": total, "overall_throughput": (tokens_in + tokens_out) / total}
+
+
+def print_run(case: Case, run: Run, log_decode_step: int) -> None:
+    tokens = case.batch_size * case.input_len
+    in_steps = f" in {run.prefill_steps} steps" if run.prefill_steps > 1 else ""
+    print(f"Prefill. latency: {run.prefill:8.5f} s, throughput: {tokens / run.prefill:10.2f} token/s{in_steps}")
+    for i, seconds in enumerate(run.decodes):
+        if i < FIRST_STEPS or (log_decode_step and i % log_decode_step == 0):
+            rate = f"latency: {seconds:8.5f} s, throughput: {case.batch_size / seconds:10.2f} token/s"
+            print(f"Decode {i}. Batch size: {case.batch_size}, {rate}")
+
+
+def print_summary(figures: dict) -> None:
+    def line(title: str, latency: str, throughput: str) -> None:
+        print(f"{title} latency: {figures[latency]:8.5f} s, throughput: {figures[throughput]:10.2f} token/s")
+
+    line("Prefill.", "prefill_latency", "prefill_throughput")
+    if "median_decode_latency" in figures:
+        line("Decode.  median", "median_decode_latency", "median_decode_throughput")
+    line("Total.", "total_latency", "overall_throughput")
+
+
+def profile(bench: Bench, case: Case) -> None:
+    """One more run of the case, with a trace and a table of each stage. Raises OSError when they can't be written."""
+    from sglang.srt.managers.io_struct import ProfileSettings
+    from sglang.srt.managers.step_profiler import StepProfiler
+    from sglang.srt.utils.trace_table import stage_table
+
+    prefix = f"bench_one_batch-{case.batch_size}-{case.input_len}"
+    settings = ProfileSettings(num_steps=PROFILE_STEPS, profile_by_stage=True, profile_prefix=prefix)
+    profiler = StepProfiler(bench.worker, settings)
+    bench.run(dataclasses.replace(case, output_len=min(case.output_len, PROFILE_STEPS + 1)), profiler)
+    if profiler.running:
+        profiler.stop()
+    if profiler.error:
+        raise OSError(profiler.error)
+    for path in profiler.files:
+        print(f"\n{path}\n{stage_table(path).text(limit=30)}")
+
+
+def measure(bench: Bench, case: Case, own: argparse.Namespace) -> dict:
+    """Run and print a case; its record."""
+    print(f"\nBenchmark. batch size: {case.batch_size}, input: {case.input_len}, output: {case.output_len}")
+    bench.run(dataclasses.replace(case, output_len=min(case.output_len, WARMUP_TOKENS)))
+    runs = []
+    for _ in range(own.repeats):
+        runs.append(bench.run(case))
+        print_run(case, runs[-1], own.log_decode_step)
+    figures = summary(case, runs)
+    if own.repeats > 1:
+        print(f"Medians of {own.repeats} runs:")
+    print_summary(figures)
+    details = {"prefill_steps": runs[0].prefill_steps, "repeats": own.repeats, "device": bench.device_name()}
+    return {"run_name": own.run_name} | dataclasses.asdict(case) | figures | details
+
+
+def count(low: int):
+    """An argparse type: an integer of at least `low`."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        return value
+
+    parse.__name__ = "integer"  # argparse names it in its messages
+    return parse
+
+
+def add_flags(parser: OneLineParser) -> None:
+    parser.set_defaults(log_level="warning", random_seed="0")
+    group = parser.add_argument_group("benchmark (--log-level is warning and --random-seed 0 here if not given)")
+
+    def add(flag: str, default, text: str, **options) -> None:
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        group.add_argument(flag, default=default, help=f"{text} (default: {shown})", **options)
+
+    add("--batch-size", [1], "requests", type=count(1), nargs="+", metavar="N")
+    add("--input-len", [1024], "prompt tokens of each", type=count(1), nargs="+", metavar="N")
+    add("--output-len", [16], "output tokens of each, the prefill's included", type=count(1), nargs="+", metavar="N")
+    add("--repeats", 1, "timed runs of each combination; figures are their medians", type=count(1), metavar="N")
+    add("--run-name", "default", "written into the records", metavar="TEXT")
+    add("--result-filename", "result.jsonl", "a JSON line of each combination is added here", metavar="PATH")
+    every = f"print every Nth decode step, beside the first {FIRST_STEPS}; 0 for no others"
+    add("--log-decode-step", 0, every, type=count(0), metavar="N")
+    add("--cut-len", 4, "prompt tokens that the correctness test reuses", type=count(1), metavar="N")
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="one more run of each combination with torch's profiler: traces into SGLANG_TORCH_PROFILER_DIR (/tmp), "
+        "tables of both stages",
+    )
+    group.add_argument(
+        "--correctness-test",
+        action="store_true",
+        help="instead of timing: the tokens and log-probabilities of short prompts, computed whole and from a reused "
+        "prefix, which must agree",
+    )
+
+
+def main(argv: list[str]) -> int:
+    description = "Time one static batch without a server."
+    typed, own = parse_with_server_args(argv, "python -m sglang.bench_one_batch", description, add_flags)
+    setup_logging(typed.log_level, "bench")
+    if own.correctness_test:
+        from sglang.benchmark.prefix_check import PrefixCheck
+
+        with startup_errors():
+            check = PrefixCheck(Bench(typed), own.cut_len, own.output_len[0])
+        return 0 if check.run() else 1
+    from sglang.srt.managers.step_profiler import profile_folder
+
+    cases = [Case(*lengths) for lengths in itertools.product(own.batch_size, own.input_len, own.output_len)]
+    with startup_errors():
+        results = open(own.result_filename, "a")
+        if own.profile:
+            profile_folder(None)
+        bench = Bench(dataclasses.replace(typed, disable_radix_cache=True))
+        for case in cases:
+            bench.check(case)
+    with results:
+        for case in cases:
+            results.write(json.dumps(measure(bench, case, own)) + "\n")
+            results.flush()
+            if own.profile:
+                profile(bench, case)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

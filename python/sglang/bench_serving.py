@@ -1,0 +1,195 @@
+"""`python -m sglang.bench_serving [flags]`: measure a running server: throughput, latencies, failures.
+
+Exit codes: 0 all requests were answered (or --allow-failures); 1 some were not, or there is no usable server; 2 the
+flags or the dataset are wrong; 130 Ctrl-C. However a run ends, what was measured is saved.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sglang.benchmark.datasets import add_dataset_arguments, check_dataset_arguments, count_prompts
+
+BACKEND_NAMES = ("sglang", "sglang-native", "sglang-oai", "sglang-oai-chat", "vllm", "vllm-chat")
+OBJECTIVES = ("ttft", "tpot", "e2el")
+EXTRA = "pip install 'sglang[bench]'"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sglang.bench_serving",
+        usage="%(prog)s [--backend NAME] [--base-url URL] [--dataset-name NAME] [other flags]",
+        description="Measure a running server: throughput, latencies and failures.",
+        epilog="Exit codes: 0 all answered; 1 failures or no server; 2 wrong flags or dataset; 130 Ctrl-C.",
+    )
+    server = parser.add_argument_group("server")
+    server.add_argument("--backend", choices=BACKEND_NAMES, default="sglang", help="its kind and endpoint (sglang)")
+    server.add_argument("--base-url", metavar="URL", help="instead of --host and --port")
+    server.add_argument("--host", default="127.0.0.1", help="(127.0.0.1)")
+    server.add_argument("--port", type=int, help="(30000; of vllm and vllm-chat 8000)")
+    server.add_argument("--model", help="name to ask for; the server's own if not given")
+    server.add_argument("--tokenizer", metavar="FOLDER", help="holds tokenizer.json; the server's own if not given")
+    server.add_argument(
+        "--header", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of every request; a key of "
+        "the server's can also be in the environment variable OPENAI_API_KEY",
+    )  # fmt: skip
+    server.add_argument(
+        "--ready-check-timeout-sec", type=float, default=60, metavar="S", help="wait so long for the server (60)"
+    )
+    load = parser.add_argument_group("load")
+    load.add_argument(
+        "--request-rate",
+        type=float,
+        default=math.inf,
+        metavar="R",
+        help="Poisson arrivals a second (inf: all at once)",
+    )
+    load.add_argument("--max-concurrency", type=int, metavar="N", help="requests at once (no limit)")
+    load.add_argument("--warmup-requests", type=int, default=1, metavar="N", help="answers before the run (1)")
+    load.add_argument("--flush-cache", action="store_true", help="empty the prefix cache before the run")
+    add_dataset_arguments(parser)
+    request = parser.add_argument_group("requests")
+    request.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(0.0)")
+    request.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(1.0)")
+    request.add_argument("--disable-ignore-eos", action="store_true", help="let answers end where the model ends them")
+    request.add_argument("--disable-stream", action="store_true", help="whole answers: no TTFT, TPOT and ITL")
+    request.add_argument("--return-logprob", action="store_true", help="ask for the output tokens' log-probabilities")
+    request.add_argument(
+        "--extra-request-body", type=_json_object, default={}, metavar="JSON", help="fields to put into every body"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output-file", metavar="FILE", help="JSON lines, appended to ({backend}_{MMDD}_{prompts}_{in}_{out}.jsonl)"
+    )
+    output.add_argument("--output-details", action="store_true", help="lengths, times and texts of each request too")
+    output.add_argument("--plot-throughput", action="store_true", help="a chart (PNG) beside the output file")
+    output.add_argument("--tag", help="a text for the record")
+    output.add_argument(
+        "--goodput", nargs="+", default={}, action=_Objectives, metavar="NAME:MS",
+        help=f"also count answers that keep every objective; names: {', '.join(OBJECTIVES)}",
+    )  # fmt: skip
+    output.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
+    output.add_argument("--allow-failures", action="store_true", help="exit with 0 although some requests failed")
+    profile = parser.add_argument_group("profile")
+    profile.add_argument("--profile", action="store_true", help="have the server write a torch profile of the run")
+    profile.add_argument("--profile-num-steps", type=int, metavar="N", help="only the first N steps")
+    profile.add_argument("--profile-by-stage", action="store_true", help="prefill and decode apart")
+    profile.add_argument("--profile-activities", nargs="+", choices=("CPU", "GPU"), help="(all that the server has)")
+    profile.add_argument("--profile-output-dir", metavar="DIR", help="on the server's host; the server's own choice")
+    return parser
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"not valid JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("a JSON object is expected")
+    return value
+
+
+class _Objectives(argparse.Action):
+    """`ttft:200 tpot:50` as {"ttft": 200.0, "tpot": 50.0}."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        objectives = {}
+        for text in values:
+            name, _, number = text.partition(":")
+            try:
+                objectives[name] = float(number)
+            except ValueError:
+                parser.error(f"--goodput {text}: NAME:MILLISECONDS is expected")
+            if name not in OBJECTIVES or not objectives[name] > 0:
+                parser.error(f"--goodput {text}: one of {', '.join(OBJECTIVES)} and a number above 0 are expected")
+        setattr(namespace, self.dest, objectives)
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Flags, checked against each other as far as that is possible without the server. Exits with 2 for wrong ones."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        check_dataset_arguments(args)
+        _check(args)
+        args.output_file = Path(args.output_file or default_output_file(args))
+        _check_writable(args.output_file)
+    except ValueError as e:
+        parser.error(str(e))
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    chat = args.backend.endswith("-chat")
+    for name, least in (("max_concurrency", 1), ("warmup_requests", 0), ("profile_num_steps", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if not args.request_rate > 0:
+        raise ValueError(f"--request-rate is {args.request_rate}; it must be above 0")
+    if not 0 <= args.ready_check_timeout_sec < math.inf:
+        raise ValueError(f"--ready-check-timeout-sec is {args.ready_check_timeout_sec}; it must be at least 0")
+    if args.port is not None and not 0 < args.port < 65536:
+        raise ValueError(f"--port is {args.port}; 1 to 65535 are possible")
+    if not 0 <= args.temperature < math.inf:
+        raise ValueError(f"--temperature is {args.temperature}; it must be at least 0")
+    if not 0 < args.top_p <= 1:
+        raise ValueError(f"--top-p is {args.top_p}; above 0 and up to 1 are possible")
+    if args.base_url is not None and not _is_address(args.base_url):
+        raise ValueError(f"--base-url {args.base_url}: http://HOST:PORT is expected")
+    if bad := [header for header in args.header if not header.partition("=")[1] or header.startswith("=")]:
+        raise ValueError(f"--header {bad[0]}: NAME=VALUE is expected")
+    if chat and args.tokenize_prompt:
+        raise ValueError(f"--tokenize-prompt sends token ids, which --backend {args.backend} does not take")
+    if chat and args.apply_chat_template:
+        raise ValueError(f"--apply-chat-template: with --backend {args.backend} the server applies it")
+    if args.flush_cache and args.backend.startswith("vllm"):
+        raise ValueError(f"--flush-cache is not possible with --backend {args.backend}")
+    if args.disable_stream and args.goodput.keys() & {"ttft", "tpot"}:
+        raise ValueError("--goodput with ttft or tpot needs a stream; leave --disable-stream out")
+    if args.plot_throughput and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"--plot-throughput needs matplotlib: {EXTRA}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
+
+
+def default_output_file(args: argparse.Namespace) -> str:
+    """upstream's name: {backend}_{MMDD}_{prompts}_{in}_{out}.jsonl, or with the dataset's name instead of lengths."""
+    is_random = args.dataset_name in ("random", "random-ids")
+    what = f"{args.random_input_len}_{args.random_output_len}" if is_random else args.dataset_name
+    return f"{args.backend}_{time.strftime('%m%d')}_{count_prompts(args)}_{what}.jsonl"
+
+
+def _check_writable(file: Path) -> None:
+    """A run must not fail when all is measured."""
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"--output-file {file}: it can't be written there")
+
+
+def main(argv: list[str]) -> int:
+    args = parse_args(argv)
+    try:
+        from sglang.benchmark.serving import run  # late: --help and mistakes need no extra packages
+    except ModuleNotFoundError as e:
+        if e.name not in ("aiohttp", "tqdm"):
+            raise
+        print(f"error: {e.name} is not installed: {EXTRA}", file=sys.stderr)
+        return 1
+    return run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""StaticBatch: requests that start together and decode in step, through the same steps as served ones.
+
+For measuring: it plans by hand what a scheduler would decide, and leaves slots, steps and sampling to the parts that
+serve. Prompts go in chunks of the server's --chunked-prefill-size, without decodes among them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sglang.srt.managers.io_struct import TokenizedGenerateReq
+from sglang.srt.managers.kv_manager import KVManager
+from sglang.srt.managers.schedule_batch import Chunk, Req, StepPlan
+from sglang.srt.managers.step_builder import build_step
+from sglang.srt.model_executor.step_io import StepInput, TableWrite
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+
+class StaticBatch:
+    """`prompts` start from what the prefix cache has of them. Use it as a context: its slots go back at the end.
+
+    `chunk_size` in tokens, -1 for whole prompts. `top_logprobs`: how many come with each token; None for none at all.
+    """
+
+    def __init__(self, kv: KVManager, prompts: list[np.ndarray], chunk_size: int, top_logprobs: int | None = None):
+        self._kv = kv
+        self._chunk_size = chunk_size
+        self._writes: list[TableWrite] = []  # for the next step
+        params = SamplingParams.from_request({"temperature": 0, "ignore_eos": True})
+        logprobs = {"return_logprob": top_logprobs is not None, "top_logprobs_num": top_logprobs or 0}
+        self.reqs = []
+        for i, prompt in enumerate(prompts):
+            msg = TokenizedGenerateReq(str(i), list(map(int, prompt)), params, **logprobs)
+            self.reqs.append(Req(msg, frozenset(), seed=i, order=i, max_len=kv.max_len))
+
+    def __enter__(self) -> "StaticBatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for req in self.reqs:
+            if req.row >= 0:
+                self._kv.release(req)
+
+    def prefill_steps(self) -> Iterator[StepInput]:
+        """The steps that compute the prompts; those that end one sample its first token. Raises ValueError when the
+        KV pools are too small."""
+        waiting = list(self.reqs)
+        while waiting:
+            plan = StepPlan()
+            budget = self._chunk_size if self._chunk_size > 0 else sum(len(req.prompt) for req in waiting)
+            self._kv.trim([req for req in self.reqs if req.row >= 0])
+            for req in waiting:
+                if budget <= 0:
+                    break
+                match = None
+                if req.row < 0:
+                    match = self._kv.match(req)
+                    self._kv.cache.lock(match.node)
+                done = req.computed if match is None else match.length
+                tokens = min(len(req.prompt) - done, budget)
+                budget -= tokens
+                plan.chunks.append(Chunk(req, tokens, match))
+            yield self._step(plan, sum(chunk.tokens for chunk in plan.chunks))
+            waiting = [req for req in waiting if req.is_prefilling or req.row < 0]
+
+    def decode_step(self) -> StepInput:
+        """One more token for each request. Raises ValueError when the KV pools are too small."""
+        self._kv.trim(self.reqs)
+        return self._step(StepPlan(decodes=self.reqs), len(self.reqs))
+
+    def _step(self, plan: StepPlan, tokens: int) -> StepInput:
+        room = min(self._kv.room())
+        new_rows = sum(chunk.match is not None for chunk in plan.chunks)
+        if tokens > room or new_rows > len(self._kv.free_rows):
+            for chunk in plan.chunks:
+                if chunk.match is not None:
+                    self._kv.cache.unlock(chunk.match.node)
+            raise ValueError(
+                f"a batch of {len(self.reqs)} requests does not fit: a step of {tokens} tokens finds {room} free KV "
+                f"slots and {len(self._kv.free_rows)} free rows ({self._kv.usage()})"
+            )
+        step, sampled, _ = build_step(plan, self._kv)
+        for req in sampled:
+            req.pending = 0  # nobody waits for its host copy
+        step.table_writes[:0] = self._writes
+        shared = [self._kv.share_prompt(c.req) for c in plan.chunks if not c.req.is_prefilling]
+        self._writes = [write for write in shared if write is not None]
+        return step

@@ -1,0 +1,199 @@
+"""report.py: the page follows the records, --check notices when it does not, prose stays, bad files are named."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang.test.ci.ci_register import register_cpu_ci
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmark"))
+import report
+import report_targets
+from report_targets import DETERMINISTIC, MODEL, TARGETS
+
+register_cpu_ci(est_time=8, suite="base-a-test-cpu")
+
+RATE = {"kind": "serving", "name": "rate 8, up to 64 at once", "num_prompts": 80, "input_len": 1024}
+RATE |= {"output_len": 256, "request_rate": 8.0, "max_concurrency": 64}
+FLAGS = ["--model-path", MODEL, "--load-format", "dummy"]
+PAGE = f"# Performance\n\nBefore.\n\n{report.BEGIN}\n{report.END}\n\n## By hand\n\nAfter.\n"
+
+
+def record(set_name: str = "all on", repeat: int = 0, study: str = "seed_table", **changes) -> dict:
+    env = {} if set_name == "all on" else {"SGLANG_DISABLE_MOE_CONFIGS": "1"}
+    meta = {"hardware": "NVIDIA H200", "driver": "570.1", "torch": "2.11.0", "triton": "3.6.0", "commit": "abc"}
+    meta |= {"build": "b", "builds": ["b"], "command": "python x.py", "date": "2030-01-02T03:04:05+00:00"}
+    times = {f"{which}_{n}_ms": 15.0 for which in ("mean", "median", "p99") for n in ("ttft", "tpot", "itl")}
+    result = {"output_throughput": 1650.0, "total_throughput": 8000.0, **times, **changes.pop("result", {})}
+    return {
+        "study": study,
+        "set": {"name": set_name, "env": env, "flags": changes.pop("flags", [])},
+        "server_flags": changes.pop("server_flags", FLAGS),
+        "workload": RATE | changes.pop("workload", {}),
+        "repeat": repeat,
+        "seed": 1,
+        "warmup": 16,
+        "meta": meta | changes,
+        "result": result,
+        "error": None,
+    }
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+class Site:
+    def __init__(self, folder: Path):
+        self.results, self.page = folder / "results", folder / "docs" / "performance.md"
+        self.results.mkdir()
+        self.page.parent.mkdir()
+        self.page.write_text(PAGE)
+
+    def add(self, name: str, records: list[dict]) -> None:
+        path = self.results / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def run(self, *flags: str) -> int:
+        return report.main(["--results", str(self.results), "--page", str(self.page), *flags])
+
+    def text(self) -> str:
+        return self.page.read_text()
+
+
+def read(figure: str, workload: str, records: list[dict]) -> dict[str, float]:
+    (target,) = [t for t in TARGETS if (t.workload, t.figure) == (workload, figure)]
+    return report.measured(target, records)
+
+
+def test_without_results_the_page_says_so(site):
+    assert site.run("--check") == 1
+    assert site.run() == 0
+    text = site.text()
+    assert "No runs recorded yet." in text
+    assert "| one at a time | median TPOT ms | 4.81 | – | 1.83 | 2.7, then 2.2 |" in text
+    assert text.startswith("# Performance\n\nBefore.\n") and text.endswith("\n## By hand\n\nAfter.\n")
+    assert (site.page.parent / "img" / "floors.png").read_bytes().startswith(b"\x89PNG")
+    assert site.run("--check") == 0
+
+
+def test_records_become_tables_with_their_own_facts(site, capsys):
+    site.add("h200/records.jsonl", [record("all off"), record("all on"), record("all off", 1), record("all on", 1)])
+    assert site.run("--no-chart") == 0
+    text = site.text()
+    assert "### Two settings under the pull request's workload: NVIDIA H200" in text
+    facts = "driver 570.1, torch 2.11.0, triton 3.6.0, commit abc, 2030-01-02. "
+    assert facts + "Records: `benchmark/results/h200/records.jsonl`. Command: `python x.py`" in text
+    assert "| output tok/s | 1650 (1650–1650) | 1650 (1650–1650) | 1.000 (1.000–1.000) ~ | 1.033 |" in text
+    assert "target | ours, NVIDIA H200 |" in text
+    assert "| median TPOT ms | 20.5 | 16.62 | 12 | 14.0, then 13.0 | 15.00 |" in text
+    assert "No runs" not in text and not (site.page.parent / "img").exists()
+    assert site.run("--check") == 0
+    site.add("h200/records.jsonl", [record("all off"), record("all on", result={"median_tpot_ms": 12.5})])
+    assert site.run("--check") == 1
+    assert "is out of date: run python benchmark/report.py" in capsys.readouterr().err
+    assert site.run("--no-chart") == 0 and "| 12.50 |" in site.text()
+    assert site.text().count("## By hand") == 1
+
+
+def test_an_ablation_and_an_unpaired_setting_are_shown(site):
+    site.add("a.jsonl", [record("all on", study="ablation"), record("without tuned expert tiles", study="ablation")])
+    site.add("b.jsonl", [record("all off")])
+    assert site.run("--no-chart") == 0
+    assert "### What each optimization is worth: NVIDIA H200" in site.text()
+    assert "| rate 8, up to 64 at once: median TPOT ms | 15.00 | 1.000 |" in site.text()
+    assert "(not measured yet)" in site.text()
+
+
+def test_only_the_plain_server_counts_as_ours():
+    rate = ("median TPOT ms", "8 a second, 64 at once")
+    assert read(*rate, [record()]) == {"NVIDIA H200": 15.0}
+    assert read(*rate, [record("all off")]) == {}
+    assert read(*rate, [record(flags=["--attention-backend", "torch_native"])]) == {}
+    assert read(*rate, [record(server_flags=["--model-path", "other"])]) == {}
+    assert read(*rate, [record(workload={"num_prompts": 79})]) == {}
+    fixed = record(flags=[DETERMINISTIC])
+    assert read(*rate, [fixed]) == {}
+    assert read("median TPOT ms", "deterministic, 8 a second, 64 at once", [fixed, record()]) == {"NVIDIA H200": 15.0}
+
+
+def test_the_newest_build_of_each_card_counts():
+    def tpot(value: float, **meta) -> dict:
+        return record(result={"median_tpot_ms": value}, **meta)
+
+    old = [
+        tpot(30.0, build="a", builds=["a"], date="2030-01-01"),
+        tpot(31.0, build="a", builds=["a"], date="2030-01-01"),
+    ]
+    new = [tpot(value, date="2030-01-02") for value in (14.0, 16.0, 13.0)]
+    other = tpot(20.0, hardware="NVIDIA H100", date="2029-01-01")
+    found = read("median TPOT ms", "8 a second, 64 at once", new + old + [other])
+    assert found == {"NVIDIA H200": 14.0, "NVIDIA H100": 20.0}
+
+
+def test_static_batches_and_starts_are_read():
+    rows = [{"batch_size": 8, "median_decode_latency": 0.0068, "prefill_throughput": 66000.0}]
+    batches = record(workload={"kind": "one_batch"}, result={"batches": rows})
+    assert read("decode step ms", "static batch of 8", [batches]) == {"NVIDIA H200": pytest.approx(6.8)}
+    assert read("prefill tok/s", "static batch of 8", [batches]) == {"NVIDIA H200": 66000.0}
+    assert read("decode step ms", "static batch of 64", [batches]) == {}
+    start = record(workload={"kind": "cold_start"}, result={"ready_seconds": 40.0})
+    assert read("s", "start to ready, no compiled kernels", [start]) == {"NVIDIA H200": 40.0}
+
+
+def test_distances_to_floors():
+    def target(workload: str, figure: str) -> report_targets.Target:
+        return next(t for t in TARGETS if (t.workload, t.figure) == (workload, figure))
+
+    assert target("static batch of 8", "prefill tok/s").times_floor(39_500) == 2.0  # half of what is possible
+    assert target("static batch of 8", "decode step ms").times_floor(11.4) == 2.0
+    rows = report.floor_rows([{"NVIDIA H200": 24.0} if t.published == 16.62 else {} for t in TARGETS])
+    assert rows["8 a second, 64 at once: median TPOT ms"]["ours, NVIDIA H200"] == 2.0
+    assert "start to ready, no compiled kernels: s" not in rows  # it has no floor
+
+
+def test_other_jsonl_files_are_told_and_left_out(site, capsys):
+    site.add("questions.jsonl", [{"question": "6 * 7?"}])
+    assert site.run("--no-chart") == 0
+    assert "questions.jsonl is left out" in capsys.readouterr().err and "No runs recorded yet." in site.text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "r.jsonl: line 1: "), ("[]", "r.jsonl: line 1 is not a JSON object"), ('{"study": "ablation"}', "without")],
+)
+def test_a_malformed_file_changes_nothing(site, capsys, line, message):
+    (site.results / "r.jsonl").write_text(line + "\n")
+    assert site.run("--no-chart") == 1
+    assert message in capsys.readouterr().err and site.text() == PAGE
+
+
+@pytest.mark.parametrize(
+    "page", ["no markers", f"{report.END}\n{report.BEGIN}", PAGE + report.BEGIN, PAGE + report.END]
+)
+def test_a_page_without_clear_markers_is_left_alone(site, capsys, page):
+    site.page.write_text(page)
+    assert site.run("--no-chart") == 1
+    assert "the page must have the lines" in capsys.readouterr().err and site.text() == page
+
+
+def test_a_missing_page_and_missing_matplotlib(site, capsys, monkeypatch):
+    site.page.unlink()
+    assert site.run("--check") == 1 and "performance.md" in capsys.readouterr().err
+    monkeypatch.setattr(report.study_charts, "can_draw", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        site.run()
+    assert stop.value.code == 2 and "charts need matplotlib" in capsys.readouterr().err
+
+
+def test_the_page_of_this_repository_is_up_to_date():
+    assert report.main(["--check"]) == 0
+    assert (report.REPOSITORY / "docs" / "img" / "floors.png").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
