@@ -18,7 +18,7 @@ from sglang.srt.layers.layernorm import launch, rms_norm_reference
 from sglang.srt.layers.qkv_rms_norm import launch as launch_qkv
 from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm_reference, takes_per_head
 from sglang.srt.layers.rotary_embedding import apply_rope_reference, launch_rope
-from sglang.test.kernel_timing import graph_us
+from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
 
 BANDWIDTH = 4.3e12  # bytes a second, measured on an H200
 L2_BYTES = 50 << 20
@@ -45,6 +45,7 @@ def row(name: str, tokens: int, bytes_moved: int, ours: float, eager: float, oth
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 256, 257, 1024, 8192])
+    add_json_argument(parser)
     args = parser.parse_args()
     print("| kernel | tokens | floor us | ours us | eager us | the other launch us |\n|---|---|---|---|---|---|")
     weight = torch.ones(HIDDEN, device="cuda", dtype=torch.bfloat16)
@@ -63,6 +64,8 @@ def main() -> None:
             ours, other = (micros(xs, launch_qkv, *common, per_head=per_head) for per_head in (chosen, not chosen))
             eager = micros(xs, qkv_rms_norm_reference, *common, rms_norm_reference)
             row(f"qkv norm, {kind}", tokens, xs[0].nbytes + written, ours, eager, f"{other:.2f}")
+            floor = (xs[0].nbytes + written) / BANDWIDTH * 1e6
+            add_case(args.json, f"qkv norm, {kind}", f"{tokens} tokens", ours, other if chosen else None, floor)
         for tokens in args.tokens:
             xs = [x.view(tokens, HEADS, width) for x in buffers(tokens, HEADS * width)]
             cos, sin = (torch.rand(tokens, width, device="cuda").bfloat16() for _ in range(2))

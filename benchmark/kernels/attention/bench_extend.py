@@ -19,8 +19,9 @@ from sglang.srt.layers.attention.triton_ops.extend_attention import (
     make_work,
     tokens_per_tile,
 )
-from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile
+from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile, extend_tile
 from sglang.srt.utils.triton_runtime import triton
+from sglang.test.kernel_timing import add_case, add_json_argument
 
 FLOPS = 790e12
 TILES = {
@@ -74,6 +75,13 @@ def visible_pairs(rows: list[tuple[int, int]], window: int | None) -> int:
     return sum(position + 1 if window is None else min(position + 1, window) for position in positions)
 
 
+def tiles_to_compare(layer: Layer) -> tuple[ExtendTile, ExtendTile | None]:
+    """The tile that a server takes, and the one with Hopper's own switched off, None if that is no other."""
+    capability = torch.cuda.get_device_capability()
+    has_switch = capability[0] == 9 and 128 < layer.dim <= 256
+    return extend_tile(capability, layer.dim), extend_tile(capability, 128) if has_switch else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layer", nargs="+", choices=LAYERS, default=list(LAYERS))
@@ -85,6 +93,7 @@ def main() -> None:
     parser.add_argument("--warps", type=int, nargs="+")
     parser.add_argument("--stages", type=int, nargs="+")
     parser.add_argument("--jobs", type=int, default=8, help="variants compiled and checked at a time")
+    add_json_argument(parser)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a GPU")
@@ -106,6 +115,12 @@ def main() -> None:
                 f"{t.block_m:7} {t.block_n:3} {t.num_warps:5} {t.num_stages:6} {ms:8.3f} "
                 f"{flops / ms / 1e9:8.0f} {ms / 1e3 * FLOPS / flops:8.2f}"
             )
+        ms_of = {tile: ms for ms, tile in times}
+        used, off = tiles_to_compare(layer)
+        if used in ms_of:
+            case = f"{name}, {args.prompts} x {args.tokens} tokens" + (f" after {args.cached}" if args.cached else "")
+            off_us = ms_of[off] * 1e3 if off in ms_of else None
+            add_case(args.json, "extend attention", case, ms_of[used] * 1e3, off_us, flops / FLOPS * 1e6)
 
 
 if __name__ == "__main__":

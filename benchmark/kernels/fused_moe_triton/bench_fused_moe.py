@@ -19,7 +19,7 @@ from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles
 from sglang.srt.layers.moe.fused_moe_triton.fused_moe import choose_tiles, fused_experts_triton, grouped_gemm
 from sglang.srt.layers.moe.fused_moe_triton.moe_sum import moe_sum
 from sglang.srt.utils.triton_runtime import triton
-from sglang.test.kernel_timing import graph_us
+from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
 
 COLUMNS = ["align", "up", "act", "down", "sum", "total", "up+act", "fused", "torch"]
 
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--replays", type=int, default=30, help="timed replays of a step's graph (default 30)")
+    add_json_argument(parser)
     args = parser.parse_args()
     shape = shape_from(args, parser)
     if not torch.cuda.is_available():
@@ -87,9 +88,13 @@ def main() -> None:
         looked_up = choose_tiles(batch.x, shape.num_experts, shape.intermediate)
         floor = shape.floor_us(tokens, args.bandwidth * 1e12, args.tflops * 1e12)
         chosen = {"default": default} | ({"file": looked_up} if looked_up != default else {})
+        totals = {}
         for name, tiles in chosen.items():
             times = measure(experts, batch, tiles, args.replays)
+            totals[name] = times["total"]
             print(row(name, tokens, times, floor), flush=True)
+        used = totals.get("file", totals["default"])
+        add_case(args.json, "fused experts", f"{tokens} tokens", used, totals["default"], floor)
 
 
 if __name__ == "__main__":

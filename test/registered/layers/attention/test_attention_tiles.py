@@ -65,7 +65,8 @@ def test_hopper_row_can_be_switched_off(monkeypatch):
 @pytest.mark.parametrize("capability", SHAPES)
 def test_decode_tiles(capability):
     tiles = [decode_tile(capability, dim) for dim in (64, 128, 129, 256, 257, 512)]
-    assert tiles == [DecodeTile(block_n, 4, 5) for block_n in (128, 64, 32, 32, 16, 16)]
+    middle = DecodeTile(64, 4, 3) if capability == (9, 0) else DecodeTile(32, 4, 5)
+    assert tiles == [DecodeTile(128, 4, 5), DecodeTile(64, 4, 5), middle, middle, *[DecodeTile(16, 4, 5)] * 2]
     assert decode_tile(capability, 512, itemsize=4) == DecodeTile(16, 4, 1)
 
 

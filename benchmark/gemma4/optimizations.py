@@ -1,0 +1,58 @@
+"""The optimizations that can be switched off, as data: what PR #26588 kept, and later ones. A new one is a new row."""
+
+from dataclasses import dataclass, field
+
+KERNELS = "benchmark/kernels"
+MODEL = "benchmark/gemma4/configs/26b-a4b"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """`env` switches it off. `bench` is a kernel benchmark with its arguments, relative to the repository: it takes
+    `--json FILE` and writes a line a case with the times with and without the switch; `case` is the one to quote."""
+
+    name: str
+    env: dict[str, str] = field(hash=False)
+    bench: tuple[str, ...] = ()
+    kernel: str = ""  # of the benchmark's lines
+    case: str = ""
+
+
+OPTIMIZATIONS = [
+    Optimization(
+        "tuned expert tiles",
+        {"SGLANG_DISABLE_MOE_CONFIGS": "1"},
+        (
+            f"{KERNELS}/fused_moe_triton/bench_fused_moe.py",
+            "--model",
+            MODEL,
+            "--batch-sizes",
+            "1",
+            "8",
+            "32",
+            "64",
+        ),
+        kernel="fused experts",
+        case="32 tokens",
+    ),
+    Optimization(
+        "Hopper prefill tiles",
+        {"SGLANG_DISABLE_HOPPER_EXTEND_TILES": "1"},
+        (f"{KERNELS}/attention/bench_extend.py", "--layer", "sliding"),
+        kernel="extend attention",
+        case="sliding, 8 x 1024 tokens",
+    ),
+    Optimization(
+        "q, k, v norms by head",
+        {"SGLANG_DISABLE_QKV_NORM_PER_HEAD": "1"},
+        (f"{KERNELS}/bench_norms.py", "--tokens", "1", "8", "64", "256"),
+        kernel="qkv norm, sliding",
+        case="64 tokens",
+    ),
+]
+ALL_ON, ALL_OFF = "all on", "all off"
+
+
+def all_off() -> dict[str, str]:
+    """The environment that switches every optimization off."""
+    return {name: value for optimization in OPTIMIZATIONS for name, value in optimization.env.items()}
