@@ -201,7 +201,7 @@ def test_shipped_files_are_valid(path):
 @pytest.mark.parametrize("intermediate", [704, 352])
 @pytest.mark.parametrize("device_name", ["NVIDIA H200", "NVIDIA H100 80GB HBM3"])
 def test_gemma_4_on_hopper_has_files_of_its_own(intermediate, device_name):
-    """26B-A4B's experts on one and on two GPUs, to 8192 tokens, with other tiles for the down product where they win."""
+    """26B-A4B's experts on one GPU and on two: up to 8192 tokens, other tiles for the down product where they win."""
     names = [config.file_name(128, intermediate, device_name, torch.bfloat16, side) for side in (False, True)]
     up, down = load_tables(str(config.PACKAGE), "triton_3_6_0", *names)
     assert up.keys() == down.keys() and min(up) == 1 and max(up) == 8192
