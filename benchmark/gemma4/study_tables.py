@@ -179,18 +179,23 @@ def ablation_figures(records: list[dict]) -> list[Figure]:
 
 
 def ablation_tables(records: list[dict]) -> list[str]:
-    """A row a figure: what it is with everything on, and how it changes when something is off. Then kernels alone."""
-    columns = [*map(without, OPTIMIZATIONS), ALL_OFF]
+    """A row a figure: what it is with everything on, and how it changes when something is off. Then kernels alone.
+
+    Settings that the records do not hold have no column."""
+    measured = {record["set"]["name"] for record in records}
+    columns = [name for name in [*map(without, OPTIMIZATIONS), ALL_OFF] if name in measured]
     rows = []
     for figure in ablation_figures(records):
         on = spread(by_repeat(records, ALL_ON, figure).values())
         ratios = (ratio_cell(paired_ratios(records, ALL_ON, name, figure)) for name in columns)
         rows.append([f"{figure.workload}: {figure.title}", cell(on), *ratios])
     cases = kernel_cases(records)
-    quoted = [quoted_case(o, cases) for o in OPTIMIZATIONS]
-    rows.append(["its kernel alone: time", NONE, *quoted, NONE])
+    if cases and columns:
+        quoted = {without(o): quoted_case(o, cases) for o in OPTIMIZATIONS}
+        rows.append(["its kernel alone: time", NONE, *(quoted.get(name, NONE) for name in columns)])
     lines = table(["figure", ALL_ON, *columns], rows)
-    lines += ["", f"Columns to the right: the figure there, divided by the one with all on. {LEGEND}"]
+    if columns:
+        lines += ["", f"Columns to the right: the figure there, divided by the one with all on. {LEGEND}"]
     if cases:
         lines += ["", *kernel_table(cases)]
     return lines
