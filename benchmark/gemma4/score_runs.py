@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from process_group import end_group
+
 from sglang.test.eval_data import Answer, load_answers
 from sglang.test.eval_stats import Score
 
-END_SECONDS = 20  # a server's time to end by itself
 TAIL_LINES = 15  # of a failed run's output
 
 
@@ -158,17 +159,3 @@ class Runner:
         if not 0 <= share <= 1 or n < 1:
             raise RunError(f"{matches[-1][0]!r} is no score from 0 to 1 with its n")
         return Score(round(share * n), n)
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """End what the command left running, and itself if it still does."""
-    try:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass  # it had its time
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

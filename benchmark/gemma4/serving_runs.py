@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from process_group import end_group
 from run_metadata import REPOSITORY
 from workloads import OneBatch, Serving
 
 from sglang.test.server_process import free_port
 
 PYTHON = sys.executable
-END_SECONDS = 30.0  # from SIGTERM to SIGKILL
 DEATH_SECONDS = 5.0  # from a lost connection to the end of a server whose scheduler died
 POLL_SECONDS = 0.1
 TAIL_LINES = 12
@@ -92,16 +91,8 @@ class Child:
         return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:])
 
     def end(self) -> None:
-        """SIGTERM for the process, which ends its own children, then SIGKILL for what is left of the group."""
-        try:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(END_SECONDS)
-        finally:  # a second Ctrl-C, too, must not leave anything
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self._log.close()
+        end_group(self.process)
+        self._log.close()
 
 
 class Server:

@@ -1,4 +1,4 @@
-"""Files that hold benchmark prompts: conversations (ShareGPT and the like), custom prompts, GSM8K questions.
+"""Files that hold benchmark prompts: conversations (ShareGPT and the like) and custom prompts.
 
 A file is read whole and checked before anything is sent; nothing is downloaded. Token counts are not known here.
 """
@@ -37,13 +37,6 @@ class CustomPrompt(Conversation):
 
     prompt: str | list[int] | None = None
     output_len: int | None = None
-
-
-class Question(msgspec.Struct):
-    """One line of GSM8K."""
-
-    question: str
-    answer: str
 
 
 def read_records(path: str, record_type: type[T]) -> list[T]:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sglang.benchmark.dataset_files import Conversation, CustomPrompt, Question, read_records
+from sglang.benchmark.dataset_files import Conversation, CustomPrompt, read_records
+from sglang.test.eval_data import few_shot_prompt, question_set
 
 DEFAULT_NUM_PROMPTS = 1000
 RE_ENCODINGS = 10  # tries to find a text of a wanted length
@@ -334,16 +335,12 @@ def sample_gsm8k(source: Source) -> list[DatasetRow]:
     args = source.args
     alone = source.chat or args.apply_chat_template
     shots = 0 if alone else args.gsm8k_num_shots
-    wanted = shots + source.num_prompts
-    if args.dataset_path:
-        questions = read_records(args.dataset_path, Question)[:wanted]
-    else:
-        from sglang.test.word_problems import problems
-
-        questions = list(itertools.islice(problems(args.seed), wanted))
-    examples = "".join(f"Question: {q.question}\nAnswer: {q.answer}\n\n" for q in questions[:shots])
-    asked = [q.question for q in questions[shots:]]
-    texts = asked if alone else [f"{examples}Question: {question}\nAnswer:" for question in asked]
+    path, seed = args.dataset_path or None, None if args.dataset_path else args.seed
+    try:
+        found = question_set(path, None if path else "train", seed, shots, source.num_prompts)
+    except OSError as e:
+        raise ValueError(f"--dataset-path {path}: {e.strerror}; nothing is downloaded") from e
+    texts = [q.question if alone else few_shot_prompt(found.shots, q) for q in found.questions]
     return _enough([source.text_row(text, args.gsm8k_output_len) for text in texts], source)
 
 
