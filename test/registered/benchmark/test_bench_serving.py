@@ -395,7 +395,7 @@ def test_lengths_beyond_the_server(folder, bench, capsys):
 def test_a_dataset_that_is_not_usable(server, bench, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"question": 1}')
     for flags, message in {
-        ("gsm8k", "--dataset-path", str(tmp_path / "bad.jsonl")): "bad.jsonl: line 1: ",
+        ("gsm8k", "--dataset-path", str(tmp_path / "bad.jsonl")): "bad.jsonl, line 1: ",
         ("random",): "give it with --dataset-path (nothing is downloaded)",
         ("gsm8k", "--tokenizer", str(tmp_path)): "no tokenizer.json in",
     }.items():
