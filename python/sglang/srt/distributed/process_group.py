@@ -13,6 +13,9 @@ from torch import Tensor
 
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 
+# the second is the name before torch 2.13
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 # Idle ranks wait for rank 0 as long as nobody asks anything. Dead ones are seen by their closed sockets and their
 # parent, hanging ones by the watchdog, so a limit here would only end idle servers.
 NO_LIMIT = timedelta(days=3650)
@@ -54,7 +57,7 @@ class ProcessGroup(TensorParallel):
 
     def all_gather(self, x: Tensor) -> Tensor:
         parts = x.new_empty(self.size, *x.shape)
-        dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=self._model)
+        _all_gather(parts.flatten(0, 1), x.contiguous(), group=self._model)
         return parts.transpose(0, 1).flatten(1)
 
     def minimum(self, value: int) -> int:
