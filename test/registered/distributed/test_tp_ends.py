@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psutil
@@ -14,7 +15,7 @@ from sglang.srt.utils.child import LaunchConfig
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, free_port, wait_for
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=55, suite="base-a-test-cpu")
 
 MODULE = "sglang.launch_server"
 FLAGS = ["--device", "cpu", "--max-total-tokens", "4096"]
@@ -49,15 +50,23 @@ def test_a_dead_rank_ends_the_server(rank, name):
         assert not any(child.is_running() and child.status() != "zombie" for child in children)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_two_nodes(victim):
+@pytest.mark.parametrize(("victim", "busy"), [(0, True), (1, False), (1, True)])
+def test_two_nodes(victim, busy):
     nodes = ["--tp-size", "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{free_port()}"]
     worker = ServerProcess(MODULE, *FLAGS, *nodes, "--node-rank", "1")
     try:
-        with ServerProcess(MODULE, *FLAGS, *nodes, "--node-rank", "0") as server:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            ServerProcess(MODULE, *FLAGS, *nodes, "--node-rank", "0") as server,
+        ):
             assert len(schedulers(server.process)) == len(schedulers(worker.process)) == 1
             assert len(server.client.post("/generate", json=BODY).json()["output_ids"]) > 1
-            # whichever node ends, the other learns it although nothing runs
+            if busy:
+                long = {"max_new_tokens": 2000, "ignore_eos": True}
+                body = {"text": "a", "sampling_params": long}
+                pool.submit(server.client.post, "/generate", json=body)
+                wait_for(lambda: server.internal_state()["num_running_reqs"] == 1)
+            # whichever node ends, the other learns it, also when nothing runs
             lost, left = (server, worker) if victim == 0 else (worker, server)
             os.kill(schedulers(lost.process)[0].pid, signal.SIGKILL)
             started = time.monotonic()

@@ -5,6 +5,8 @@ scheduler's thread. A group's calls must never interleave differently on two ran
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -30,7 +32,7 @@ class ProcessGroup(TensorParallel):
     """Joins the group at `init_method` (file:// or tcp://) and returns when all `size` ranks are there.
 
     `device` is cuda (the current device is this rank's) or cpu. OSError when they do not
-    come together. broadcast_bytes raises RankLost, the model's collectives RuntimeError.
+    come together. Collectives raise RankLost.
     """
 
     def __init__(self, rank: int, size: int, init_method: str, device: str):
@@ -48,7 +50,8 @@ class ProcessGroup(TensorParallel):
 
     def all_reduce(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        dist.all_reduce(x, group=self._model)
+        with self._telling_of_loss():
+            dist.all_reduce(x, group=self._model)
         return x
 
     def all_reduce_pair(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +60,8 @@ class ProcessGroup(TensorParallel):
 
     def all_gather(self, x: Tensor) -> Tensor:
         parts = x.new_empty(self.size, *x.shape)
-        _all_gather(parts.flatten(0, 1), x.contiguous(), group=self._model)
+        with self._telling_of_loss():
+            _all_gather(parts.flatten(0, 1), x.contiguous(), group=self._model)
         return parts.transpose(0, 1).flatten(1)
 
     def minimum(self, value: int) -> int:
@@ -68,7 +72,7 @@ class ProcessGroup(TensorParallel):
     def broadcast_bytes(self, data: bytes | None) -> bytes:
         """Rank 0's `data` on every rank; the others give None. Waits for rank 0 without limit."""
         size = torch.tensor(len(data) if self.rank == 0 else 0)
-        try:
+        with self._telling_of_loss():
             dist.broadcast(size, 0, group=self._requests)
             if not size:
                 return b""
@@ -77,11 +81,15 @@ class ProcessGroup(TensorParallel):
             else:
                 content = torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(content, 0, group=self._requests)
-        except RuntimeError as e:
-            other = "another rank" if self.rank == 0 else "rank 0"
-            cause = str(e).partition("\n")[0]
-            raise RankLost(f"rank {self.rank} of {self.size} has lost {other}: {cause}") from e
         return data if self.rank == 0 else content.numpy().tobytes()
+
+    @contextmanager
+    def _telling_of_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as e:  # gloo and NCCL have no narrower one
+            cause = str(e).partition("\n")[0]
+            raise RankLost(f"rank {self.rank} of {self.size} has lost another rank: {cause}") from e
 
     def close(self) -> None:
         dist.destroy_process_group()

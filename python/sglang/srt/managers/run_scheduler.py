@@ -92,35 +92,45 @@ def make_kv_manager(args, model_config, runner):
     return kv, max_len
 
 
+def connect(launch: LaunchConfig, tp) -> tuple[Callable, Callable]:
+    """(receive, send) of a scheduler: rank 0 has the sockets, the others hear from it and say nothing."""
+    if tp.rank > 0:
+        from sglang.srt.managers.request_stream import following
+
+        return following(tp), lambda message: None
+    from sglang.srt.managers.io_struct import ToScheduler
+    from sglang.srt.utils.ipc import Receiver, Sender
+
+    receive = Receiver(os.path.join(launch.ipc_dir, "scheduler"), ToScheduler).receive_all
+    send = Sender(os.path.join(launch.ipc_dir, "detokenizer")).send
+    if tp.size > 1:
+        from sglang.srt.managers.request_stream import leading
+
+        receive = leading(receive, tp)
+    return receive, send
+
+
 def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     """The scheduler with everything it drives, and the message that says it is ready."""
     from sglang.srt.managers import join_ranks
-    from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler
+    from sglang.srt.managers.io_struct import SchedulerReady
     from sglang.srt.managers.schedule_policy import SchedulePolicy
     from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
     from sglang.srt.managers.scheduler_stats import SchedulerStats
     from sglang.srt.managers.tp_worker import make_worker
     from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.server_args import choose_device
-    from sglang.srt.utils.ipc import Receiver, Sender
 
-    if launch.tp_rank == 0:  # what is wrong for all ranks is said by one: the others wait for it in join()
+    if launch.tp_rank % (typed.tp_size // typed.nnodes) == 0:
+        # What is wrong for all ranks is said once on each node: the node's other ranks wait in join() meanwhile.
         args, model_config = resolve_for_model(typed)
         check_ranks(model_config, typed.tp_size)
-        receive = Receiver(os.path.join(launch.ipc_dir, "scheduler"), ToScheduler).receive_all
-        send = Sender(os.path.join(launch.ipc_dir, "detokenizer")).send
         tp = join_ranks.join(typed, launch, args.device)
     else:
         tp = join_ranks.join(typed, launch, choose_device(typed))
         args, model_config = resolve_for_model(typed)
     args = join_ranks.agree(args, tp)
-    if tp.size > 1:
-        from sglang.srt.managers import request_stream
-
-        if tp.rank == 0:
-            receive = request_stream.leading(receive, tp)
-        else:
-            receive, send = request_stream.following(tp), lambda message: None
+    receive, send = connect(launch, tp)
     runner = make_runner(args, model_config) if make_runner else ModelRunner(args, model_config, tp)
     kv, max_len = make_kv_manager(args, model_config, runner)
     policy = SchedulePolicy(
