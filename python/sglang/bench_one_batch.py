@@ -49,6 +49,8 @@ class Bench:
         from sglang.srt.managers.tp_worker import InlineWorker
         from sglang.srt.model_executor.model_runner import ModelRunner
 
+        if typed.tp_size > 1:
+            raise ValueError(f"--tp-size {typed.tp_size}: bench_one_batch runs on one device; use bench_serving")
         self.args, self.config = resolve_for_model(typed)
         runner = ModelRunner(self.args, self.config)
         self.worker = InlineWorker(runner)

@@ -7,7 +7,10 @@ def main(argv: list[str]) -> int:
     from sglang.srt.server_args import prepare_server_args
 
     args = prepare_server_args(argv)  # first: --help and mistakes must not wait for slow imports
-    from sglang.srt.entrypoints.http_server import serve
+    if args.node_rank > 0:
+        from sglang.srt.entrypoints.worker_node import serve
+    else:
+        from sglang.srt.entrypoints.http_server import serve
 
     return serve(args)
 

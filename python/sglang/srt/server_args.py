@@ -47,6 +47,12 @@ def _only_one(what: str):
     return lambda value: None if value == 1 else f"only 1 is supported so far ({what})"
 
 
+def _host_and_port(value: str) -> str | None:
+    host, _, port = value.rpartition(":")
+    fine = host and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    return None if fine else "must be HOST:PORT with a port from 1 to 65535"
+
+
 def _chunk_size(value: int) -> str | None:
     return None if value == -1 or value >= 1 else "must be at least 1, or -1 for no chunking"
 
@@ -256,7 +262,17 @@ class ServerArgs:
 
     tp_size: int = arg(
         1, help="GPUs that share the model.", group=PARALLEL, aliases=("--tp", "--tensor-parallel-size"),
-        check=_only_one("tensor parallelism is not in yet"),
+        check=between(1, 64),
+    )  # fmt: skip
+    nnodes: int = arg(1, help="Machines that share the model; each runs one server command.", group=PARALLEL,
+        check=between(1, 64),
+    )  # fmt: skip
+    node_rank: int = arg(
+        0, help="Which of them this is; 0 answers HTTP, the others only compute.", group=PARALLEL, check=at_least(0)
+    )
+    dist_init_addr: str | None = arg(
+        None, help="Where the machines meet: an address of node 0 and a free port there.", group=PARALLEL,
+        check=_host_and_port, metavar="HOST:PORT",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -267,6 +283,12 @@ class ServerArgs:
             raise ValueError(problem)
 
     def _contradictions(self):
+        if self.tp_size % self.nnodes:
+            yield f"--nnodes {self.nnodes} does not divide --tp-size {self.tp_size}: every node has as many ranks"
+        if self.node_rank >= self.nnodes:
+            yield f"--node-rank {self.node_rank}: with --nnodes {self.nnodes} it must be from 0 to {self.nnodes - 1}"
+        if self.nnodes > 1 and self.dist_init_addr is None:
+            yield f"--nnodes {self.nnodes} needs --dist-init-addr HOST:PORT, the same on every node"
         if self.skip_tokenizer_init:
             for name in ("tokenizer_path", "chat_template", "default_chat_template_kwargs"):
                 if getattr(self, name) is not None:

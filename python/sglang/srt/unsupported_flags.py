@@ -39,8 +39,8 @@ _BY_REASON: dict[str, str] = {
     """,
     _NO_PARSER: "reasoning_parser tool_call_parser tool_server",
     _ONE_GPU: """
-        pp_size pipeline_parallel_size pp dp_size data_parallel_size dp ep_size expert_parallel_size ep nnodes node_rank
-        dist_init_addr dist_timeout nccl_port base_gpu_id gpu_id_step enable_dp_attention attn_dp_size
+        pp_size pipeline_parallel_size pp dp_size data_parallel_size dp ep_size expert_parallel_size ep
+        dist_timeout nccl_port base_gpu_id gpu_id_step enable_dp_attention attn_dp_size
         enable_dp_lm_head load_balance_method moe_a2a_backend moe_dense_tp_size
         disable_custom_all_reduce enable_mscclpp enable_symm_mem enable_nccl_nvls enable_torch_symm_mem
         enable_two_batch_overlap tbo_token_distribution_threshold deepep_mode deepep_config ep_num_redundant_experts

@@ -20,7 +20,13 @@ class PagedHarness:
         self, model: nn.Module, config: ModelConfig, max_requests: int = 8, max_tokens: int = 1024, device: str = "cpu"
     ):
         self.model, self.config, self.device = model, config, torch.device(device)
-        self.pool = HybridKVPool(config.kv_layers, max_tokens, max_tokens, config.torch_dtype, self.device)
+        self.pool = HybridKVPool(
+            [layer.on_rank(model.tp) for layer in config.kv_layers],
+            max_tokens,
+            max_tokens,
+            config.torch_dtype,
+            self.device,
+        )
         self.backend = TorchNativeBackend()
         shape = (max_requests, config.context_len)
         self.tables = [torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.int32)]  # full, sliding

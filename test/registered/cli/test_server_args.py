@@ -53,7 +53,10 @@ GOOD = {
     "log_level": ("debug", "debug"),
     "log_requests_level": ("3", 3),
     "decode_log_interval": ("1", 1),
-    "tp_size": ("1", 1),
+    "tp_size": ("4", 4),
+    "nnodes": ("1", 1),
+    "node_rank": ("0", 0),
+    "dist_init_addr": ("10.0.0.1:5000", "10.0.0.1:5000"),
 }
 BAD = {
     "load_format": "pt",
@@ -86,7 +89,10 @@ BAD = {
     "log_level": "loud",
     "log_requests_level": "4",
     "decode_log_interval": "0",
-    "tp_size": "2",
+    "tp_size": "0",
+    "nnodes": "0",
+    "node_rank": "-1",
+    "dist_init_addr": "host:0",
 }
 MODEL = SimpleNamespace(
     context_len=4096, dtype="bfloat16", sliding_window=128, vocab_size=2048, architectures=["Gemma4ForCausalLM"]

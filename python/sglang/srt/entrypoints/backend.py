@@ -64,11 +64,10 @@ class Backend:
             raise ValueError(f"--model-path {folder}: no such folder (models are not downloaded)")
         self._supervisor = supervisor = ProcessSupervisor(self._child_died)
         args = self.args
-        server_args = args.to_dict()
-        supervisor.start("scheduler", self._scheduler_module, server_args)  # first: it takes longest
+        supervisor.start_ranks(self._scheduler_module, args)  # first: it takes longest
         if not args.skip_tokenizer_init:
             self.tokenizer = Tokenizer(args.tokenizer_path or folder, args.chat_template)
-        supervisor.start("detokenizer", DETOKENIZER_MODULE, server_args)
+        supervisor.start("detokenizer", DETOKENIZER_MODULE, args.to_dict())
 
         def path(name: str) -> str:
             return os.path.join(supervisor.ipc_dir, name)

@@ -29,6 +29,8 @@ class Engine:
 
     def __init__(self, *, scheduler_module: str = SCHEDULER_MODULE, **server_args: Any):
         self.server_args = ServerArgs.from_kwargs(**{"log_level": "error", **server_args})
+        if self.server_args.node_rank > 0:
+            raise ValueError("node_rank: an Engine is node 0; start the others with python -m sglang.launch_server")
         self._failure: str | None = None
         self._closed = False
         self._backend = Backend(self.server_args, self._on_failure, scheduler_module)

@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from sglang.srt.distributed.tensor_parallel import TensorParallel
+
 
 def softcap_reference(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap), each step rounded to the logits' dtype (transformers' order). Exact op."""
@@ -14,7 +16,8 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
     return softcap_reference(logits, cap)
 
 
-def head_logits(hidden: Tensor, head_weight: Tensor, cap: float | None) -> Tensor:
-    """hidden [N, H], head_weight [V, H] -> logits [N, V] in the model dtype, capped unless `cap` is None."""
-    logits = F.linear(hidden, head_weight)
+def head_logits(hidden: Tensor, head_weight: Tensor, cap: float | None, tp: TensorParallel) -> Tensor:
+    """hidden [N, H], head_weight [this rank's part of V, H] -> logits [N, V] in the model dtype, on every rank; capped
+    unless `cap` is None."""
+    logits = tp.all_gather(F.linear(hidden, head_weight))
     return logits if cap is None else softcap(logits, cap)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sglang
+from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.child import LaunchConfig, write_launch_config
 from sglang.srt.utils.ipc import make_ipc_dir
 
@@ -47,7 +48,7 @@ class ProcessSupervisor:
         self._lock = threading.Lock()
         self._ending = False
 
-    def start(self, name: str, module: str, server_args: dict) -> None:
+    def start(self, name: str, module: str, server_args: dict, tp_rank: int = 0) -> None:
         """Start `python -m module` and hand it its launch configuration."""
         root = str(Path(sglang.__file__).resolve().parent.parent)
         path = os.environ.get("PYTHONPATH")
@@ -63,9 +64,16 @@ class ProcessSupervisor:
             self._children.append((name, child))
         threading.Thread(target=self._watch, args=(name, child), name=f"watch-{name}", daemon=True).start()
         try:
-            write_launch_config(child.stdin.fileno(), LaunchConfig(server_args, self.ipc_dir))
+            write_launch_config(child.stdin.fileno(), LaunchConfig(server_args, self.ipc_dir, tp_rank))
         except BrokenPipeError:
             pass  # it died at once; the watching thread reports that
+
+    def start_ranks(self, module: str, args: ServerArgs) -> None:
+        """Start this node's schedulers, one a rank."""
+        here = args.tp_size // args.nnodes
+        for rank in range(args.node_rank * here, (args.node_rank + 1) * here):
+            name = f"scheduler rank {rank}" if rank else "scheduler"
+            self.start(name, module, args.to_dict(), rank)
 
     def _watch(self, name: str, child: subprocess.Popen) -> None:
         exit_code = child.wait()

@@ -7,7 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
+from sglang.srt.utils.child import (
+    LaunchConfig,
+    exit_when_parent_dies,
+    read_launch_config,
+    setup_logging,
+    startup_errors,
+)
 
 WATCHDOG_POLL_SECONDS = 1.0
 
@@ -23,11 +29,26 @@ def main(make_runner: Callable | None = None) -> None:
 
     with startup_errors():
         args = ServerArgs.from_dict(config.server_args)
-        setup_logging(args.log_level, "scheduler")
-        scheduler, ready = build(args, config.ipc_dir, make_runner)
+        rank = config.tp_rank
+        quiet = rank > 0 and args.log_level == "info"  # all ranks take the same steps; one log of them is enough
+        setup_logging("warning" if quiet else args.log_level, f"scheduler rank {rank}" if rank else "scheduler")
+        scheduler, ready = build(args, config, make_runner)
     watch(scheduler, args.watchdog_timeout)
     scheduler.send(ready)
-    scheduler.run_forever()
+    run(scheduler, args.tp_size)
+
+
+def run(scheduler, tp_size: int) -> None:
+    """Serve until killed. A rank that has lost another ends in one line, at once."""
+    if tp_size == 1:
+        scheduler.run_forever()
+    from sglang.srt.distributed.process_group import RankLost
+
+    try:
+        scheduler.run_forever()
+    except RankLost as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        os._exit(1)  # leaving properly would wait for threads that wait for the lost rank
 
 
 def resolve_for_model(typed):
@@ -39,6 +60,18 @@ def resolve_for_model(typed):
         model_folder(typed), typed.json_model_override_args, typed.context_length, typed.dtype
     )
     return resolve(typed, model_config, choose_device(typed)), model_config
+
+
+def check_ranks(model_config, tp_size: int) -> None:
+    """ValueError if the model cannot be split among `tp_size` ranks."""
+    if tp_size == 1:
+        return
+    import torch
+
+    from sglang.srt.distributed.tensor_parallel import TensorParallel
+    from sglang.srt.model_loader.loader import build_model
+
+    build_model(model_config, torch.device("meta"), TensorParallel(0, tp_size))
 
 
 def make_kv_manager(args, model_config, runner):
@@ -59,20 +92,46 @@ def make_kv_manager(args, model_config, runner):
     return kv, max_len
 
 
-def build(typed, ipc_dir: str, make_runner: Callable | None = None):
+def connect(launch: LaunchConfig, tp) -> tuple[Callable, Callable]:
+    """(receive, send) of a scheduler: rank 0 has the sockets, the others hear from it and say nothing."""
+    if tp.rank > 0:
+        from sglang.srt.managers.request_stream import following
+
+        return following(tp), lambda message: None
+    from sglang.srt.managers.io_struct import ToScheduler
+    from sglang.srt.utils.ipc import Receiver, Sender
+
+    receive = Receiver(os.path.join(launch.ipc_dir, "scheduler"), ToScheduler).receive_all
+    send = Sender(os.path.join(launch.ipc_dir, "detokenizer")).send
+    if tp.size > 1:
+        from sglang.srt.managers.request_stream import leading
+
+        receive = leading(receive, tp)
+    return receive, send
+
+
+def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     """The scheduler with everything it drives, and the message that says it is ready."""
-    from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler
+    from sglang.srt.managers import join_ranks
+    from sglang.srt.managers.io_struct import SchedulerReady
     from sglang.srt.managers.schedule_policy import SchedulePolicy
     from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
     from sglang.srt.managers.scheduler_stats import SchedulerStats
     from sglang.srt.managers.tp_worker import make_worker
     from sglang.srt.model_executor.model_runner import ModelRunner
-    from sglang.srt.utils.ipc import Receiver, Sender
+    from sglang.srt.server_args import choose_device
 
-    args, model_config = resolve_for_model(typed)
-    receiver = Receiver(os.path.join(ipc_dir, "scheduler"), ToScheduler)
-    sender = Sender(os.path.join(ipc_dir, "detokenizer"))
-    runner = (make_runner or ModelRunner)(args, model_config)
+    if launch.tp_rank % (typed.tp_size // typed.nnodes) == 0:
+        # What is wrong for all ranks is said once on each node: the node's other ranks wait in join() meanwhile.
+        args, model_config = resolve_for_model(typed)
+        check_ranks(model_config, typed.tp_size)
+        tp = join_ranks.join(typed, launch, args.device)
+    else:
+        tp = join_ranks.join(typed, launch, choose_device(typed))
+        args, model_config = resolve_for_model(typed)
+    args = join_ranks.agree(args, tp)
+    receive, send = connect(launch, tp)
+    runner = make_runner(args, model_config) if make_runner else ModelRunner(args, model_config, tp)
     kv, max_len = make_kv_manager(args, model_config, runner)
     policy = SchedulePolicy(
         args.schedule_policy,
@@ -91,9 +150,7 @@ def build(typed, ipc_dir: str, make_runner: Callable | None = None):
         overlap=not args.disable_overlap_schedule,
     )
     stats = SchedulerStats(args.decode_log_interval)
-    scheduler = Scheduler(
-        make_worker(runner, args.device), kv, policy, limits, receiver.receive_all, sender.send, stats
-    )
+    scheduler = Scheduler(make_worker(runner, args.device), kv, policy, limits, receive, send, stats)
     public = args.public_dict() | {
         "max_total_num_tokens": runner.full_size,
         "max_total_num_tokens_swa": runner.swa_size,

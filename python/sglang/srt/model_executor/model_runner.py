@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.base import AttentionBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.logprobs import token_logprobs
@@ -35,20 +36,24 @@ class ModelRunner:
     Raises ValueError when the checkpoint can't be served or memory holds no single request.
     """
 
-    def __init__(self, args: ResolvedArgs, config: ModelConfig):
+    def __init__(self, args: ResolvedArgs, config: ModelConfig, tp: TensorParallel = SINGLE):
         self.config = config
+        self.tp = tp
+        self.kv_layers = [layer.on_rank(tp) for layer in config.kv_layers]
         self.device = torch.device(args.device)
         _check_attention(args.attention_backend, config, self.device)
         start = time.monotonic()
         free_before = free_memory(self.device)
-        self.model = load_model(config, args.load_format, self.device)
+        if self.device.type == "cpu":
+            free_before //= tp.size  # they share it
+        self.model = load_model(config, args.load_format, self.device, tp)
         weights = sum(t.numel() * t.element_size() for t in (*self.model.parameters(), *self.model.buffers()))
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
 
-        budget = int(free_before * args.mem_fraction_static) - weights
+        budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
         self.full_size, self.swa_size = pool_sizes(
             budget,
-            config.kv_layers,
+            self.kv_layers,
             config.torch_dtype.itemsize,
             config.sliding_window,
             args.max_running_requests,
@@ -57,7 +62,7 @@ class ModelRunner:
             args.context_length,
             args.max_total_tokens,
         )
-        self.kv_pool = HybridKVPool(config.kv_layers, self.full_size, self.swa_size, config.torch_dtype, self.device)
+        self.kv_pool = HybridKVPool(self.kv_layers, self.full_size, self.swa_size, config.torch_dtype, self.device)
         self.kv_bytes = (
             self.full_size * self.kv_pool.full_bytes_per_token + self.swa_size * self.kv_pool.swa_bytes_per_token
         )
@@ -82,10 +87,8 @@ class ModelRunner:
             return TorchNativeBackend()
         from sglang.srt.layers.attention.triton_backend import TritonBackend
 
-        config = self.config
-        return TritonBackend(
-            config.kv_layers, config.text.num_heads, args.max_running_requests, config.torch_dtype, self.device
-        )
+        config, num_heads = self.config, self.config.text.num_heads // self.tp.size
+        return TritonBackend(self.kv_layers, num_heads, args.max_running_requests, config.torch_dtype, self.device)
 
     @torch.inference_mode()
     def _capture(self, sizes: list[int]) -> CudaGraphRunner:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.model_loader.checkpoint import TensorInfo, checkpoint_files, open_shard, read_headers
-from sglang.srt.model_loader.weight_map import WeightMap, checkpoint_views
+from sglang.srt.model_loader.weight_map import Target, WeightMap, checkpoint_targets
 from sglang.srt.models.registry import model_class
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ DUMMY_SEED = 0
 LISTED = 10  # tensors an error names before it only counts
 
 
-def load_model(config: ModelConfig, load_format: str, device: torch.device) -> nn.Module:
-    """The model on `device` in config's dtype, ready to run (eval, no gradients).
+def load_model(config: ModelConfig, load_format: str, device: torch.device, tp: TensorParallel = SINGLE) -> nn.Module:
+    """This rank's part of the model on `device` in config's dtype, ready to run (eval, no gradients).
 
     `load_format`: auto and safetensors read the folder; dummy draws weights from normal(0, 0.02), norms and scales 1.
     Raises ValueError with one message that lists missing, misshapen and unexpected tensors.
@@ -37,19 +38,20 @@ def load_model(config: ModelConfig, load_format: str, device: torch.device) -> n
     matched = None
     if load_format != "dummy":  # headers against an empty shell: what does not fit is told before memory is taken
         sources = read_headers(checkpoint_files(Path(config.path)))
-        matched = _match(_build(config, torch.device("meta")), sources)
-    model = _build(config, device)
+        matched = _match(build_model(config, torch.device("meta"), tp), sources)
+    model = build_model(config, device, tp)
     if matched is None:
         _fill_randomly(model, device)
     else:
-        _fill(checkpoint_views(model), matched)
+        _fill(checkpoint_targets(model), matched)
     logger.info("model loaded in %.1f s (%s, %s, %s)", time.perf_counter() - started, load_format, config.dtype, device)
     return model
 
 
-def _build(config: ModelConfig, device: torch.device) -> nn.Module:
+def build_model(config: ModelConfig, device: torch.device, tp: TensorParallel) -> nn.Module:
+    """This rank's part of the model, its parameters not yet set."""
     with _defaults(config.torch_dtype, device):
-        model = model_class(config.architectures)(config)
+        model = model_class(config.architectures)(config, tp)
     return model.eval().requires_grad_(False)
 
 
@@ -68,7 +70,7 @@ def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
     """Model tensor name -> (name in the file, where it is), all of them, rightly shaped; else ValueError."""
     weights: WeightMap = model.WEIGHTS
-    wanted = checkpoint_views(model)
+    wanted = {name: target.full_shape for name, target in checkpoint_targets(model).items()}
     unused = model.unused_weights()
     matched: dict[str, tuple[str, TensorInfo]] = {}
     problems: list[str] = []
@@ -83,15 +85,15 @@ def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[
             problems.append(f"unexpected {name} {list(info.shape)}")
         elif target in matched:
             problems.append(f"{name} and {matched[target][0]} are both {target}")
-        elif info.shape != tuple(wanted[target].shape):
+        elif info.shape != wanted[target]:
             matched[target] = (name, info)
-            problems.append(f"{name} has shape {list(info.shape)}, expected {list(wanted[target].shape)}")
+            problems.append(f"{name} has shape {list(info.shape)}, expected {list(wanted[target])}")
         elif info.dtype not in FLOAT_TYPES:
             matched[target] = (name, info)
             problems.append(f"{name} has type {info.dtype}, which is not supported")
         else:
             matched[target] = (name, info)
-    problems[:0] = [f"missing {name} {list(view.shape)}" for name, view in wanted.items() if name not in matched]
+    problems[:0] = [f"missing {name} {list(shape)}" for name, shape in wanted.items() if name not in matched]
     if problems:
         more = f" ... and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise ValueError(
@@ -103,7 +105,7 @@ def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[
 
 
 @torch.no_grad()
-def _fill(views: dict[str, Tensor], matched: dict[str, tuple[str, TensorInfo]]) -> None:
+def _fill(targets: dict[str, Target], matched: dict[str, tuple[str, TensorInfo]]) -> None:
     """One copy a tensor, from the mapped file into its place; a shard is mapped only while it is read."""
     by_file: dict[Path, list[tuple[str, str]]] = defaultdict(list)
     for target, (name, info) in matched.items():
@@ -111,15 +113,26 @@ def _fill(views: dict[str, Tensor], matched: dict[str, tuple[str, TensorInfo]]) 
     for file, names in by_file.items():
         with open_shard(file) as shard:
             for name, target in names:
-                views[target].copy_(shard.get_tensor(name))
+                place = targets[target]
+                if place.is_whole:
+                    place.view.copy_(shard.get_tensor(name))
+                else:
+                    place.fill(shard.get_slice(name))
 
 
 @torch.no_grad()
 def _fill_randomly(model: nn.Module, device: torch.device) -> None:
-    """Matrices from normal(0, DUMMY_STD), norms and scales 1, biases 0; the same for the same config and device."""
+    """Matrices from normal(0, DUMMY_STD), norms and scales 1, biases 0; the same for the same config and device.
+
+    A part is cut from the full tensor, so the model does not depend on how many ranks share it.
+    """
     generator = torch.Generator(device).manual_seed(DUMMY_SEED)
-    for name, view in checkpoint_views(model).items():
-        if view.dim() > 1:
+    for name, target in checkpoint_targets(model).items():
+        view = target.view
+        if view.dim() > 1 and not target.is_whole:
+            full = torch.empty(target.full_shape, dtype=view.dtype, device=device)
+            target.fill(full.normal_(0, DUMMY_STD, generator=generator))
+        elif view.dim() > 1:
             view.normal_(0, DUMMY_STD, generator=generator)
         else:
             view.fill_(0 if name.endswith(".bias") else 1)

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from sglang.srt.distributed.tensor_parallel import Share
 from sglang.srt.layers.linear import FusedLinear
+from sglang.srt.layers.parameters import Extent
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,53 @@ class WeightMap:
         return name
 
 
+class Target(NamedTuple):
+    """Where a checkpoint's tensor goes: `view` holds the part of it that `extents` tell, one for each dimension."""
+
+    view: Tensor
+    extents: tuple[Extent, ...]
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The checkpoint tensor's shape."""
+        return tuple(extent.full if isinstance(extent, Share) else extent for extent in self.extents)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.full_shape == tuple(self.view.shape)
+
+    def fill(self, source) -> None:
+        """Copy this rank's part of `source`, a full tensor or a slice of a safetensors file (read no further)."""
+        dim = next(i for i, extent in enumerate(self.extents) if isinstance(extent, Share))
+        ranges = self.extents[dim].ranges
+        for place, (start, end) in zip(
+            self.view.split([end - start for start, end in ranges], dim), ranges, strict=True
+        ):
+            place.copy_(source[(slice(None),) * dim + (slice(start, end),)])
+
+
 def checkpoint_views(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor the model wants from a checkpoint: name -> the (view of a) parameter or persistent buffer it fills.
 
     The views cover each parameter exactly once, so filling all of them leaves no element unset.
     """
-    views: dict[str, Tensor] = {}
+    return {name: target.view for name, target in checkpoint_targets(model).items()}
+
+
+def checkpoint_targets(model: nn.Module) -> dict[str, Target]:
+    """checkpoint_views, with what part of the checkpoint's tensor each is."""
+    targets: dict[str, Target] = {}
     for module_name, module in model.named_modules():
         fused = isinstance(module, FusedLinear)
         for name, tensor in chain(module.named_parameters(recurse=False), _persistent_buffers(module)):
             if fused:
                 parent = module_name.rpartition(".")[0]
-                views.update({f"{parent}.{part}.{name}": view for part, view in module.parts(tensor)})
+                for part, view, extents in module.parts(tensor):
+                    targets[f"{parent}.{part}.{name}"] = Target(view, extents)
             else:
-                views[f"{module_name}.{name}" if module_name else name] = tensor
-    return views
+                extents = getattr(tensor, "extents", tuple(tensor.shape))  # a buffer has none
+                targets[f"{module_name}.{name}" if module_name else name] = Target(tensor, extents)
+    return targets
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from sglang.srt.configs.gemma4 import FULL, SLIDING, Gemma4LayerConfig, Gemma4TextConfig
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.activation import gelu_tanh_and_mul
 from sglang.srt.layers.attention.base import Attention
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.layers.linear import GateUpLinear, Linear, QKVLinear
+from sglang.srt.layers.linear import GateUpLinear, Linear, QKVLinear, RowLinear
 from sglang.srt.layers.logits_processor import head_logits
 from sglang.srt.layers.moe.experts import Experts
 from sglang.srt.layers.moe.router import Router
@@ -27,32 +28,33 @@ Rotation = tuple[Tensor, Tensor]  # cos, sin, each [T, head_dim]
 
 
 class Gemma4MLP(nn.Module):
-    """down(gelu_tanh(gate(x)) * up(x))."""
+    """down(gelu_tanh(gate(x)) * up(x)): this rank's part of the sum."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int):
+    def __init__(self, hidden_size: int, intermediate_size: int, tp: TensorParallel):
         super().__init__()
-        self.gate_up_proj = GateUpLinear(hidden_size, intermediate_size)
-        self.down_proj = Linear(intermediate_size, hidden_size)
+        self.gate_up_proj = GateUpLinear(hidden_size, intermediate_size, tp=tp)
+        self.down_proj = RowLinear(tp.share(intermediate_size, "the intermediate size"), hidden_size, tp=tp)
 
     def forward(self, x: Tensor) -> Tensor:  # [T, H]
-        return self.down_proj(gelu_tanh_and_mul(self.gate_up_proj(x)))
+        return self.down_proj.partial(gelu_tanh_and_mul(self.gate_up_proj(x)))
 
 
 class Gemma4Attention(nn.Module):
     """A layer with its own KV. The scale of q . k is exactly 1."""
 
-    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig):
+    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig, tp: TensorParallel):
         super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, layer.num_kv_heads
+        self.num_heads = tp.share(config.num_heads, "the attention heads").size
+        self.num_kv_heads = tp.num_kv_heads(layer.num_kv_heads)
         self.eps = config.rms_norm_eps
         hidden, bias = config.hidden_size, config.attention_bias
         self.qkv_proj = QKVLinear(
-            hidden, self.num_heads, self.num_kv_heads, layer.head_dim, bias, has_v=not layer.k_eq_v
+            hidden, config.num_heads, layer.num_kv_heads, layer.head_dim, bias, has_v=not layer.k_eq_v, tp=tp
         )
         self.q_norm = RMSNorm(layer.head_dim, self.eps)
         self.k_norm = RMSNorm(layer.head_dim, self.eps)
-        self.attn = _attention(config, layer)
-        self.o_proj = Linear(self.num_heads * layer.head_dim, hidden, bias)
+        self.attn = _attention(config, layer, tp)
+        self.o_proj = RowLinear(tp.share_heads(config.num_heads, layer.head_dim), hidden, bias, tp)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
         q, k, v = qkv_rms_norm(
@@ -64,23 +66,24 @@ class Gemma4Attention(nn.Module):
 class Gemma4SharedAttention(nn.Module):
     """A layer that has queries only and reads its donor's KV."""
 
-    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig):
+    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig, tp: TensorParallel):
         super().__init__()
-        self.num_heads, self.eps = config.num_heads, config.rms_norm_eps
-        self.q_proj = Linear(config.hidden_size, self.num_heads * layer.head_dim, config.attention_bias)
+        self.num_heads, self.eps = tp.share(config.num_heads, "the attention heads").size, config.rms_norm_eps
+        heads = tp.share_heads(config.num_heads, layer.head_dim)
+        self.q_proj = Linear(config.hidden_size, heads, config.attention_bias)
         self.q_norm = RMSNorm(layer.head_dim, self.eps)
-        self.attn = _attention(config, layer)
-        self.o_proj = Linear(self.num_heads * layer.head_dim, config.hidden_size, config.attention_bias)
+        self.attn = _attention(config, layer, tp)
+        self.o_proj = RowLinear(heads, config.hidden_size, config.attention_bias, tp)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
         q, _, _ = qkv_rms_norm(self.q_proj(x), self.q_norm.weight, None, self.num_heads, 0, self.eps)
         return self.o_proj(self.attn(apply_rope(q, *rotation), None, None, batch))
 
 
-def _attention(config: Gemma4TextConfig, layer: Gemma4LayerConfig) -> Attention:
+def _attention(config: Gemma4TextConfig, layer: Gemma4LayerConfig, tp: TensorParallel) -> Attention:
     return Attention(
-        num_heads=config.num_heads,
-        num_kv_heads=layer.num_kv_heads,
+        num_heads=tp.share(config.num_heads, "the attention heads").size,
+        num_kv_heads=tp.num_kv_heads(layer.num_kv_heads),
         head_dim=layer.head_dim,
         scale=1.0,
         kv_layer=layer.kv_layer,
@@ -89,20 +92,21 @@ def _attention(config: Gemma4TextConfig, layer: Gemma4LayerConfig) -> Attention:
 
 
 class Gemma4DecoderLayer(nn.Module):
-    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig):
+    def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig, tp: TensorParallel):
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.tp = tp
         self.kind = SLIDING if layer.sliding else FULL
         self.is_moe = config.num_experts > 0
         self.has_ple = config.ple_size > 0
         self.input_layernorm = RMSNorm(hidden, eps)
-        self.self_attn = (Gemma4Attention if layer.owns_kv else Gemma4SharedAttention)(config, layer)
+        self.self_attn = (Gemma4Attention if layer.owns_kv else Gemma4SharedAttention)(config, layer, tp)
         self.post_attention_layernorm = RMSNorm(hidden, eps)
         self.pre_feedforward_layernorm = RMSNorm(hidden, eps)
-        self.mlp = Gemma4MLP(hidden, layer.intermediate_size)
+        self.mlp = Gemma4MLP(hidden, layer.intermediate_size, tp)
         if self.is_moe:
             self.router = Router(hidden, config.num_experts, config.top_k_experts, eps)
-            self.experts = Experts(config.num_experts, hidden, config.moe_intermediate_size)
+            self.experts = Experts(config.num_experts, hidden, config.moe_intermediate_size, tp)
             self.pre_feedforward_layernorm_2 = RMSNorm(hidden, eps)
             self.post_feedforward_layernorm_1 = RMSNorm(hidden, eps)
             self.post_feedforward_layernorm_2 = RMSNorm(hidden, eps)
@@ -120,7 +124,10 @@ class Gemma4DecoderLayer(nn.Module):
         m = self.mlp(self.pre_feedforward_layernorm(h))
         if self.is_moe:  # router and experts both read h, not the MLP's input
             y = self.experts(self.pre_feedforward_layernorm_2(h), *self.router(h))
+            m, y = self.tp.all_reduce_pair(m, y)
             m = self.post_feedforward_layernorm_1(m) + self.post_feedforward_layernorm_2(y)
+        else:
+            m = self.tp.all_reduce(m)
         h = h + self.post_feedforward_layernorm(m)
         if self.has_ple:  # the gate reads h as it is, without a norm
             g = F.gelu(self.per_layer_input_gate(h), approximate="tanh") * ple
@@ -131,11 +138,11 @@ class Gemma4DecoderLayer(nn.Module):
 class PerLayerInputs(nn.Module):
     """One vector [P] for each token and layer, of the token's id and of its embedding (E2B, E4B)."""
 
-    def __init__(self, config: Gemma4TextConfig):
+    def __init__(self, config: Gemma4TextConfig, tp: TensorParallel):
         super().__init__()
         self.shape = (len(config.layers), config.ple_size)
         width = self.shape[0] * self.shape[1]
-        self.embed_tokens_per_layer = VocabEmbedding(config.ple_vocab_size, width, scale=config.ple_size**0.5)
+        self.embed_tokens_per_layer = VocabEmbedding(config.ple_vocab_size, width, scale=config.ple_size**0.5, tp=tp)
         self.per_layer_model_projection = Linear(config.hidden_size, width)
         self.projection_scale = config.hidden_size**-0.5
         self.per_layer_projection_norm = RMSNorm(config.ple_size, config.rms_norm_eps)
@@ -149,11 +156,11 @@ class PerLayerInputs(nn.Module):
 
 
 class Gemma4Model(nn.Module):
-    def __init__(self, config: Gemma4TextConfig, context_len: int):
+    def __init__(self, config: Gemma4TextConfig, context_len: int, tp: TensorParallel):
         super().__init__()
-        self.embed_tokens = VocabEmbedding(config.vocab_size, config.hidden_size, scale=config.hidden_size**0.5)
-        self.per_layer_inputs = PerLayerInputs(config) if config.ple_size else None
-        self.layers = nn.ModuleList(Gemma4DecoderLayer(config, layer) for layer in config.layers)
+        self.embed_tokens = VocabEmbedding(config.vocab_size, config.hidden_size, scale=config.hidden_size**0.5, tp=tp)
+        self.per_layer_inputs = PerLayerInputs(config, tp) if config.ple_size else None
+        self.layers = nn.ModuleList(Gemma4DecoderLayer(config, layer, tp) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         head_dims = {SLIDING if layer.sliding else FULL: layer.head_dim for layer in config.layers}
         self.rotary = nn.ModuleDict(
@@ -188,10 +195,11 @@ class Gemma4ForCausalLM(nn.Module):
         ),
     )
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
         self.config: Gemma4TextConfig = config.text
-        self.model = Gemma4Model(self.config, config.context_len)
+        self.tp = tp
+        self.model = Gemma4Model(self.config, config.context_len, tp)
 
     def unused_weights(self) -> set[str]:
         """Tensors a good checkpoint may hold that this model has no use for: a copy of the tied head, and K and V of
@@ -206,4 +214,4 @@ class Gemma4ForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> logits [N, V] in the model dtype, capped."""
-        return head_logits(hidden, self.model.embed_tokens.weight, self.config.final_logit_softcap)
+        return head_logits(hidden, self.model.embed_tokens.weight, self.config.final_logit_softcap, self.tp)

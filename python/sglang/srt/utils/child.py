@@ -22,10 +22,12 @@ PARENT_POLL_SECONDS = 1.0
 
 
 class LaunchConfig(msgspec.Struct):
-    """What a child is told. `server_args` is ServerArgs.to_dict(), `ipc_dir` the directory of all sockets."""
+    """What a child is told. `server_args` is ServerArgs.to_dict(), `ipc_dir` the directory of all sockets, `tp_rank`
+    which of the ranks that share the model a scheduler is."""
 
     server_args: dict
     ipc_dir: str
+    tp_rank: int = 0
 
 
 def write_launch_config(fd: int, config: LaunchConfig) -> None:

@@ -1,0 +1,42 @@
+"""The request stream of several ranks: what rank 0 receives, every rank receives, in the same step.
+
+Scheduling depends on the stream and the scheduler's own state only, so ranks that read one stream take the same steps.
+The messages travel as msgpack over the group, never as pickled objects.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from sglang.srt.distributed.process_group import ProcessGroup
+from sglang.srt.managers.io_struct import Message, StartProfileReq, StopProfileReq, ToScheduler
+
+# An idle rank 0 says so this often: it learns then that another machine's rank has ended.
+IDLE_SECONDS = 1.0
+RANK_0_ONLY = (StartProfileReq, StopProfileReq)  # a profile is of one rank, and changes no decision
+
+Receive = Callable[[bool], list[Message]]
+
+
+def leading(receive: Callable[[bool | float], list[Message]], group: ProcessGroup) -> Receive:
+    """Rank 0's receive: passes on what has come, also when that is nothing. RankLost when another rank has ended."""
+    encode = msgspec.msgpack.Encoder().encode
+
+    def receive_and_share(block: bool) -> list[Message]:
+        messages = receive(IDLE_SECONDS if block else False)
+        shared = [message for message in messages if not isinstance(message, RANK_0_ONLY)]
+        group.broadcast_bytes(encode(shared) if shared else b"")
+        return messages
+
+    return receive_and_share
+
+
+def following(group: ProcessGroup) -> Receive:
+    """Every other rank's receive. It always waits for rank 0, which speaks once a step. RankLost when it has ended."""
+    decoder = msgspec.msgpack.Decoder(list[ToScheduler])
+
+    def receive(block: bool) -> list[Message]:
+        data = group.broadcast_bytes(None)
+        return decoder.decode(data) if data else []
+
+    return receive
