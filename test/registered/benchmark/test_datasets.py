@@ -204,7 +204,7 @@ def test_a_file_that_is_not_there(make, tmp_path, name):
 @pytest.mark.parametrize(
     "name,text,message",
     [
-        ("gsm8k", '{"question": "a", "answer": "#### 1"}\n{"question": "b"}', "line 2: .*missing required field `answer`"),
+        ("gsm8k", '{"question": "a", "answer": "#### 1"}\n{"question": "b"}', "line 2: .*missing .* field `answer`"),
         ("gsm8k", '{"question": "a", "answer": "#### 1"}\n\n{"question"', "line 3: "),
         ("custom", '{"prompt": 3}', "line 1: "),
         ("sharegpt", '[{"conversations": []}, {"conversations": 3}]', "entry [1.]?.*conversations"),
