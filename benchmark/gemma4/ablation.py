@@ -16,9 +16,11 @@ import study_charts
 from optimizations import ALL_OFF, ALL_ON, OPTIMIZATIONS, all_off
 from serving_runs import Commands, Setting
 from study import Step, interleave
-from study_cli import at_least, make_parser, parse, rate_workload, run_study
+from study_cli import make_parser, parse, rate_workload, run_study
 from study_tables import ablation_figures, ablation_tables, paired_ratios, without
 from workloads import ColdStart, KernelBench, OneBatch, Serving
+
+from sglang.srt.utils.flag_types import at_least
 
 NAME = "ablation"
 BATCH_OUTPUT = 64  # tokens of each request of a static batch: enough decode steps for a median

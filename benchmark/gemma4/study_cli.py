@@ -20,6 +20,7 @@ from study import Options, Outcome, Records, Step, Study, left_out_text
 from workloads import Serving
 
 import sglang
+from sglang.srt.utils.flag_types import at_least, positive
 
 RESULTS = REPOSITORY / "benchmark" / "results"
 MODEL = REPOSITORY / "benchmark" / "gemma4" / "configs" / "26b-a4b"
@@ -48,24 +49,6 @@ def make_parser(doc: str, name: str) -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="keep what the output folder has of this configuration, do the rest")
     add("--no-chart", action="store_true", help="no chart.png, which needs matplotlib")
     return parser
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
-        return value
-
-    parse.__name__ = "integer"  # argparse names it in its messages
-    return parse
-
-
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

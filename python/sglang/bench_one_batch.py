@@ -19,6 +19,7 @@ import time
 from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.server_args import ServerArgs, parse_with_server_args
 from sglang.srt.utils.child import setup_logging, startup_errors
+from sglang.srt.utils.flag_types import at_least
 
 WARMUP_TOKENS = 4  # output tokens of the run that compiles and allocates
 PROFILE_STEPS = 5  # recorded of each stage
@@ -182,19 +183,6 @@ def measure(bench: Bench, case: Case, own: argparse.Namespace) -> dict:
     return {"run_name": own.run_name} | dataclasses.asdict(case) | figures | details
 
 
-def count(low: int):
-    """An argparse type: an integer of at least `low`."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
-        return value
-
-    parse.__name__ = "integer"  # argparse names it in its messages
-    return parse
-
-
 def add_flags(parser: OneLineParser) -> None:
     parser.set_defaults(log_level="warning", random_seed="0")
     group = parser.add_argument_group("benchmark (--log-level is warning and --random-seed 0 here if not given)")
@@ -203,15 +191,15 @@ def add_flags(parser: OneLineParser) -> None:
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         group.add_argument(flag, default=default, help=f"{text} (default: {shown})", **options)
 
-    add("--batch-size", [1], "requests", type=count(1), nargs="+", metavar="N")
-    add("--input-len", [1024], "prompt tokens of each", type=count(1), nargs="+", metavar="N")
-    add("--output-len", [16], "output tokens of each, the prefill's included", type=count(1), nargs="+", metavar="N")
-    add("--repeats", 1, "timed runs of each combination; figures are their medians", type=count(1), metavar="N")
+    add("--batch-size", [1], "requests", type=at_least(1), nargs="+", metavar="N")
+    add("--input-len", [1024], "prompt tokens of each", type=at_least(1), nargs="+", metavar="N")
+    add("--output-len", [16], "output tokens of each, the prefill's included", type=at_least(1), nargs="+", metavar="N")
+    add("--repeats", 1, "timed runs of each combination; figures are their medians", type=at_least(1), metavar="N")
     add("--run-name", "default", "written into the records", metavar="TEXT")
     add("--result-filename", "result.jsonl", "a JSON line of each combination is added here", metavar="PATH")
     every = f"print every Nth decode step, beside the first {FIRST_STEPS}; 0 for no others"
-    add("--log-decode-step", 0, every, type=count(0), metavar="N")
-    add("--cut-len", 4, "prompt tokens that the correctness test reuses", type=count(1), metavar="N")
+    add("--log-decode-step", 0, every, type=at_least(0), metavar="N")
+    add("--cut-len", 4, "prompt tokens that the correctness test reuses", type=at_least(1), metavar="N")
     group.add_argument(
         "--profile",
         action="store_true",

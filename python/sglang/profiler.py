@@ -15,6 +15,7 @@ import time
 
 import httpx
 
+from sglang.srt.utils.flag_types import at_least, positive
 from sglang.srt.utils.trace_table import stage_table
 
 POLL_SECONDS = 0.1
@@ -98,32 +99,18 @@ def print_tables(files: list[str], rows: int) -> None:
         print(f"\n{path}\n{table.text(rows)}", flush=True)
 
 
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m sglang.profiler", description="Profile a live server, by stage.")
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="of the server (default: %(default)s)")
     parser.add_argument("--api-key", default=os.environ.get("SGLANG_API_KEY"), help="or $SGLANG_API_KEY")
-    parser.add_argument("--num-steps", type=positive_int, default=5, help="steps to record (default: %(default)s)")
+    parser.add_argument("--num-steps", type=at_least(1), default=5, help="steps to record (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="record CPU ops (without --cpu and --gpu: all there is)")
     parser.add_argument("--gpu", action="store_true", help="record GPU kernels")
     parser.add_argument("--profile-by-stage", action="store_true", help="one trace of prefill steps, one of decode")
     parser.add_argument("--output-dir", help="at or below the server's SGLANG_TORCH_PROFILER_DIR (its default)")
     parser.add_argument("--profile-prefix", help="in front of the traces' file names")
-    parser.add_argument("--timeout", type=positive_float, default=120.0, help="seconds to wait (default: %(default)g)")
-    parser.add_argument("--rows", type=positive_int, default=30, help="of each table (default: %(default)s)")
+    parser.add_argument("--timeout", type=positive, default=120.0, help="seconds to wait (default: %(default)g)")
+    parser.add_argument("--rows", type=at_least(1), default=30, help="of each table (default: %(default)s)")
     parser.add_argument("--trace", nargs="+", metavar="FILE", help="print tables of these files; no server is asked")
     return parser
 

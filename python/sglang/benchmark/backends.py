@@ -4,6 +4,7 @@ A backend is a path, a body and a reader of chunks; `send` does one request and 
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,7 +141,7 @@ class BrokenOff(AnswerError):
     """The stream ended before its end mark."""
 
 
-class AnswerReader:
+class AnswerReader(ABC):
     """Common part of the readers of one answer: notes in `result` when tokens come."""
 
     def __init__(self, result: RequestResult, options: RequestOptions):
@@ -149,9 +150,9 @@ class AnswerReader:
         self._last = 0.0  # when the previous tokens came
         self._tokens = 0
 
+    @abstractmethod
     def chunk(self, data: bytes, now: float) -> None:
         """One JSON body of the stream, or the whole answer. Raises AnswerError, msgspec.DecodeError."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """No chunk will follow: complete the result, or raise AnswerError when it can't be."""
