@@ -7,6 +7,7 @@ import torch
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm, Gemma4TextScaledWordEmbedding
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.activation import gelu_tanh_and_mul, silu_and_mul
 from sglang.srt.layers.layernorm import llama_rms_norm, rms_norm
 from sglang.srt.layers.logits_processor import head_logits, softcap
@@ -110,8 +111,8 @@ def test_softcap_rounds_every_step(dtype, make):
 
 def test_head_without_cap():
     hidden, weight = torch.randn(3, 8), torch.randn(20, 8) * 100
-    assert torch.equal(head_logits(hidden, weight, None), hidden @ weight.T)
-    assert head_logits(hidden, weight, 30.0).abs().max() <= 30
+    assert torch.equal(head_logits(hidden, weight, None, TensorParallel()), hidden @ weight.T)
+    assert head_logits(hidden, weight, 30.0, TensorParallel()).abs().max() <= 30
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from sglang.test.triton_testing import DEVICE
 
 # isort: split
 from sglang.srt.configs.kv_layers import KVLayerSpec
+from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.attention.base import Attention
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.triton_backend import TritonBackend
@@ -309,6 +310,7 @@ class AttentionOnly(nn.Module):
 
     def __init__(self, window):
         super().__init__()
+        self.tp = TensorParallel()
         self.table = torch.randn(100, 4 * 64, device=DEVICE)  # features of a token, from which q, k and v are cut
         self.layers = [
             Attention(4, 2, 32, 0.3, kv_layer=0, sliding_window=window),
