@@ -177,7 +177,7 @@ class Backend:
             self._supervisor.shutdown()
 
     def shutdown(self) -> None:
-        """End the processes and close the sockets, for good."""
+        """End the processes and close the sockets, for good. From the event loop's thread, or when the loop is over."""
         self.end_processes()
         for socket in self._sockets:
             socket.close()

@@ -136,7 +136,8 @@ class HttpServer:
             stopping.cancel()
             self._uvicorn.should_exit = True
             await front
-            await asyncio.to_thread(self.backend.shutdown)
+            await asyncio.to_thread(self.backend.end_processes)
+            self.backend.shutdown()  # here: the loop may not read a socket while another thread closes it
         return 1 if self.state == FAILED else 0
 
     async def _start(self) -> int:
