@@ -4,4 +4,4 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/lib_venv.sh"
 ensure_venv dev
-exec "$ROOT/.venv/bin/python" "$ROOT/test/run_suite.py" --hw cpu "$@"
+exec "$ROOT/.venv/bin/python" "$ROOT/test/run_suite.py" --hw cpu --jobs 2 "$@"

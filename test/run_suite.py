@@ -2,6 +2,7 @@
 
     python test/run_suite.py --hw cpu                                  # all CPU suites, in their order
     python test/run_suite.py --hw cuda --suite extra-a-test-2-gpu-large
+    python test/run_suite.py --hw cpu --jobs 2 --continue-on-error     # two files at a time, the longest first
 
 Files are test/registered/**/*.py, each executed as `python3 FILE -f`. The last line of the output reads
 `N passed, M failed` (and `, K skipped`). Exit code: 0 when something ran and nothing failed, 1 otherwise, 2 for wrong
@@ -10,7 +11,9 @@ a failed test in its report counts as one failure.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -21,7 +24,10 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -31,6 +37,9 @@ REGISTERED = Path(__file__).resolve().parent / "registered"
 BACKENDS = ("cpu", "cuda", "amd", "musa", "npu", "xpu", "mlx")
 TAIL_LINES = 2000  # output kept a file, to judge a retry and to find unittest's summary
 TERM_GRACE_S = 5
+POLL_S = 0.05
+
+_stop = threading.Event()  # the runner is being stopped: files end, none begins
 
 # A retry is for results that vary from run to run; broken code stays broken.
 FAILURE_LINE = re.compile(r"^(E|>)\s|Error|FAILED|[Aa]ssert")
@@ -102,15 +111,16 @@ def default_timeout(est_time: float) -> float:
     return max(1.5 * est_time, est_time + 1800)
 
 
-def run_file(path: Path, timeout_s: float) -> tuple[Counts, str, str, bool]:
-    """Execute one file. Returns its counts, a note on how it ended badly ("" if it did not), output, timed out."""
+def run_file(path: Path, timeout_s: float, shown: TextIO, threads: int | None = None) -> tuple[Counts, str, str, bool]:
+    """Execute one file, its output copied to `shown`, torch limited to `threads`. Returns its counts, a note on how it
+    ended badly ("" if it did not), the end of its output, timed out."""
     with tempfile.TemporaryDirectory(prefix="run_suite_") as folder:
         report = Path(folder) / "report.xml"
         addopts = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={report}".strip()
         # sys.executable is this virtualenv's python3. Unbuffered, so that a killed file's last words are seen.
         process = subprocess.Popen(
             [sys.executable, "-u", str(path), "-f"],
-            env={**os.environ, "PYTEST_ADDOPTS": addopts},
+            env=({"OMP_NUM_THREADS": str(threads)} if threads else {}) | os.environ | {"PYTEST_ADDOPTS": addopts},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -119,13 +129,14 @@ def run_file(path: Path, timeout_s: float) -> tuple[Counts, str, str, bool]:
             start_new_session=True,
         )
         tail: deque[str] = deque(maxlen=TAIL_LINES)
-        reader = threading.Thread(target=_echo, args=(process.stdout, tail), daemon=True)
+        reader = threading.Thread(target=_echo, args=(process.stdout, tail, shown), daemon=True)
         reader.start()
         timed_out = False
+        deadline = time.monotonic() + timeout_s
         try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+            while process.poll() is None and not _stop.wait(POLL_S):
+                if timed_out := time.monotonic() > deadline:
+                    break
         finally:  # also when the runner itself is stopped: servers started by the file must not stay
             _end_tree(process)
             reader.join(TERM_GRACE_S)
@@ -146,11 +157,11 @@ def run_file(path: Path, timeout_s: float) -> tuple[Counts, str, str, bool]:
     return counts, note, output, timed_out
 
 
-def _echo(stream, tail: deque) -> None:
+def _echo(stream: TextIO, tail: deque, shown: TextIO) -> None:
     for line in stream:
         tail.append(line)
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        shown.write(line)
+        shown.flush()
 
 
 def _end_tree(process: subprocess.Popen) -> None:
@@ -205,18 +216,49 @@ def _counts_from_unittest(output: str) -> Counts | None:
     return Counts(max(0, int(ran[-1]) - failed - skipped), failed, skipped)
 
 
-def run_with_retries(record: CIRecord, args: argparse.Namespace) -> FileResult:
+def run_with_retries(record: CIRecord, args: argparse.Namespace, shown: TextIO) -> FileResult:
     timeout_s = args.timeout_per_file or default_timeout(record.est_time)
     attempts = args.max_attempts if args.enable_retry else 1
+    threads = max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None  # pools must not fight over cores
     start = time.monotonic()
     for attempt in range(1, attempts + 1):
-        counts, note, output, timed_out = run_file(record.path, timeout_s)
+        counts, note, output, timed_out = run_file(record.path, timeout_s, shown, threads)
         if not counts.failed or attempt == attempts or not should_retry(output, timed_out):
             break
-        print(f"\n[run_suite] attempt {attempt} of {attempts} failed; again in {args.retry_wait_seconds} s", flush=True)
-        time.sleep(args.retry_wait_seconds)
+        again = f"again in {args.retry_wait_seconds} s"
+        print(f"\n[run_suite] attempt {attempt} of {attempts} failed; {again}", file=shown, flush=True)
+        if _stop.wait(args.retry_wait_seconds):
+            break
         timeout_s += args.retry_timeout_increase
     return FileResult(record, counts, time.monotonic() - start, attempt, note)
+
+
+def run_in_order(chosen: list[CIRecord], args: argparse.Namespace, root: Path) -> Iterator[FileResult]:
+    for number, record in enumerate(chosen, 1):
+        print(f"\n[run_suite] {number}/{len(chosen)} {record.suite}: {record.path.relative_to(root)}", flush=True)
+        yield run_with_retries(record, args, sys.stdout)
+
+
+def run_at_once(chosen: list[CIRecord], args: argparse.Namespace, root: Path) -> Iterator[FileResult]:
+    """`args.jobs` files at a time, the longest first; a file's output is printed in one piece when it has ended."""
+
+    def work(record: CIRecord) -> tuple[FileResult, str]:
+        output = io.StringIO()
+        return run_with_retries(record, args, output), output.getvalue()
+
+    executor = ThreadPoolExecutor(args.jobs)
+    try:
+        order = sorted(chosen, key=lambda r: -r.est_time)
+        futures = [executor.submit(work, record) for record in order]
+        for number, future in enumerate(as_completed(futures), 1):
+            result, output = future.result()
+            print(f"\n[run_suite] {number}/{len(order)} {result.record.suite}: {result.record.path.relative_to(root)}")
+            print(output, flush=True)
+            yield result
+    finally:  # also after a failure, and when the runner is stopped: what runs is ended, nothing more begins
+        _stop.set()
+        executor.shutdown(cancel_futures=True)
+        _stop.clear()
 
 
 def print_timings(results: list[FileResult], not_run: list[CIRecord], root: Path) -> None:
@@ -238,6 +280,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--nightly", action="store_true", help="the registrations with nightly=True")
     parser.add_argument("--timeout-per-file", type=float, help="seconds (default: max(1.5 est, est + 1800))")
     parser.add_argument("--continue-on-error", action="store_true", help="run the other files after a failure")
+    parser.add_argument("--jobs", type=int, default=1, help="files to run at a time")
     parser.add_argument("--auto-partition-id", type=int, help="this shard, from 0")
     parser.add_argument("--auto-partition-size", type=int, help="number of shards")
     parser.add_argument("--enable-retry", action="store_true", help="retry accuracy, speed and time-out failures")
@@ -254,6 +297,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--auto-partition-id {shard} must be from 0 to {shards - 1}")
     if args.timeout_per_file is not None and args.timeout_per_file <= 0:
         parser.error("--timeout-per-file must be more than 0")
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
     if args.max_attempts < 1:
         parser.error("--max-attempts must be at least 1")
     return args
@@ -282,16 +327,19 @@ def main(argv: list[str], root: Path = REGISTERED) -> int:
     print(f"[run_suite] {len(chosen)} files, about {estimate:.0f} s", flush=True)
 
     results: list[FileResult] = []
-    for number, record in enumerate(chosen, 1):
-        print(f"\n[run_suite] {number}/{len(chosen)} {record.suite}: {record.path.relative_to(root)}", flush=True)
-        result = run_with_retries(record, args)
-        results.append(result)
-        total.passed += result.counts.passed
-        total.failed += result.counts.failed
-        total.skipped += result.counts.skipped
-        if result.counts.failed and not args.continue_on_error:
-            break
-    print_timings(results, chosen[len(results) :], root)
+    start = time.monotonic()
+    run = run_in_order if args.jobs == 1 else run_at_once
+    with contextlib.closing(run(chosen, args, root)) as finished:
+        for result in finished:
+            results.append(result)
+            total.passed += result.counts.passed
+            total.failed += result.counts.failed
+            total.skipped += result.counts.skipped
+            if result.counts.failed and not args.continue_on_error:
+                break
+    done = {result.record.path for result in results}
+    print_timings(results, [r for r in chosen if r.path not in done], root)
+    print(f"{time.monotonic() - start:9.1f} from first to last")
     ran = total.passed + total.failed
     if not ran:
         print("error: no test ran")

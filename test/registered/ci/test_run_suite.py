@@ -126,6 +126,59 @@ def test_a_failure_stops_the_run_unless_told_otherwise(runner, tmp_path: Path, c
     assert code == 1 and lines[-1] == f"{ran - 1} passed, 1 failed"
 
 
+def test_jobs_run_files_side_by_side(runner, tmp_path: Path, capsys):
+    """Each of the two files waits for a mark that only the other makes; what one prints stays together."""
+    for mine, other in ("ab", "ba"):
+        body = f"""
+        import time
+        from pathlib import Path
+        def test():
+            print("begin {mine}", flush=True)
+            Path({str(tmp_path / mine)!r}).touch()
+            deadline = time.monotonic() + 60
+            while not Path({str(tmp_path / other)!r}).exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            print("end {mine}")
+        """
+        path = write(tmp_path, f"test_{mine}.py", body)
+        path.write_text(path.read_text().replace('"-q"', '"-q", "-s"'))
+    code, lines = run(runner, tmp_path, capsys, "--jobs", "2")
+    assert code == 0 and lines[-1] == "2 passed, 0 failed"
+    told = [line[:7].strip(" .") for line in lines if line.startswith(("begin", "end", ".end"))]
+    assert sorted([told[:2], told[2:]]) == [["begin a", "end a"], ["begin b", "end b"]]
+
+
+def test_a_failure_ends_the_files_beside_it(runner, tmp_path: Path, capsys):
+    write(
+        tmp_path,
+        "test_a.py",
+        f"""
+    import time
+    from pathlib import Path
+    def test():
+        Path({str(tmp_path / "mark")!r}).touch()
+        time.sleep(100)
+    """,
+    )
+    write(
+        tmp_path,
+        "test_b.py",
+        f"""
+    import time
+    from pathlib import Path
+    def test():
+        while not Path({str(tmp_path / "mark")!r}).exists():
+            time.sleep(0.01)
+        assert 1 == 2
+    """,
+    )
+    write(tmp_path, "test_c.py", "def test(): pass\n")
+    code, lines = run(runner, tmp_path, capsys, "--jobs", "2")
+    assert code == 1 and lines[-1] == "0 passed, 1 failed"
+    assert [line.strip().split(": ")[1] for line in lines if line.endswith("not run")] == ["not run"] * 2
+
+
 @pytest.mark.parametrize(
     "body", ["raise SystemExit(3)\n", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "def x(\n"]
 )
@@ -200,6 +253,7 @@ def test_a_retry_can_save_a_file(runner, tmp_path: Path, capsys):
         ["--hw", "cuda"],
         ["--hw", "tpu"],
         ["--hw", "cpu", "--auto-partition-id", "0"],
+        ["--hw", "cpu", "--jobs", "0"],
         ["--hw", "cpu", "--max-attempts", "0"],
         ["--hw", "cpu", "--auto-partition-id", "2", "--auto-partition-size", "2"],
         ["--hw", "cpu", "--timeout-per-file", "0"],
