@@ -9,11 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma4ForCausalLM
 
-from sglang.srt.configs.model_config import ModelConfig
-from sglang.srt.managers.tp_worker import make_worker
-from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.server_args import ServerArgs, resolve
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.engine_harness import load
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_models import VOCAB, make_tiny_gemma4, make_tiny_llama
 
@@ -69,24 +66,7 @@ def engine(path, **settings) -> Harness:
     """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
     if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
         settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
-    typed = ServerArgs.from_kwargs(model_path=str(path), device=DEVICE, random_seed=1, **settings)
-    config = ModelConfig.load(str(path), None, None, "auto")
-    args = resolve(typed, config, DEVICE)
-    runner = ModelRunner(args, config)
-    return Harness(
-        full_size=runner.full_size,
-        swa_size=runner.swa_size,
-        window=config.sliding_window if runner.swa_size else None,
-        rows=args.max_running_requests,
-        max_len=min(args.context_length, runner.full_size),
-        chunk=args.chunked_prefill_size,
-        mixed=args.enable_mixed_chunk,
-        overlap=not args.disable_overlap_schedule,
-        cache=not args.disable_radix_cache,
-        conservativeness=args.schedule_conservativeness,
-        vocab_size=VOCAB,
-        worker=make_worker(runner, args.device),
-    )
+    return load(path, DEVICE, **settings).harness()
 
 
 def prompts() -> list[list[int]]:

@@ -1,8 +1,8 @@
 """From hidden states to logits: the tied or own head, and Gemma's softcap."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from sglang.srt.batch_invariant_ops import linear
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 
 
@@ -19,5 +19,5 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
 def head_logits(hidden: Tensor, head_weight: Tensor, cap: float | None, tp: TensorParallel) -> Tensor:
     """hidden [N, H], head_weight [this rank's part of V, H] -> logits [N, V] in the model dtype, on every rank; capped
     unless `cap` is None."""
-    logits = tp.all_gather(F.linear(hidden, head_weight))
+    logits = tp.all_gather(linear(hidden, head_weight))
     return logits if cap is None else softcap(logits, cap)
