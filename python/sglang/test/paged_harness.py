@@ -44,7 +44,7 @@ class PagedHarness:
         generator = torch.Generator().manual_seed(0)
         self.free = [(torch.randperm(max_tokens, generator=generator) + 1).tolist() for _ in self.tables]
         self.lengths = [0] * max_requests
-        self.hidden: dict[int, Tensor] = {}  # of the last step, by row: [new tokens, H] after the last norm
+        self.last_hidden: dict[int, Tensor] = {}  # by row, that of its last token [H], after the model's last norm
 
     @torch.no_grad()
     def step(self, rows: dict[int, list[int]], num_extends: int | None = None) -> dict[int, Tensor]:
@@ -69,7 +69,7 @@ class PagedHarness:
         for row in rows:
             self._slide(row)
         lengths = [len(ids) for ids in rows.values()]
-        self.hidden = dict(zip(rows, hidden.split(lengths), strict=True))
+        self.last_hidden.update((row, part[-1]) for row, part in zip(rows, hidden.split(lengths), strict=True))
         return dict(zip(rows, logits.split(lengths), strict=True))
 
     def drafter_batch(self, rows: list[int]) -> ForwardBatch:

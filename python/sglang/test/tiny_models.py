@@ -94,7 +94,9 @@ def make_tiny_assistant(
         centroid_intermediate_top_k=4,
     )
     torch.manual_seed(seed)
-    return _save(Gemma4AssistantForCausalLM(config), Path(path), dtype, tokenizer=False)
+    return _save(
+        Gemma4AssistantForCausalLM(config), Path(path), dtype, tokenizer=False, q_scale=0.4
+    )  # chained steps feed each other's noise
 
 
 def make_tiny_llama(
@@ -163,7 +165,7 @@ def _ties_to_lowest_id(router: nn.Module, inputs: tuple, outputs: tuple) -> tupl
 
 
 @torch.no_grad()
-def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool) -> Path:
+def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool, q_scale: float = 1.0) -> Path:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if "inv_freq" in name or "embed_scale" in name:
             continue  # derived, not saved
@@ -175,6 +177,8 @@ def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool) -> 
             tensor.normal_(0, 0.2)
         elif "q_norm" in name or "k_norm" in name:
             tensor.uniform_(0.4, 0.9)  # scores are not scaled down: at 1.4 a softmax this sharp amplifies the noise
+            if "q_norm" in name:
+                tensor.mul_(q_scale)
         elif name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
             tensor.uniform_(2, 4)  # layers outweigh the embedding, or a tied head only repeats the last token
         elif tensor.dim() == 1:  # norms and scales
