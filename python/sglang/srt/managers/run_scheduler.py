@@ -78,9 +78,12 @@ def make_kv_manager(args, model_config, runner):
     """(KVManager over the runner's pools, tokens of prompt and output together that a request may have)."""
     from sglang.srt.managers.kv_manager import KVManager
 
-    max_len = min(args.context_length, runner.full_size)
+    decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
+    max_len = min(args.context_length, runner.full_size - decode_tokens + 1)
     if args.chunked_prefill_size < 0 and runner.swa_size:
-        max_len = min(max_len, runner.swa_size)  # the whole prompt has sliding slots while it is computed
+        max_len = min(
+            max_len, runner.swa_size - decode_tokens + 1
+        )  # the whole prompt has sliding slots while it is computed
     kv = KVManager(
         runner.full_size,
         runner.swa_size,
@@ -88,6 +91,7 @@ def make_kv_manager(args, model_config, runner):
         args.max_running_requests,
         max_len,
         enable_cache=not args.disable_radix_cache,
+        decode_tokens=decode_tokens,
     )
     return kv, max_len
 
@@ -149,7 +153,7 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
         seed=args.random_seed,
         overlap=not args.disable_overlap_schedule,
     )
-    stats = SchedulerStats(args.decode_log_interval)
+    stats = SchedulerStats(args.decode_log_interval, args.speculative_num_steps)
     scheduler = Scheduler(make_worker(runner, args.device), kv, policy, limits, receive, send, stats)
     public = args.public_dict() | {
         "max_total_num_tokens": runner.full_size,

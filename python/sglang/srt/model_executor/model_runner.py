@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.configs.gemma4_assistant import check_fits
+from sglang.srt.configs.model_config import DrafterConfig, ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.base import AttentionBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
@@ -21,7 +22,7 @@ from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.step_io import StepInput
-from sglang.srt.model_loader.loader import load_model
+from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.server_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
 from sglang.srt.utils.device_copies import to_device, to_host
@@ -47,13 +48,15 @@ class ModelRunner:
         free_before = free_memory(self.device)
         if self.device.type == "cpu":
             free_before //= tp.size  # they share it
-        self.model = load_model(config, args.load_format, self.device, tp)
-        speculation = args.speculation
+        speculation, drafter = args.speculation, None
         decode_tokens = speculation.num_draft_tokens if speculation else 1
-        drafter = None
+        if speculation:
+            drafter_config = DrafterConfig.load(args.speculative_draft_model_path)
+            check_fits(drafter_config.assistant, config.text)  # before the target takes its time
+        self.model = load_model(config, args.load_format, self.device, tp)
         if speculation:
             drafter = load_drafter(
-                args.speculative_draft_model_path, config, self.model, args.load_format, self.device, tp
+                drafter_config, config, self.model, args.load_format, config.torch_dtype, self.device, tp
             )
         weights = sum(_bytes(module) for module in (self.model, drafter) if module is not None)
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)

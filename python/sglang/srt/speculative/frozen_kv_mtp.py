@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 class Drafter(Protocol):
     """What a drafter model offers, see models/gemma4_mtp.py."""
 
-    def __call__(self, input_ids: Tensor, prev: Tensor, positions: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, input_ids: Tensor, prev: Tensor, positions: Tensor, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor]:
         """[N], [N, H], [N] -> the drafter's hidden [N, d] and the next `prev` [N, H]."""
         ...
 

@@ -1,0 +1,48 @@
+"""A Scheduler on a real ModelRunner, in this process: the engine without sockets."""
+
+import random
+
+import torch
+
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.managers.tp_worker import make_worker
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.server_args import ServerArgs, resolve
+from sglang.test.scheduler_harness import Harness
+from sglang.test.tiny_models import VOCAB
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def engine(path, **settings) -> Harness:
+    """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
+    if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
+        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
+    typed = ServerArgs.from_kwargs(model_path=str(path), device=DEVICE, random_seed=1, **settings)
+    config = ModelConfig.load(str(path), None, None, "auto")
+    args = resolve(typed, config, DEVICE)
+    runner = ModelRunner(args, config)
+    decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
+    return Harness(
+        full_size=runner.full_size,
+        swa_size=runner.swa_size,
+        window=config.sliding_window if runner.swa_size else None,
+        rows=args.max_running_requests,
+        max_len=min(args.context_length, runner.full_size - decode_tokens + 1),
+        chunk=args.chunked_prefill_size,
+        mixed=args.enable_mixed_chunk,
+        overlap=not args.disable_overlap_schedule,
+        cache=not args.disable_radix_cache,
+        conservativeness=args.schedule_conservativeness,
+        vocab_size=config.vocab_size,
+        decode_tokens=decode_tokens,
+        worker=make_worker(runner, args.device),
+    )
+
+
+def prompts() -> list[list[int]]:
+    """Lengths on both sides of window and chunk sizes; some share a prefix, two are equal."""
+    rng = random.Random(3)
+    shared = rng.choices(range(3, VOCAB), k=37)
+    some = [rng.choices(range(3, VOCAB), k=n) for n in (1, 5, 16, 17, 60)]
+    return some + [shared, shared + [7, 8], shared[:20] + some[1], shared]
