@@ -94,9 +94,8 @@ def make_tiny_assistant(
         centroid_intermediate_top_k=4,
     )
     torch.manual_seed(seed)
-    return _save(
-        Gemma4AssistantForCausalLM(config), Path(path), dtype, tokenizer=False, q_scale=0.4
-    )  # chained steps feed each other's noise
+    model = Gemma4AssistantForCausalLM(config)
+    return _save(model, Path(path), dtype, tokenizer=False, q_scale=0.4)  # chained steps multiply noise
 
 
 def make_tiny_llama(
@@ -166,6 +165,7 @@ def _ties_to_lowest_id(router: nn.Module, inputs: tuple, outputs: tuple) -> tupl
 
 @torch.no_grad()
 def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool, q_scale: float = 1.0) -> Path:
+    """`q_scale` multiplies the weights of q_norm: below 1 attention is less sharp."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if "inv_freq" in name or "embed_scale" in name:
             continue  # derived, not saved

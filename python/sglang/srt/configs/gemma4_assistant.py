@@ -65,7 +65,8 @@ def _text(raw: dict) -> Gemma4TextConfig:
         )
     if fields.boolean(raw, "use_double_wide_mlp", False):
         raise ValueError("config.json: use_double_wide_mlp is not supported in a drafter")
-    text = Gemma4TextConfig.from_dict({**raw, "num_kv_shared_layers": 0})
+    # as if the layers had their own KV, which gives its shapes; the size of the table it has not is 0 in its file
+    text = Gemma4TextConfig.from_dict({**raw, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": None})
     if text.num_experts:
         raise ValueError("config.json: enable_moe_block is not supported in a drafter")
     if text.ple_size:
@@ -100,6 +101,6 @@ def check_fits(drafter: Gemma4AssistantConfig, target: Gemma4TextConfig) -> None
         pairs[f"RoPE of {layer.kind} layers"] = text.rope[layer.kind], target.rope[layer.kind]
         if layer.sliding:
             pairs["sliding window"] = text.sliding_window, target.sliding_window
-    differ = [f"{what} {mine}, the target's {theirs}" for what, (mine, theirs) in pairs.items() if mine != theirs]
+    differ = [f"{what}: {mine}, target {theirs}" for what, (mine, theirs) in pairs.items() if mine != theirs]
     if differ:
         raise ValueError(f"the drafter does not fit the target: {'; '.join(differ)}")

@@ -62,7 +62,7 @@ class ModelConfig:
         `json_override` is merged into config.json, objects key by key. `context_length` None means the model's own
         limit. Raises ValueError with one line for anything that cannot be served.
         """
-        raw = merge(_read_config(path), json_override or {})
+        raw = merge(_read_config(path, "model path"), json_override or {})
         architectures = _architectures(raw)
         parser = config_class(architectures)
         text_config = fields.mapping(raw, "text_config") or raw
@@ -99,18 +99,18 @@ class DrafterConfig:
     @classmethod
     def load(cls, path: str) -> "DrafterConfig":
         """Read `path`/config.json. Raises ValueError with one line for anything that is no drafter we can run."""
-        raw = _read_config(path)
+        raw = _read_config(path, "draft model path")
         architectures = _architectures(raw)
         return cls(path, architectures, drafter_config_class(architectures).from_dict(raw))
 
 
-def _read_config(path: str) -> dict:
-    """The folder's config.json."""
+def _read_config(path: str, what: str) -> dict:
+    """The folder's config.json; `what` names the path in an error."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"model path {path!r} is not a folder; give a local folder in Hugging Face format")
+        raise ValueError(f"{what} {path!r} is not a folder; give a local folder in Hugging Face format")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model path {path!r} has no config.json; give a local folder in Hugging Face format")
+        raise ValueError(f"{what} {path!r} has no config.json; give a local folder in Hugging Face format")
     return read_json(folder / "config.json")
 
 
