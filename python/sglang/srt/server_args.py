@@ -22,6 +22,7 @@ from sglang.srt.arg_fields import (
     between,
     build_parser,
     convert,
+    flag_of,
     kinds,
     name_of,
     nearest,
@@ -327,11 +328,7 @@ class ServerArgs:
                 "--schedule-policy lpm orders by cached prefix, which --disable-radix-cache removes; "
                 "use --schedule-policy fcfs or keep the cache"
             )
-        if self.speculative_algorithm is None:
-            for name in (name for name in kinds(type(self)) if name.startswith("speculative_")):
-                if getattr(self, name) is not None:
-                    yield f"--{name.replace('_', '-')} needs --speculative-algorithm NEXTN"
-        elif self.enable_mixed_chunk:
+        if self.speculative_algorithm is not None and self.enable_mixed_chunk:
             yield (
                 "--enable-mixed-chunk contradicts --speculative-algorithm: a step verifies drafts or computes prompts; "
                 "drop one of them"
@@ -528,8 +525,7 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     elif args.attention_backend == "triton" and device == "cpu":
         raise ValueError("--attention-backend triton needs a GPU; use torch_native or leave it out")
 
-    if args.speculative_algorithm is not None:
-        _resolve_speculation(args, values, choose)
+    _resolve_speculation(args, values, choose)
     if args.max_running_requests is None and args.speculative_algorithm is not None:
         choose("max_running_requests", 48, "default of speculation")
     elif args.max_running_requests is None:
@@ -571,6 +567,10 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
 
 def _resolve_speculation(args: ServerArgs, values: dict[str, Any], choose: Callable[[str, Any, str], None]) -> None:
     """Fill what speculation needs. Raises ValueError for numbers that do not fit together, and without a drafter."""
+    if args.speculative_algorithm is None:
+        for name in (name for name in values if name.startswith("speculative_") and values[name] is not None):
+            raise ValueError(f"{flag_of(name)} needs --speculative-algorithm NEXTN")
+        return
     numbers = args.speculative_num_steps, args.speculative_eagle_topk, args.speculative_num_draft_tokens
     names = "speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens"
     for name, given, value in zip(names, numbers, fill_numbers(*numbers), strict=True):

@@ -80,10 +80,8 @@ def make_kv_manager(args, model_config, runner):
 
     decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
     max_len = min(args.context_length, runner.full_size - decode_tokens + 1)
-    if args.chunked_prefill_size < 0 and runner.swa_size:
-        max_len = min(
-            max_len, runner.swa_size - decode_tokens + 1
-        )  # the whole prompt has sliding slots while it is computed
+    if args.chunked_prefill_size < 0 and runner.swa_size:  # the whole prompt has sliding slots while it is computed
+        max_len = min(max_len, runner.swa_size - decode_tokens + 1)
     kv = KVManager(
         runner.full_size,
         runner.swa_size,
