@@ -115,7 +115,7 @@ class ContextWorker:
         for b, row in enumerate(step.rows):
             start, part = int(step.seq_lens[b]) - count, slice(b * count, (b + 1) * count)
             positions = np.arange(start, start + count)
-            context = self._context(row, 0, start).tolist() + [int(self.last_tokens[row])]
+            context = self._context(row, 1, start).tolist() + [int(self.last_tokens[row])]
             places = [0, *sorted(self.random.sample(range(1, count), self.random.randrange(count)))]
             rubbish = np.full((count, 2), -7)
             for position, place in zip(positions, places, strict=False):

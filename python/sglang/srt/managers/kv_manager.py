@@ -44,6 +44,8 @@ class KVManager:
         self.full_table = np.zeros((max_rows + 1, width), dtype=np.int32)
         self.swa_table = np.zeros((max_rows + 1, width), dtype=np.int32)
         self.trim_every = min(TRIM_EVERY, window) if window else 0
+        # Sliding keys before the next token that a step may read: a token sees itself, a drafter the window before it.
+        self.look_back = (window if decode_tokens > 1 else window - 1) if window else 0
         # The most sliding slots one request can hold: a locked cached window, its own, and what is not trimmed yet.
         least = min(width, 2 * window + self.trim_every + decode_tokens) if window else 0
         if self.full_size < width:
@@ -129,7 +131,7 @@ class KVManager:
         if self.swa is None:
             return
         for req in reqs:
-            keep_from = req.computed - (self.window - 1)  # the next token's window starts here
+            keep_from = req.computed - self.look_back  # the next token's window starts here
             if keep_from - req.swa_start >= self.trim_every:
                 self._free_swa(req, req.swa_start, keep_from)
                 req.swa_start = keep_from
