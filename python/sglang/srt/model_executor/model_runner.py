@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.configs.gemma4_assistant import check_fits
-from sglang.srt.configs.model_config import DrafterConfig, ModelConfig
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.base import AttentionBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
@@ -50,14 +49,10 @@ class ModelRunner:
             free_before //= tp.size  # they share it
         speculation, drafter = args.speculation, None
         decode_tokens = speculation.num_draft_tokens if speculation else 1
-        if speculation:
-            drafter_config = DrafterConfig.load(args.speculative_draft_model_path)
-            check_fits(drafter_config.assistant, config.text)  # before the target takes its time
         self.model = load_model(config, args.load_format, self.device, tp)
         if speculation:
-            drafter = load_drafter(
-                drafter_config, config, self.model, args.load_format, config.torch_dtype, self.device, tp
-            )
+            path = args.speculative_draft_model_path
+            drafter = load_drafter(path, config, self.model, args.load_format, config.torch_dtype, self.device, tp)
         weights = sum(_bytes(module) for module in (self.model, drafter) if module is not None)
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
 
