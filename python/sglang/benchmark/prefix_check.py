@@ -33,6 +33,8 @@ class PrefixCheck:
     def __init__(self, bench: "Bench", cut_len: int, output_len: int):
         if bench.args.disable_radix_cache:
             raise ValueError("--correctness-test needs the prefix cache that --disable-radix-cache turns off")
+        if bench.args.speculation:
+            raise ValueError("--correctness-test compares tokens one by one; leave --speculative-algorithm out")
         self._bench = bench
         self._cut_len = cut_len
         self._output_len = output_len
@@ -79,10 +81,9 @@ class PrefixCheck:
             bench.kv, self._prompts, bench.args.chunked_prefill_size, top_logprobs=min(TOP, bench.config.vocab_size)
         ) as batch:
             outputs = [bench.worker.submit(step).result() for step in batch.prefill_steps()]
-            first = [logprob for output in outputs for logprob in output.output_logprobs or []]
-            columns = [first] + [
-                bench.worker.submit(batch.decode_step()).result().output_logprobs for _ in range(self._output_len - 1)
-            ]
+            first = [logprob for output in outputs for (logprob,) in output.output_logprobs or []]
+            later = [bench.worker.submit(batch.decode_step()).result() for _ in range(self._output_len - 1)]
+            columns = [first] + [[logprob for (logprob,) in output.output_logprobs] for output in later]
             taken = [req.cached_tokens for req in batch.reqs]
         bench.kv.check_idle()
         assert taken == [reused] * len(taken), f"{reused} prompt tokens were to come from the cache, {taken} did"

@@ -22,6 +22,7 @@ from sglang.srt.arg_fields import (
     between,
     build_parser,
     convert,
+    flag_of,
     kinds,
     name_of,
     nearest,
@@ -29,6 +30,7 @@ from sglang.srt.arg_fields import (
     specs,
     validate,
 )
+from sglang.srt.speculative.settings import POSITION_OFFSETS, SpeculationSettings, fill_numbers
 from sglang.srt.unsupported_flags import refusal
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ CACHE = "prefix cache"
 KERNELS = "device and kernels"
 LOGGING = "logging"
 PARALLEL = "parallelism"
+SPECULATION = "speculation"
 
 
 def _only_one(what: str):
@@ -280,6 +283,30 @@ class ServerArgs:
         check=_host_and_port, metavar="HOST:PORT",
     )  # fmt: skip
 
+    speculative_algorithm: str | None = arg(
+        None, help="Let a small model draft tokens and verify them (MTP); both names mean the same.",
+        group=SPECULATION, aliases=("--speculative-algo",), choices=("NEXTN", "EAGLE"), metavar="NAME",
+    )  # fmt: skip
+    speculative_draft_model_path: str | None = arg(
+        None, help="Folder of the target's drafter, a Gemma4Assistant checkpoint; the model in the package has one.",
+        group=SPECULATION, aliases=("--speculative-draft-model",), check=non_empty, metavar="PATH",
+    )  # fmt: skip
+    speculative_num_steps: int | None = arg(
+        None, help="Tokens drafted in a row (auto: 3).", group=SPECULATION, check=between(1, 32)
+    )
+    speculative_eagle_topk: int | None = arg(
+        None, help="Tokens drafted beside each other; more than 1 makes drafts trees (auto: 1).", group=SPECULATION,
+        check=between(1, 16),
+    )  # fmt: skip
+    speculative_num_draft_tokens: int | None = arg(
+        None, help="Tokens verified at a time, the newest one included (auto: steps + 1).", group=SPECULATION,
+        check=between(2, 256),
+    )  # fmt: skip
+    speculative_position_rule: str | None = arg(
+        None, help="Position of drafted tokens for the drafter, n being the number of tokens with KV (auto: n).",
+        group=SPECULATION, choices=tuple(POSITION_OFFSETS), metavar="RULE",
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         types_of = kinds(type(self))
         for name, spec in specs(type(self)).items():
@@ -305,6 +332,11 @@ class ServerArgs:
             yield (
                 "--schedule-policy lpm orders by cached prefix, which --disable-radix-cache removes; "
                 "use --schedule-policy fcfs or keep the cache"
+            )
+        if self.speculative_algorithm is not None and self.enable_mixed_chunk:
+            yield (
+                "--enable-mixed-chunk contradicts --speculative-algorithm: a step verifies drafts or computes prompts; "
+                "drop one of them"
             )
         if self.disable_cuda_graph and self.cuda_graph_max_bs is not None:
             yield "--cuda-graph-max-bs contradicts --disable-cuda-graph; drop one of them"
@@ -352,8 +384,20 @@ class ResolvedArgs(ServerArgs):
     api_key, chat_template, default_chat_template_kwargs, preferred_sampling_params (absent), tokenizer_path (skipped),
     prefill_max_requests (no limit), max_total_tokens on a GPU (known once the weights are loaded), cuda_graph_max_bs
     without graphs.
-    chunked_prefill_size stays -1 for no chunking. `device` is cpu or cuda.
+    chunked_prefill_size stays -1 for no chunking. `device` is cpu or cuda. Without speculation all of its fields are.
     """
+
+    @property
+    def speculation(self) -> SpeculationSettings | None:
+        """How drafts are made, None without them."""
+        if self.speculative_algorithm is None:
+            return None
+        return SpeculationSettings(
+            self.speculative_num_steps,
+            self.speculative_eagle_topk,
+            self.speculative_num_draft_tokens,
+            POSITION_OFFSETS[self.speculative_position_rule],
+        )
 
 
 def model_folder(args: ServerArgs) -> str:
@@ -495,7 +539,10 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
             "requests without a seed get %d",
             DETERMINISTIC_SEED,
         )
-    if args.max_running_requests is None:
+    _resolve_speculation(args, values, choose)
+    if args.max_running_requests is None and args.speculative_algorithm is not None:
+        choose("max_running_requests", 48, "default of speculation")
+    elif args.max_running_requests is None:
         choose("max_running_requests", 256 if device == "cuda" else 64, f"default of {device}")
     if values["attention_backend"] != "triton":
         if args.cuda_graph_max_bs is not None:
@@ -512,7 +559,9 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if args.chunked_prefill_size is None:
         size = default_chunked_prefill_size(device, memory_mib)
         choose("chunked_prefill_size", size, f"{device} with {memory_mib / MIB_PER_GIB:.0f} GiB")
-    if args.enable_mixed_chunk is None:
+    if args.enable_mixed_chunk is None and args.speculative_algorithm is not None:
+        choose("enable_mixed_chunk", False, "a step verifies drafts or computes prompts")
+    elif args.enable_mixed_chunk is None:
         on = values["chunked_prefill_size"] != -1
         choose("enable_mixed_chunk", on, "a decode step reads the weights a chunk needs anyway" if on else "no chunks")
     if args.mem_fraction_static is None:
@@ -528,6 +577,32 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if args.random_seed is None:
         choose("random_seed", secrets.randbelow(2**30), "none given")
     return ResolvedArgs(**values)
+
+
+def _resolve_speculation(args: ServerArgs, values: dict[str, Any], choose: Callable[[str, Any, str], None]) -> None:
+    """Fill what speculation needs. Raises ValueError for numbers that do not fit together, and without a drafter."""
+    if args.speculative_algorithm is None:
+        for name in (name for name in values if name.startswith("speculative_") and values[name] is not None):
+            raise ValueError(f"{flag_of(name)} needs --speculative-algorithm NEXTN")
+        return
+    numbers = args.speculative_num_steps, args.speculative_eagle_topk, args.speculative_num_draft_tokens
+    names = "speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens"
+    for name, given, value in zip(names, numbers, fill_numbers(*numbers), strict=True):
+        if given is None:
+            choose(name, value, "none given")
+    if args.speculative_position_rule is None:
+        choose("speculative_position_rule", "n", "as drafters are trained")
+    if args.speculative_draft_model_path is None:
+        from sglang.assets import shipped_drafter_path, shipped_model_path
+
+        if os.path.realpath(model_folder(args)) != os.path.realpath(shipped_model_path()):
+            raise ValueError(
+                "--speculative-algorithm needs --speculative-draft-model-path, the folder of this model's drafter"
+            )
+        choose("speculative_draft_model_path", str(shipped_drafter_path()), "the drafter of the model in the package")
+    if not args.disable_overlap_schedule:
+        choose("disable_overlap_schedule", True, "the next step depends on what is accepted")
+    SpeculationSettings(*(values[name] for name in names))
 
 
 if __name__ == "__main__":

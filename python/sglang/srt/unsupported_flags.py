@@ -7,7 +7,7 @@ A flag moves out of here when its field lands in server_args.py; a test checks t
 # Reasons that more than one flag shares.
 _LATER = "is not supported yet; leave it out"
 _ONE_GPU = "is not supported yet: the model runs on one device; leave it out"
-_NO_SPEC = "is not supported yet: there is no speculative decoding; leave it out"
+_NO_SPEC = "is not supported: a Gemma4Assistant drafter makes the drafts and they are verified exactly; leave it out"
 _TEXT_ONLY = "is not supported: only text is served; leave it out"
 _GRAPHS = "is not supported: decode steps have graphs, chosen by --cuda-graph-max-bs and --disable-cuda-graph"
 _NO_LORA = "is not supported: LoRA adapters are not served; leave it out"
@@ -48,9 +48,8 @@ _BY_REASON: dict[str, str] = {
         elastic_ep_backend pp_max_micro_batch_size
     """,
     _NO_SPEC: """
-        speculative_algorithm speculative_algo speculative_draft_model_path speculative_draft_model
-        speculative_draft_model_revision speculative_draft_load_format speculative_num_steps speculative_eagle_topk
-        speculative_num_draft_tokens speculative_accept_threshold_single speculative_accept_threshold_acc
+        speculative_draft_model_revision speculative_draft_load_format
+        speculative_accept_threshold_single speculative_accept_threshold_acc
         speculative_attention_mode speculative_token_map speculative_draft_attention_backend
         speculative_draft_model_quantization speculative_moe_runner_backend speculative_ngram_max_match_window_size
         enable_multi_layer_eagle

@@ -1,13 +1,19 @@
-"""A Scheduler on a real model, fed and read by hand (scheduler_harness.py): no processes or sockets."""
+"""A Scheduler on a real ModelRunner, in this process: the engine without sockets."""
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.managers.tp_worker import make_worker
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.server_args import ResolvedArgs, ServerArgs, resolve
 from sglang.test.scheduler_harness import Harness
+from sglang.test.tiny_models import VOCAB
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -20,26 +26,44 @@ class LoadedModel:
 
     def harness(self, **changes) -> Harness:
         """A scheduler with an empty cache, set up as the arguments say; `changes` are Harness's own arguments."""
+        args, runner = self.args, self.runner
+        decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
         settings = dict(
-            full_size=self.runner.full_size,
-            swa_size=self.runner.swa_size,
-            window=self.config.sliding_window if self.runner.swa_size else None,
-            rows=self.args.max_running_requests,
-            max_len=min(self.args.context_length, self.runner.full_size),
-            chunk=self.args.chunked_prefill_size,
-            mixed=self.args.enable_mixed_chunk,
-            overlap=not self.args.disable_overlap_schedule,
-            cache=not self.args.disable_radix_cache,
-            conservativeness=self.args.schedule_conservativeness,
+            full_size=runner.full_size,
+            swa_size=runner.swa_size,
+            window=self.config.sliding_window if runner.swa_size else None,
+            rows=args.max_running_requests,
+            max_len=min(args.context_length, runner.full_size - decode_tokens + 1),
+            chunk=args.chunked_prefill_size,
+            mixed=args.enable_mixed_chunk,
+            overlap=not args.disable_overlap_schedule,
+            cache=not args.disable_radix_cache,
+            conservativeness=args.schedule_conservativeness,
             vocab_size=self.config.vocab_size,
-            worker=make_worker(self.runner, self.args.device),
+            decode_tokens=decode_tokens,
+            worker=make_worker(runner, args.device),
         )
         return Harness(**(settings | changes))
 
 
-def load(path: str | Path, device: str, **settings) -> LoadedModel:
+def load(path: str | Path, **settings) -> LoadedModel:
     """`settings` are server arguments by their Python names."""
-    typed = ServerArgs.from_kwargs(model_path=str(path), device=device, random_seed=1, **settings)
+    typed = ServerArgs.from_kwargs(model_path=str(path), device=DEVICE, random_seed=1, **settings)
     config = ModelConfig.load(str(path), None, None, "auto")
-    args = resolve(typed, config, device)
+    args = resolve(typed, config, DEVICE)
     return LoadedModel(ModelRunner(args, config), args, config)
+
+
+def engine(path: str | Path, **settings) -> Harness:
+    """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
+    if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
+        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
+    return load(path, **settings).harness()
+
+
+def prompts() -> list[list[int]]:
+    """Lengths on both sides of window and chunk sizes; some share a prefix, two are equal."""
+    rng = random.Random(3)
+    shared = rng.choices(range(3, VOCAB), k=37)
+    some = [rng.choices(range(3, VOCAB), k=n) for n in (1, 5, 16, 17, 60)]
+    return some + [shared, shared + [7, 8], shared[:20] + some[1], shared]

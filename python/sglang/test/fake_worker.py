@@ -5,6 +5,7 @@ exactly its own tokens through its slots, and makes the next token a function of
 two owners, freed too early or shared wrongly either fails a check or changes the output. NullWorker costs nothing.
 """
 
+import random
 import zlib
 
 import numpy as np
@@ -40,15 +41,31 @@ def expected_output(
 
 
 class ContextWorker:
-    """`window`: W keys including the query's own, None for a model without sliding layers."""
+    """`window`: W keys including the query's own, None for a model without sliding layers.
 
-    def __init__(self, full_size: int, swa_size: int, window: int | None, rows: int, max_len: int, vocab_size: int):
+    `decode_tokens` > 1: decode steps verify drafts of that many tokens, of which a random number is right, at random
+    places (as in a tree), and the slots of the others hold rubbish.
+    """
+
+    def __init__(
+        self,
+        full_size: int,
+        swa_size: int,
+        window: int | None,
+        rows: int,
+        max_len: int,
+        vocab_size: int,
+        decode_tokens: int = 1,
+    ):
+        self.decode_tokens = decode_tokens
+        self.random = random.Random(0)
         self.window = window
         self.vocab_size = vocab_size
         self.full_kv = np.full((full_size + 1, 2), -1, dtype=np.int64)  # slot -> token, position
         self.swa_kv = np.full((swa_size + 1, 2), -1, dtype=np.int64)
-        self.full_table = np.zeros((rows + 1, max_len), dtype=np.int64)
-        self.swa_table = np.zeros((rows + 1, max_len), dtype=np.int64)
+        width = max_len + decode_tokens - 1
+        self.full_table = np.zeros((rows + 1, width), dtype=np.int64)
+        self.swa_table = np.zeros((rows + 1, width), dtype=np.int64)
         self.last_tokens = np.zeros(rows + 1, dtype=np.int64)
         self.steps = 0
         self.prefill_tokens = 0
@@ -62,6 +79,8 @@ class ContextWorker:
             end = write.start + len(write.full_slots)
             self.full_table[write.row, write.start : end] = write.full_slots
             self.swa_table[write.row, write.start : end] = write.swa_slots
+        if self.decode_tokens > 1 and not step.num_extends:
+            return Done(self._verify(step))
         ids = np.concatenate([step.prefill_ids, self.last_tokens[step.rows[step.num_extends :]]])
         starts = np.cumsum(step.extend_lens) - step.extend_lens
         assert len(ids) == step.extend_lens.sum() == len(step.out_cache_loc)
@@ -79,19 +98,48 @@ class ContextWorker:
         contexts = [self._read(b, step) for b in range(len(step.rows))]
         next_ids = [next_token(contexts[i], self.vocab_size) for i in step.sampled]
         self.last_tokens[step.rows[step.sampled]] = next_ids
-        output = StepOutput(next_ids)
+        output = StepOutput([[token] for token in next_ids])
         if step.output_logprobs is not None:
             output.output_logprobs = [
-                None if w is None else TokenLogprob(-float(t), None, None)
+                None if w is None else [TokenLogprob(-float(t), None, None)]
                 for w, t in zip(step.output_logprobs, next_ids, strict=True)
             ]
         for wanted in step.prompt_logprobs:  # minus the id of the token itself: tests can see which one was meant
             output.prompt_logprobs.append([TokenLogprob(-float(t), None, None) for t in wanted.next_ids])
         return Done(output)
 
+    def _verify(self, step: StepInput) -> StepOutput:
+        count = self.decode_tokens
+        assert (step.extend_lens == count).all() and len(set(step.out_cache_loc)) == count * len(step.rows)
+        output = StepOutput([], [] if step.output_logprobs is not None else None, kept=[])
+        for b, row in enumerate(step.rows):
+            start, part = int(step.seq_lens[b]) - count, slice(b * count, (b + 1) * count)
+            positions = np.arange(start, start + count)
+            context = self._context(row, 1, start).tolist() + [int(self.last_tokens[row])]
+            places = [0, *sorted(self.random.sample(range(1, count), self.random.randrange(count)))]
+            rubbish = np.full((count, 2), -7)
+            for position, place in zip(positions, places, strict=False):
+                rubbish[place] = context[-1], position
+                context.append(next_token(context, self.vocab_size))
+            self.full_table[row, positions] = step.out_cache_loc[part]
+            self.full_kv[step.out_cache_loc[part]] = rubbish
+            if self.window is not None:
+                self.swa_table[row, positions] = step.out_cache_loc_swa[part]
+                self.swa_kv[step.out_cache_loc_swa[part]] = rubbish
+            output.next_ids.append(context[start + 1 :])
+            output.kept.append(places)
+            self.last_tokens[row] = context[-1]
+            if step.output_logprobs is not None:
+                wanted = step.output_logprobs[b] is not None
+                entries = [TokenLogprob(-float(t), None, None) for t in output.next_ids[-1]]
+                output.output_logprobs.append(entries if wanted else None)
+        return output
+
     def _read(self, b: int, step: StepInput) -> np.ndarray:
-        """The request's context through its slots, after checking each of them."""
-        row, count, end = step.rows[b], step.extend_lens[b], step.seq_lens[b]
+        return self._context(step.rows[b], step.extend_lens[b], step.seq_lens[b])
+
+    def _context(self, row: int, count: int, end: int) -> np.ndarray:
+        """The first `end` tokens of a request, whose last `count` are queries, through its slots; checks each slot."""
         content = self.full_kv[self.full_table[row, :end]]
         assert (content[:, 1] == np.arange(end)).all(), f"row {row}: full slots hold positions {content[:, 1]}"
         if self.window is not None:
@@ -107,4 +155,4 @@ class NullWorker:
     """Answers every step at once with token 1."""
 
     def submit(self, step: StepInput) -> Done:
-        return Done(StepOutput([1] * len(step.sampled)))
+        return Done(StepOutput([[1]] * len(step.sampled)))

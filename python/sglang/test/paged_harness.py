@@ -14,12 +14,23 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
 class PagedHarness:
-    """A model, its pools (`max_tokens` slots each) and slot tables for `max_requests` requests."""
+    """A model, its pools (`max_tokens` slots each) and slot tables for `max_requests` requests.
+
+    `drafted` keeps one more sliding slot: a drafter's query has no KV, so its window begins a token earlier than that
+    of the next token.
+    """
 
     def __init__(
-        self, model: nn.Module, config: ModelConfig, max_requests: int = 8, max_tokens: int = 1024, device: str = "cpu"
+        self,
+        model: nn.Module,
+        config: ModelConfig,
+        max_requests: int = 8,
+        max_tokens: int = 1024,
+        device: str = "cpu",
+        drafted: bool = False,
     ):
         self.model, self.config, self.device = model, config, torch.device(device)
+        self.drafted = drafted
         self.pool = HybridKVPool(
             [layer.on_rank(model.tp) for layer in config.kv_layers],
             max_tokens,
@@ -33,6 +44,7 @@ class PagedHarness:
         generator = torch.Generator().manual_seed(0)
         self.free = [(torch.randperm(max_tokens, generator=generator) + 1).tolist() for _ in self.tables]
         self.lengths = [0] * max_requests
+        self.last_hidden: dict[int, Tensor] = {}  # by row, that of its last token [H], after the model's last norm
 
     @torch.no_grad()
     def step(self, rows: dict[int, list[int]], num_extends: int | None = None) -> dict[int, Tensor]:
@@ -52,10 +64,20 @@ class PagedHarness:
                 taken += new
         batch = self._batch(rows, starts, slots, num_extends)
         self.backend.prepare(batch)
-        logits = self.model.compute_logits(self.model(batch.input_ids, batch.positions, batch))
+        hidden = self.model(batch.input_ids, batch.positions, batch)
+        logits = self.model.compute_logits(hidden)
         for row in rows:
             self._slide(row)
-        return dict(zip(rows, logits.split([len(ids) for ids in rows.values()]), strict=True))
+        lengths = [len(ids) for ids in rows.values()]
+        self.last_hidden.update((row, part[-1]) for row, part in zip(rows, hidden.split(lengths), strict=True))
+        return dict(zip(rows, logits.split(lengths), strict=True))
+
+    def drafter_batch(self, rows: list[int]) -> ForwardBatch:
+        """Decodes of these requests over the KV they have: a drafter's steps, which write none. Prepared."""
+        last = {row: self.lengths[row] - 1 for row in rows}
+        batch = self._batch({row: [0] for row in rows}, last, [[0] * len(rows)] * 2, num_extends=0)
+        self.backend.prepare(batch)
+        return batch
 
     def _batch(
         self, rows: dict[int, list[int]], starts: dict[int, int], slots: list[list[int]], num_extends: int
@@ -90,7 +112,7 @@ class PagedHarness:
         if window is None:
             return
         table = self.tables[1]
-        dead = table[row, : max(0, self.lengths[row] + 1 - window)]
+        dead = table[row, : max(0, self.lengths[row] + 1 - window - self.drafted)]
         slots = dead[dead > 0].tolist()
         dead.zero_()
         for k, v in self.pool.swa.buffers.values():

@@ -43,10 +43,11 @@ class Harness:
         max_queued: int | None = None,
         conservativeness: float = 1.0,
         vocab_size: int = VOCAB,
+        decode_tokens: int = 1,
         worker=None,
     ):
-        self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, vocab_size)
-        self.kv = KVManager(full_size, swa_size, window, rows, max_len, enable_cache=cache)
+        self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, vocab_size, decode_tokens)
+        self.kv = KVManager(full_size, swa_size, window, rows, max_len, cache, decode_tokens)
         self.inbox: list[Message] = []
         self.other: list[Message] = []
         self.received: dict[str, Received] = {}

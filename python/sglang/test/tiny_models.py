@@ -68,6 +68,36 @@ def make_tiny_gemma4(
     return _save(model, Path(path), dtype, tokenizer)
 
 
+def make_tiny_assistant(
+    path: str | Path, target: str, ordered: bool = False, dtype: torch.dtype = torch.bfloat16, seed: int = 1
+) -> Path:
+    """Save a random MTP drafter for make_tiny_gemma4's model of variant `target` to `path`; `ordered`: with a centroid
+    head (64 of the 512 tokens are candidates)."""
+    from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4TextConfig
+
+    sizes = {**_BASE, **GEMMA4_VARIANTS[target]}
+    shared = ("num_key_value_heads", "num_global_key_value_heads", "attention_k_eq_v", "sliding_window")
+    text = {
+        **_BASE,
+        **{name: sizes[name] for name in shared if name in sizes},
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": sizes["num_attention_heads"] // (1 if "attention_k_eq_v" in sizes else 2),
+        "vocab_size_per_layer_input": 0,
+        "final_logit_softcapping": None,
+    }
+    config = Gemma4AssistantConfig(
+        text_config=Gemma4TextConfig(**text),
+        backbone_hidden_size=sizes["hidden_size"],
+        use_ordered_embeddings=ordered,
+        num_centroids=32,
+        centroid_intermediate_top_k=4,
+    )
+    torch.manual_seed(seed)
+    model = Gemma4AssistantForCausalLM(config)
+    return _save(model, Path(path), dtype, tokenizer=False, q_scale=0.4)  # chained steps multiply noise
+
+
 def make_tiny_llama(
     path: str | Path,
     variant: str = "llama",
@@ -134,16 +164,21 @@ def _ties_to_lowest_id(router: nn.Module, inputs: tuple, outputs: tuple) -> tupl
 
 
 @torch.no_grad()
-def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool) -> Path:
+def _save(model: nn.Module, path: Path, dtype: torch.dtype, tokenizer: bool, q_scale: float = 1.0) -> Path:
+    """`q_scale` multiplies the weights of q_norm: below 1 attention is less sharp."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if "inv_freq" in name or "embed_scale" in name:
             continue  # derived, not saved
-        if "layer_scalar" in name:
+        if "token_ordering" in name:
+            tensor.copy_(torch.randperm(len(tensor)))
+        elif "layer_scalar" in name:
             tensor.uniform_(0.7, 1.3)
         elif name.endswith(".bias"):
             tensor.normal_(0, 0.2)
         elif "q_norm" in name or "k_norm" in name:
             tensor.uniform_(0.4, 0.9)  # scores are not scaled down: at 1.4 a softmax this sharp amplifies the noise
+            if "q_norm" in name:
+                tensor.mul_(q_scale)
         elif name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
             tensor.uniform_(2, 4)  # layers outweigh the embedding, or a tied head only repeats the last token
         elif tensor.dim() == 1:  # norms and scales

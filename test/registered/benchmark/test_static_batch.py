@@ -28,9 +28,11 @@ def prompts(*lengths: int, seed: int = 0) -> list[np.ndarray]:
 def run(worker: ContextWorker, batch: StaticBatch, output_len: int) -> list[list[int]]:
     """Each request's tokens. A prompt's first token comes with the step that ends it."""
     with batch:
-        first = [token for step in batch.prefill_steps() for token in worker.submit(step).result().next_ids]
+        first = [ids[0] for step in batch.prefill_steps() for ids in worker.submit(step).result().next_ids]
         columns = [first]
-        columns += [worker.submit(batch.decode_step()).result().next_ids for _ in range(output_len - 1)]
+        columns += [
+            [ids[0] for ids in worker.submit(batch.decode_step()).result().next_ids] for _ in range(output_len - 1)
+        ]
     return [list(tokens) for tokens in zip(*columns, strict=True)]
 
 

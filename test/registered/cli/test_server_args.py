@@ -57,6 +57,12 @@ GOOD = {
     "nnodes": ("1", 1),
     "node_rank": ("0", 0),
     "dist_init_addr": ("10.0.0.1:5000", "10.0.0.1:5000"),
+    "speculative_algorithm": ("NEXTN", "NEXTN"),
+    "speculative_draft_model_path": ("/d", "/d"),
+    "speculative_num_steps": ("5", 5),
+    "speculative_eagle_topk": ("3", 3),
+    "speculative_num_draft_tokens": ("12", 12),
+    "speculative_position_rule": ("n-1", "n-1"),
 }
 BAD = {
     "load_format": "pt",
@@ -93,6 +99,12 @@ BAD = {
     "nnodes": "0",
     "node_rank": "-1",
     "dist_init_addr": "host:0",
+    "speculative_algorithm": "EAGLE3",
+    "speculative_draft_model_path": "",
+    "speculative_num_steps": "0",
+    "speculative_eagle_topk": "0",
+    "speculative_num_draft_tokens": "1",
+    "speculative_position_rule": "n+1",
 }
 MODEL = SimpleNamespace(
     context_len=4096, dtype="bfloat16", sliding_window=128, vocab_size=2048, architectures=["Gemma4ForCausalLM"]
@@ -152,6 +164,7 @@ def test_a_bad_value_is_one_line_that_names_the_flag(name: str, capsys):
         (["--disable-radix-cache", "--schedule-policy", "lpm"], "fcfs"),
         (["--skip-tokenizer-init", "--chat-template", "x"], "--skip-tokenizer-init"),
         (["--disable-cuda-graph", "--cuda-graph-max-bs", "4"], "drop one of them"),
+        (["--speculative-algorithm", "NEXTN", "--enable-mixed-chunk"], "drop one of them"),
     ],
 )
 def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
@@ -162,7 +175,7 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
     "flag",
     [
         "--lora-paths",
-        "--speculative-algorithm",
+        "--speculative-accept-threshold-single",
         "--enable-metrics",
         "--kv-cache-dtype",
         "--dp-size",
@@ -242,6 +255,48 @@ def test_resolve_without_a_tokenizer():
 def test_resolve_refuses_a_context_beyond_the_model():
     with pytest.raises(ValueError, match="at most 4096"):
         resolve(ServerArgs(model_path="/m", context_length=5000), MODEL, "cpu", memory_mib=1024)
+
+
+NEXTN = {"speculative_algorithm": "NEXTN"}
+
+
+@pytest.mark.parametrize(
+    "typed,numbers",
+    [
+        ({}, (3, 1, 4)),
+        ({"speculative_num_steps": 5}, (5, 1, 6)),
+        ({"speculative_num_steps": 5, "speculative_eagle_topk": 3, "speculative_num_draft_tokens": 12}, (5, 3, 12)),
+    ],
+)
+def test_resolve_fills_what_speculation_needs(typed: dict, numbers: tuple[int, int, int]):
+    args = resolve(ServerArgs(**NEXTN, **typed), MODEL, "cpu", memory_mib=1024)
+    settings = args.speculation
+    assert (settings.num_steps, settings.topk, settings.num_draft_tokens, settings.position_offset) == (*numbers, 0)
+    assert args.max_running_requests == 48 and args.disable_overlap_schedule and not args.enable_mixed_chunk
+    assert args.speculative_draft_model_path.endswith("gemma-4-mini-it-assistant")
+    assert resolve(ServerArgs(), MODEL, "cpu", memory_mib=1024).speculation is None
+
+
+@pytest.mark.parametrize(
+    "typed,message",
+    [
+        (NEXTN | {"model_path": "/m"}, "needs --speculative-draft-model-path, the folder of this model's drafter"),
+        ({"speculative_num_steps": 5}, "--speculative-num-steps needs --speculative-algorithm NEXTN"),
+        (NEXTN | {"speculative_eagle_topk": 1}, "need --speculative-num-steps"),
+        (NEXTN | {"speculative_num_steps": 2, "speculative_eagle_topk": 2}, "needs --speculative-num-draft-tokens"),
+        (
+            NEXTN | {"speculative_num_steps": 5, "speculative_num_draft_tokens": 5},
+            "a draft has --speculative-num-steps",
+        ),
+        (
+            NEXTN | {"speculative_num_steps": 2, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 8},
+            "2 steps of topk 2 give 3 to 7",
+        ),
+    ],
+)
+def test_resolve_refuses_speculation_that_cannot_be(typed: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        resolve(ServerArgs(**typed), MODEL, "cpu", memory_mib=1024)
 
 
 def test_graphs_cover_the_largest_batch_there_can_be():

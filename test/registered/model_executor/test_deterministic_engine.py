@@ -18,15 +18,14 @@ from sglang.assets import shipped_model_path
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test import word_problems
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
-from sglang.test.engine_harness import LoadedModel, load
+from sglang.test.engine_harness import DEVICE, LoadedModel, load
 from sglang.test.scheduler_harness import Harness
 
 register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 register_cuda_ci(est_time=300, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COUNT, NEW_TOKENS = (64, 64) if DEVICE == "cuda" else (32, 12)
+COUNT, NEW_TOKENS = (64, 64) if DEVICE == "cuda" else (24, 12)
 WINDOW = 128  # of the shipped model's sliding layers
 VOCAB = 2048
 
@@ -48,13 +47,13 @@ class Setting:
 
 
 SETTINGS = {
-    "alone_in_small_chunks": Setting(harness={"rows": 1, "chunk": 16, "cache": False}),
+    "one_at_a_time": Setting(harness={"rows": 1, "chunk": 48}),
     "all_at_once": Setting(),
     "warm": Setting(harness={"chunk": 64}, rounds=2),
     "small_chunks": Setting(harness={"chunk": 16, "rows": 24}),
     "no_overlap": Setting(harness={"overlap": False, "chunk": 100}),
     "unmixed": Setting(harness={"mixed": False, "chunk": 64}),
-    "pressure": Setting(harness={"full_size": 900, "chunk": 64, "conservativeness": 0.05}),
+    "pressure": Setting(harness={"full_size": 900, "max_len": 800, "chunk": 64, "conservativeness": 0.05}),
 }
 if DEVICE == "cuda":
     SETTINGS["no_graphs"] = Setting(server={"disable_cuda_graph": True})
@@ -68,10 +67,8 @@ class Request:
 
 
 @cache
-def model(deterministic: bool = True, **server) -> LoadedModel:
-    return load(
-        shipped_model_path(), DEVICE, enable_deterministic_inference=deterministic, max_total_tokens=30_000, **server
-    )
+def model(**server) -> LoadedModel:
+    return load(shipped_model_path(), enable_deterministic_inference=True, max_total_tokens=30_000, **server)
 
 
 @cache
@@ -171,7 +168,7 @@ def test_a_conversation_goes_on_from_generated_tokens():
 
 def test_without_the_flag_the_company_shows():
     """What the tests above would miss, they would miss here too."""
-    loaded = load(shipped_model_path(), DEVICE, max_total_tokens=30_000)
+    loaded = load(shipped_model_path(), max_total_tokens=30_000)
     try:
         want = one_by_one(loaded, requests())
         (got,) = together(loaded.harness(), requests())

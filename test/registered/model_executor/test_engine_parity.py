@@ -1,7 +1,6 @@
 """Scheduler and ModelRunner together against transformers: however a request is chunked, batched, cached, retracted and
 resumed, its greedy tokens are those of one plain forward in transformers, and its log-probabilities agree."""
 
-import random
 import sys
 from functools import cache
 
@@ -10,15 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma4ForCausalLM
 
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
-from sglang.test.engine_harness import load
-from sglang.test.scheduler_harness import Harness
-from sglang.test.tiny_models import VOCAB, make_tiny_gemma4, make_tiny_llama
+from sglang.test.engine_harness import engine, prompts
+from sglang.test.tiny_models import make_tiny_gemma4, make_tiny_llama
 
 register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VARIANTS = [
     "moe_top2",
     "moe_top4",
@@ -60,21 +57,6 @@ def oracle(folder):
         return cls.from_pretrained(folder(variant), dtype=torch.float32).eval()
 
     return load
-
-
-def engine(path, **settings) -> Harness:
-    """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
-    if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
-        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
-    return load(path, DEVICE, **settings).harness()
-
-
-def prompts() -> list[list[int]]:
-    """Lengths on both sides of window and chunk sizes; some share a prefix, two are equal."""
-    rng = random.Random(3)
-    shared = rng.choices(range(3, VOCAB), k=37)
-    some = [rng.choices(range(3, VOCAB), k=n) for n in (1, 5, 16, 17, 60)]
-    return some + [shared, shared + [7, 8], shared[:20] + some[1], shared]
 
 
 @torch.no_grad()

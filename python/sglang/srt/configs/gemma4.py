@@ -19,19 +19,21 @@ DEFAULT_ROPE = {
 
 @dataclass(frozen=True)
 class Gemma4LayerConfig:
-    """What one decoder layer is. `kv_layer` is the layer whose KV it reads: itself, or its donor (KV sharing)."""
+    """What one decoder layer is. `kv_layer` is the layer whose KV it reads: itself (`owns_kv`), its donor (KV sharing),
+    or in a drafter a layer of the target."""
 
     index: int
     sliding: bool
     head_dim: int
     num_kv_heads: int
+    owns_kv: bool
     kv_layer: int
     k_eq_v: bool
     intermediate_size: int
 
     @property
-    def owns_kv(self) -> bool:
-        return self.kv_layer == self.index
+    def kind(self) -> str:
+        return SLIDING if self.sliding else FULL
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Gemma4TextConfig:
             if layer.owns_kv
         ]
 
+    @property
+    def donors(self) -> dict[str, Gemma4LayerConfig]:
+        """By kind, the last layer with its own KV: what KV-shared layers read, and a drafter's."""
+        return {layer.kind: layer for layer in self.layers if layer.owns_kv}
+
     @classmethod
     def from_dict(cls, raw: dict) -> "Gemma4TextConfig":
         """From the raw text config. Raw, because transformers 5.17 hides global_head_dim in per-layer objects.
@@ -90,6 +97,7 @@ class Gemma4TextConfig:
         top_k = fields.integer(raw, "top_k_experts") if moe else 0
         if top_k > num_experts:
             raise ValueError(f"config.json: top_k_experts {top_k} exceeds num_experts {num_experts}")
+        ple_size = _ple_size(raw)
         rope = fields.mapping(raw, "rope_parameters") or DEFAULT_ROPE
         softcap = raw.get("final_logit_softcapping")
         vocab_size = fields.integer(raw, "vocab_size", 262_144)
@@ -106,8 +114,8 @@ class Gemma4TextConfig:
             sliding_window=fields.integer(raw, "sliding_window", 512),
             max_position=fields.integer(raw, "max_position_embeddings", 131_072),
             final_logit_softcap=None if softcap is None else fields.number(raw, "final_logit_softcapping"),
-            ple_size=_ple_size(raw),
-            ple_vocab_size=fields.integer(raw, "vocab_size_per_layer_input", 262_144),
+            ple_size=ple_size,
+            ple_vocab_size=fields.integer(raw, "vocab_size_per_layer_input", 262_144) if ple_size else 0,
             num_experts=num_experts,
             top_k_experts=top_k,
             moe_intermediate_size=fields.integer(raw, "moe_intermediate_size") if moe else 0,
@@ -147,6 +155,7 @@ def _layers(raw: dict) -> tuple[Gemma4LayerConfig, ...]:
                 sliding=kind == SLIDING,
                 head_dim=fields.integer(shape, "head_dim", 256, minimum=2),
                 num_kv_heads=fields.integer(shape, "num_key_value_heads"),
+                owns_kv=not shared,
                 kv_layer=len(own_types) - 1 - own_types[::-1].index(kind) if shared else i,
                 k_eq_v=k_eq_v and kind == FULL,
                 intermediate_size=2 * width if double_wide and shared else width,

@@ -1,5 +1,5 @@
-"""ModelConfig: what a checkpoint folder says about its model, read once and frozen. It opens JSON files only, runs no
-code from the folder and knows nothing of devices or weights."""
+"""ModelConfig and DrafterConfig: what a checkpoint folder says about its model, read once and frozen. They open JSON
+files only, run no code from the folder and know nothing of devices or weights."""
 
 import json
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ import torch
 
 from sglang.srt.configs import fields
 from sglang.srt.configs.kv_layers import KVLayerSpec
-from sglang.srt.models.registry import config_class
+from sglang.srt.models.registry import config_class, drafter_config_class
 
 if TYPE_CHECKING:
     from sglang.srt.configs.gemma4 import Gemma4TextConfig
+    from sglang.srt.configs.gemma4_assistant import Gemma4AssistantConfig
     from sglang.srt.configs.llama import LlamaConfig
 
-__all__ = ["KVLayerSpec", "ModelConfig"]
+__all__ = ["DrafterConfig", "KVLayerSpec", "ModelConfig"]
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -61,19 +62,12 @@ class ModelConfig:
         `json_override` is merged into config.json, objects key by key. `context_length` None means the model's own
         limit. Raises ValueError with one line for anything that cannot be served.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            raise ValueError(f"model path {path!r} is not a folder; give a local folder in Hugging Face format")
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"model path {path!r} has no config.json; give a local folder in Hugging Face format")
-        raw = merge(read_json(folder / "config.json"), json_override or {})
-        architectures = raw.get("architectures")
-        if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-            raise ValueError(f"config.json: architectures must be a list of names, got {architectures!r}")
+        raw = merge(_read_config(path, "model path"), json_override or {})
+        architectures = _architectures(raw)
         parser = config_class(architectures)
         text_config = fields.mapping(raw, "text_config") or raw
         text = parser.from_dict(text_config)
-        generation = folder / "generation_config.json"
+        generation = Path(path) / "generation_config.json"
         generation_config = read_json(generation) if generation.is_file() else {}
         torch_dtype = _dtype(dtype, raw, text_config)
         return cls(
@@ -92,6 +86,39 @@ class ModelConfig:
             sliding_window=text.window,
             kv_layers=text.kv_layers,
         )
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """A drafter's folder. Dtype, context and KV are its target's; `assistant` is what config.json says."""
+
+    path: str
+    architectures: list[str]
+    assistant: "Gemma4AssistantConfig"
+
+    @classmethod
+    def load(cls, path: str) -> "DrafterConfig":
+        """Read `path`/config.json. Raises ValueError with one line for anything that is no drafter we can run."""
+        raw = _read_config(path, "draft model path")
+        architectures = _architectures(raw)
+        return cls(path, architectures, drafter_config_class(architectures).from_dict(raw))
+
+
+def _read_config(path: str, what: str) -> dict:
+    """The folder's config.json; `what` names the path in an error."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"{what} {path!r} is not a folder; give a local folder in Hugging Face format")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{what} {path!r} has no config.json; give a local folder in Hugging Face format")
+    return read_json(folder / "config.json")
+
+
+def _architectures(raw: dict) -> list[str]:
+    names = raw.get("architectures")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"config.json: architectures must be a list of names, got {names!r}")
+    return names
 
 
 def read_json(path: Path) -> dict:

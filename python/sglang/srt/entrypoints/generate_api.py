@@ -170,6 +170,8 @@ class GenerateApi:
             "weight_version": "default",
             "num_retractions": g.num_retractions,
         }
+        if (steps := self._manager.info.speculative_num_steps) is not None:
+            meta |= draft_info(g, steps)
         if g.finish is not None:
             meta["e2e_latency"] = g.ended - g.created
         if g.prompt.return_logprob:
@@ -197,6 +199,23 @@ class GenerateApi:
                 values and [row(value, token_id) for value, token_id in zip(values, wanted, strict=True)]
                 for values in selections
             ]
+
+
+def draft_info(g: Generation, steps: int) -> dict:
+    """How the request's drafts of `steps` tokens fared, by upstream's names. The accept length counts the token that
+    the target adds."""
+    histogram = g.verified_drafts or []
+    verified = sum(histogram)
+    correct = sum(tokens * drafts for tokens, drafts in enumerate(histogram))
+    proposed = verified * steps
+    return {
+        "spec_accept_rate": correct / proposed if verified else 0.0,
+        "spec_accept_length": 1 + correct / verified if verified else 1.0,
+        "spec_verify_ct": verified,
+        "spec_num_correct_drafts": correct,
+        "spec_num_proposed_drafts": proposed,
+        "spec_correct_drafts_histogram": histogram + [0] * (steps + 1 - len(histogram)),
+    }
 
 
 def finish_reason(g: Generation) -> dict | None:

@@ -1,9 +1,10 @@
-"""From hidden states to logits: the tied or own head, and Gemma's softcap."""
+"""From hidden states to logits: the tied or own head, of all tokens or of some, and Gemma's softcap."""
 
 from torch import Tensor
 
 from sglang.srt.batch_invariant_ops import linear
 from sglang.srt.distributed.tensor_parallel import TensorParallel
+from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 
 
 def softcap_reference(logits: Tensor, cap: float) -> Tensor:
@@ -21,3 +22,16 @@ def head_logits(hidden: Tensor, head_weight: Tensor, cap: float | None, tp: Tens
     unless `cap` is None."""
     logits = tp.all_gather(linear(hidden, head_weight))
     return logits if cap is None else softcap(logits, cap)
+
+
+def candidate_logits(hidden: Tensor, ids: Tensor, head: VocabEmbedding) -> Tensor:
+    """hidden [N, H], ids [N, C] int64 -> logits [N, C] of those tokens in the model dtype, on every rank."""
+    if head.tp.size == 1:
+        return _products(hidden, head.weight[ids])
+    mine = (ids >= head.first) & (ids < head.end)
+    # one rank adds a logit and the others zeros, so the sum is exact
+    return head.tp.all_reduce(_products(hidden, head.weight[(ids - head.first) * mine]) * mine)
+
+
+def _products(hidden: Tensor, rows: Tensor) -> Tensor:  # [N, H], [N, C, H] -> [N, C]
+    return (rows @ hidden.unsqueeze(-1)).squeeze(-1)

@@ -97,6 +97,7 @@ def _text_output(out: TokenOutput, text: str) -> TextOutput:
         num_retractions=out.num_retractions,
         output_logprobs=out.output_logprobs,
         input_logprobs=out.input_logprobs,
+        verified_drafts=out.verified_drafts,
     )
 
 

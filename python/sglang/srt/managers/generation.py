@@ -69,6 +69,7 @@ class Generation:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.num_retractions = 0
+        self.verified_drafts: list[int] | None = None  # entry i: drafts of which i tokens were accepted
 
     def add(self, out: TextOutput) -> None:
         self.text += out.text_delta
@@ -76,6 +77,7 @@ class Generation:
         self.completion_tokens = out.completion_tokens
         self.cached_tokens = out.cached_tokens
         self.num_retractions = out.num_retractions
+        self.verified_drafts = out.verified_drafts
         if out.input_logprobs is not None:
             self.input_logprobs = out.input_logprobs
         if out.output_logprobs is not None:

@@ -121,6 +121,7 @@ class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     num_retractions: int = 0
     output_logprobs: Logprobs | None = None  # of new_ids
     input_logprobs: Logprobs | None = None  # once, with the first output
+    verified_drafts: list[int] | None = None  # so far; entry i: drafts of which i tokens were accepted
 
 
 class BatchTokenOutput(Message):
@@ -179,6 +180,7 @@ class TextOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     num_retractions: int = 0
     output_logprobs: Logprobs | None = None
     input_logprobs: Logprobs | None = None
+    verified_drafts: list[int] | None = None
 
 
 class BatchTextOutput(Message):

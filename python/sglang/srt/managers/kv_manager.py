@@ -18,23 +18,38 @@ class KVManager:
     """Slots for at most `max_rows` running requests of up to `max_len` tokens.
 
     `window` is W keys including the query's own; None when the model has no sliding layers (then `swa_size` is 0).
+    `decode_tokens`: slots a decode step takes for a request, more than one when it verifies a draft; keep() says
+    afterwards which of them stay.
     """
 
     def __init__(
-        self, full_size: int, swa_size: int, window: int | None, max_rows: int, max_len: int, enable_cache: bool = True
+        self,
+        full_size: int,
+        swa_size: int,
+        window: int | None,
+        max_rows: int,
+        max_len: int,
+        enable_cache: bool = True,
+        decode_tokens: int = 1,
     ):
         self.window = window
         self.max_len = max_len
+        self.decode_tokens = decode_tokens
         self.full = SlotAllocator(full_size)
         self.swa = SlotAllocator(swa_size) if window is not None else None
         self.full_size, self.swa_size = full_size, swa_size if window is not None else 0
         self.cache = RadixCache(self.full, self.swa, window, enabled=enable_cache)
         self.free_rows = list(range(max_rows, 0, -1))  # row 0 is padding
-        self.full_table = np.zeros((max_rows + 1, max_len), dtype=np.int32)
-        self.swa_table = np.zeros((max_rows + 1, max_len), dtype=np.int32)
+        width = max_len + decode_tokens - 1  # a draft may go past the last token there can be
+        self.full_table = np.zeros((max_rows + 1, width), dtype=np.int32)
+        self.swa_table = np.zeros((max_rows + 1, width), dtype=np.int32)
         self.trim_every = min(TRIM_EVERY, window) if window else 0
+        # Sliding keys before the next token that a step may read: a token sees itself, a drafter the window before it.
+        self.look_back = (window if decode_tokens > 1 else window - 1) if window else 0
         # The most sliding slots one request can hold: a locked cached window, its own, and what is not trimmed yet.
-        least = min(max_len, 2 * window + self.trim_every + 1) if window else 0
+        least = min(width, 2 * window + self.trim_every + decode_tokens) if window else 0
+        if self.full_size < width:
+            raise ValueError(f"the full pool has {full_size} tokens, one request may need {width}")
         if self.swa_size < least:
             raise ValueError(f"the sliding pool has {self.swa_size} tokens, one request may need {least}")
 
@@ -82,22 +97,41 @@ class KVManager:
         return full, swa
 
     def append_tokens(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
-        """Slots for one more token of each request."""
-        full, swa = self._reserve(len(reqs))
-        rows = [req.row for req in reqs]
-        positions = [req.computed for req in reqs]
+        """Slots for the next `decode_tokens` tokens of each request, request by request."""
+        count = self.decode_tokens
+        full, swa = self._reserve(len(reqs) * count)
+        rows = np.repeat([req.row for req in reqs], count)
+        positions = np.add.outer([req.computed for req in reqs], np.arange(count)).ravel()
         self.full_table[rows, positions] = full
         self.swa_table[rows, positions] = swa
         for req in reqs:
-            req.computed += 1
+            req.computed += count
         return full, swa
+
+    def keep(self, req: Req, places: list[int]) -> TableWrite | None:
+        """After append_tokens(): of the request's new slots those at `places` (0 up to decode_tokens - 1) hold its next
+        tokens, in that order; the others are free again."""
+        end = req.computed
+        start = end - self.decode_tokens
+        req.computed = start + len(places)
+        moved = places != list(range(len(places)))
+        for table, allocator in ((self.full_table, self.full), (self.swa_table, self.swa)):
+            slots = table[req.row, start:end].copy()
+            table[req.row, start:end] = 0
+            table[req.row, start : req.computed] = slots[places]
+            if allocator is not None:
+                allocator.free(np.delete(slots, places))
+        if not moved:
+            return None
+        kept = slice(start, req.computed)
+        return TableWrite(req.row, start, self.full_table[req.row, kept].copy(), self.swa_table[req.row, kept].copy())
 
     def trim(self, reqs: list[Req]) -> None:
         """Give back sliding slots that no later token of these requests can see."""
         if self.swa is None:
             return
         for req in reqs:
-            keep_from = req.computed - (self.window - 1)  # the next token's window starts here
+            keep_from = req.computed - self.look_back  # the next token's window starts here
             if keep_from - req.swa_start >= self.trim_every:
                 self._free_swa(req, req.swa_start, keep_from)
                 req.swa_start = keep_from

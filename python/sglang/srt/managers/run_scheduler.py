@@ -59,28 +59,35 @@ def resolve_for_model(typed):
     model_config = ModelConfig.load(
         model_folder(typed), typed.json_model_override_args, typed.context_length, typed.dtype
     )
-    return resolve(typed, model_config, choose_device(typed)), model_config
+    args = resolve(typed, model_config, choose_device(typed))
+    check_shapes(args, model_config)
+    return args, model_config
 
 
-def check_ranks(model_config, tp_size: int) -> None:
-    """ValueError if the model cannot be split among `tp_size` ranks."""
-    if tp_size == 1:
-        return
+def check_shapes(args, model_config) -> None:
+    """ValueError if the model cannot be split among the ranks, or the drafter is another model's: empty shells show it
+    before anything large is loaded."""
     import torch
 
+    from sglang.srt.configs.model_config import DrafterConfig
     from sglang.srt.distributed.tensor_parallel import TensorParallel
-    from sglang.srt.model_loader.loader import build_model
+    from sglang.srt.model_loader.loader import build_drafter, build_model
 
-    build_model(model_config, torch.device("meta"), TensorParallel(0, tp_size))
+    meta, tp = torch.device("meta"), TensorParallel(0, args.tp_size)
+    if args.tp_size > 1:
+        build_model(model_config, meta, tp)
+    if args.speculation:
+        build_drafter(DrafterConfig.load(args.speculative_draft_model_path), model_config, meta, tp)
 
 
 def make_kv_manager(args, model_config, runner):
     """(KVManager over the runner's pools, tokens of prompt and output together that a request may have)."""
     from sglang.srt.managers.kv_manager import KVManager
 
-    max_len = min(args.context_length, runner.full_size)
-    if args.chunked_prefill_size < 0 and runner.swa_size:
-        max_len = min(max_len, runner.swa_size)  # the whole prompt has sliding slots while it is computed
+    decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
+    max_len = min(args.context_length, runner.full_size - decode_tokens + 1)
+    if args.chunked_prefill_size < 0 and runner.swa_size:  # the whole prompt has sliding slots while it is computed
+        max_len = min(max_len, runner.swa_size - decode_tokens + 1)
     kv = KVManager(
         runner.full_size,
         runner.swa_size,
@@ -88,6 +95,7 @@ def make_kv_manager(args, model_config, runner):
         args.max_running_requests,
         max_len,
         enable_cache=not args.disable_radix_cache,
+        decode_tokens=decode_tokens,
     )
     return kv, max_len
 
@@ -124,7 +132,6 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     if launch.tp_rank % (typed.tp_size // typed.nnodes) == 0:
         # What is wrong for all ranks is said once on each node: the node's other ranks wait in join() meanwhile.
         args, model_config = resolve_for_model(typed)
-        check_ranks(model_config, typed.tp_size)
         tp = join_ranks.join(typed, launch, args.device)
     else:
         tp = join_ranks.join(typed, launch, choose_device(typed))
@@ -149,7 +156,7 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
         seed=args.random_seed,
         overlap=not args.disable_overlap_schedule,
     )
-    stats = SchedulerStats(args.decode_log_interval)
+    stats = SchedulerStats(args.decode_log_interval, args.speculative_num_steps)
     scheduler = Scheduler(make_worker(runner, args.device), kv, policy, limits, receive, send, stats)
     public = args.public_dict() | {
         "max_total_num_tokens": runner.full_size,

@@ -21,7 +21,7 @@ class Req:
         "rid", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
         "row", "node", "owned_from", "swa_start", "swa_released", "prefill_end", "computed", "pending",
         "cached_tokens", "num_retractions", "finish", "sent", "out_logprobs", "in_logprobs", "stream_every",
-        "sampling_bits",
+        "sampling_bits", "verified_drafts",
     )  # fmt: skip
 
     def __init__(self, msg: TokenizedGenerateReq, stop_ids: frozenset[int], seed: int, order: int, max_len: int):
@@ -56,6 +56,13 @@ class Req:
             self.in_logprobs = []
         self.stream_every = self._stream_every()
         self.sampling_bits = flag_bits(self.params)
+        self.verified_drafts: list[int] | None = None  # entry i: drafts of which i tokens were accepted
+
+    def count_verify(self, correct: int) -> None:
+        """A draft was verified and its first `correct` tokens were accepted."""
+        counts = self.verified_drafts or []
+        self.verified_drafts = counts + [0] * (correct + 1 - len(counts))
+        self.verified_drafts[correct] += 1
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -61,7 +61,8 @@ class SchedulePolicy:
         decoding = sum(not r.is_prefilling and r.wants_token for r in running)
         full, swa = kv.room()
         stuck = decoding == 0 and min(full, swa) == 0 and any(r.is_prefilling for r in running)
-        if len(running) < 2 or (full >= decoding and swa >= decoding and not stuck):
+        needed = decoding * kv.decode_tokens
+        if len(running) < 2 or (full >= needed and swa >= needed and not stuck):
             return None
         return max(running, key=lambda r: r.order)
 
@@ -104,8 +105,8 @@ class PrefillBudget:
         if self.chunked:
             self.tokens = min(self.tokens, policy.chunked_prefill_size - len(decodes) * policy.mixed_chunk)
         self.full, self.swa = kv.room()
-        self.full -= len(decodes)
-        self.swa -= len(decodes)
+        self.full -= len(decodes) * kv.decode_tokens
+        self.swa -= len(decodes) * kv.decode_tokens
         self.ratio = policy.ratio.value
         # Slots the running requests are expected to want later.
         self.reserved = sum(self.expected_growth(r) for r in running)

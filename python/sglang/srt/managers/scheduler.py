@@ -259,26 +259,41 @@ class Scheduler:
         self.busy_since = None
         for target, entries in zip(launched.prompt_logprobs, output.prompt_logprobs, strict=True):
             target.extend(entries)
+        if output.kept is not None:
+            self.keep_accepted(launched.sampled, output.kept)
         logprobs = output.output_logprobs or [None] * len(launched.sampled)
-        for req, token, logprob in zip(launched.sampled, output.next_ids, logprobs, strict=True):
+        for req, tokens, entries in zip(launched.sampled, output.next_ids, logprobs, strict=True):
             req.pending -= 1
             if req.finish is not None:  # it ended while this step was under way
                 continue
-            self.add_token(req, token, logprob)
-        self.stats.on_tokens(len(launched.sampled))
+            self.add_tokens(req, tokens, entries)
+        self.stats.on_tokens(sum(map(len, output.next_ids)))
 
-    def add_token(self, req: Req, token: int, logprob: TokenLogprob | None) -> None:
+    def keep_accepted(self, reqs: list[Req], kept: list[list[int]]) -> None:
+        """After a verified draft: the accepted tokens keep their slots, the others' are free again."""
+        for req, places in zip(reqs, kept, strict=True):
+            assert req.finish is None, f"{req.rid} ended while its draft was verified"
+            if write := self.kv.keep(req, places):
+                self.table_writes.append(write)
+            req.count_verify(len(places) - 1)
+        self.stats.on_verify([len(places) for places in kept])
+
+    def add_tokens(self, req: Req, tokens: list[int], logprobs: list[TokenLogprob] | None) -> None:
+        """The request's next tokens, up to where it ends."""
         if req.max_new_tokens == 0:  # only the prompt was of interest
             self.finish(req, FinishReason("length", length=0))
             return
-        req.output_ids.append(token)
-        if logprob is not None:
-            req.out_logprobs.append(logprob)
-        if token in req.stop_ids:
-            self.finish(req, FinishReason("stop", matched=token))
-        elif len(req.output_ids) >= req.max_new_tokens:
-            self.finish(req, FinishReason("length", length=len(req.output_ids)))
-        elif len(req.output_ids) - req.sent >= req.stream_every or req.sent == 0:
+        for index, token in enumerate(tokens):
+            req.output_ids.append(token)
+            if logprobs is not None:
+                req.out_logprobs.append(logprobs[index])
+            if token in req.stop_ids:
+                self.finish(req, FinishReason("stop", matched=token))
+                return
+            if len(req.output_ids) >= req.max_new_tokens:
+                self.finish(req, FinishReason("length", length=len(req.output_ids)))
+                return
+        if len(req.output_ids) - req.sent >= req.stream_every or req.sent == 0:
             self.emit(req)
 
     def finish(self, req: Req, reason: FinishReason) -> None:
@@ -304,6 +319,7 @@ class Scheduler:
                 completion_tokens=req.sent,
                 cached_tokens=req.cached_tokens,
                 num_retractions=req.num_retractions,
+                verified_drafts=req.verified_drafts,
                 output_logprobs=req.take_output_logprobs(new_ids),
                 input_logprobs=None if req.finish and req.finish.type == "abort" else req.take_prompt_logprobs(),
             )

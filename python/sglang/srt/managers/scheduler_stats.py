@@ -10,18 +10,23 @@ logger = logging.getLogger(__name__)
 
 
 class SchedulerStats:
-    """`decode_log_interval`: steps between two decode log lines (and two readings of the generation throughput)."""
+    """`decode_log_interval`: steps between two decode log lines (and two readings of the generation throughput).
+    `num_draft_steps`: tokens of a draft that could be accepted, None without speculation."""
 
-    def __init__(self, decode_log_interval: int = 40):
+    def __init__(self, decode_log_interval: int = 40, num_draft_steps: int | None = None):
         self.decode_log_interval = decode_log_interval
+        self.num_draft_steps = num_draft_steps
         self.retractions = 0
         self.steps = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generated_tokens = 0
         self.last_gen_throughput = 0.0  # tokens a second
+        self.verified = 0  # drafts, one a request and step
+        self.accepted_tokens = 0  # of them, and the token that each verification adds
         self._decode_steps = 0
         self._mark_tokens = 0
+        self._mark_drafts = (0, 0)  # verified, accepted tokens
         self._mark_time = time.monotonic()
 
     def on_launch(self, plan: StepPlan, running: list[Req], waiting: list[Req], kv: KVManager) -> None:
@@ -35,6 +40,11 @@ class SchedulerStats:
 
     def on_tokens(self, count: int) -> None:
         self.generated_tokens += count
+
+    def on_verify(self, accept_lengths: list[int]) -> None:
+        """Drafts were verified; each entry counts the accepted tokens and the one the target added."""
+        self.verified += len(accept_lengths)
+        self.accepted_tokens += sum(accept_lengths)
 
     def _on_prefill(self, plan: StepPlan, running: list[Req], waiting: list[Req], kv: KVManager) -> None:
         new = sum(chunk.tokens for chunk in plan.chunks)
@@ -53,13 +63,23 @@ class SchedulerStats:
         self._mark_tokens, self._mark_time = self.generated_tokens, now
         if logger.isEnabledFor(logging.INFO):
             logger.info(
-                "Decode batch, #running-req: %d, %s, gen throughput (token/s): %.2f, #queue-req: %d",
-                len(plan.decodes), _usage_text(kv), self.last_gen_throughput, len(waiting),
+                "Decode batch, #running-req: %d, %s, %sgen throughput (token/s): %.2f, #queue-req: %d",
+                len(plan.decodes), _usage_text(kv), self._accept_text(), self.last_gen_throughput, len(waiting),
             )  # fmt: skip
+
+    def _accept_text(self) -> str:
+        """How drafts fared since the last line."""
+        if self.num_draft_steps is None:
+            return ""
+        verified, accepted = self.verified - self._mark_drafts[0], self.accepted_tokens - self._mark_drafts[1]
+        self._mark_drafts = self.verified, self.accepted_tokens
+        length = accepted / max(1, verified)
+        return f"accept len: {length:.2f}, accept rate: {max(0.0, length - 1) / self.num_draft_steps:.2f}, "
 
     def state(self) -> dict:
         """JSON-safe counters for /server_info's internal_states."""
-        return {
+        state = {} if self.num_draft_steps is None else {"avg_spec_accept_length": self._accept_length()}
+        return state | {
             "last_gen_throughput": round(self.last_gen_throughput, 2),
             "num_steps": self.steps,
             "num_retractions": self.retractions,
@@ -67,6 +87,10 @@ class SchedulerStats:
             "cached_tokens_total": self.cached_tokens,
             "generation_tokens_total": self.generated_tokens,
         }
+
+    def _accept_length(self) -> float:
+        """Mean over all drafts verified so far, the target's own token included: 1 is a draft of no use."""
+        return self.accepted_tokens / self.verified if self.verified else 1.0
 
 
 def _usage_text(kv: KVManager) -> str:

@@ -15,6 +15,7 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     context_length: int  # tokens of prompt and output together that the model takes
     max_running_requests: int
     max_queued_requests: int
+    speculative_num_steps: int | None = None
 
     max_req_input_len: int  # longest prompt, in tokens, that context and KV pools leave room for
     max_total_num_tokens: int  # size of the full-attention KV pool

@@ -60,7 +60,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
         sampled.extend(range(len(rows), len(rows) + len(plan.decodes)))
         sampled_reqs.extend(plan.decodes)
         rows.extend([req.row for req in plan.decodes])
-        extend_lens.extend([1] * len(plan.decodes))
+        extend_lens.extend([kv.decode_tokens] * len(plan.decodes))
     seq_lens = [chunk.req.computed for chunk in plan.chunks] + [req.computed for req in plan.decodes]
 
     want_logprobs = any(req.msg.return_logprob for req in sampled_reqs)

@@ -122,18 +122,21 @@ def pool_sizes(
     swa_full_tokens_ratio: float,
     context_len: int,
     max_total_tokens: int | None = None,
+    decode_tokens: int = 1,
 ) -> tuple[int, int]:
     """Tokens of the full and of the sliding pool that fit `budget_bytes`; the second is 0 without sliding layers.
 
     The sliding pool gets what it can use: for each running request a window with its margin, as much again for windows
     kept by the prefix cache, and one prefill chunk (`chunked_prefill_size` < 1: a whole context). It is bounded above
     by `swa_full_tokens_ratio` x the full pool and below by what one request needs. All other memory is full tokens.
-    `max_total_tokens` sets the full pool, or limits it where the budget holds less.
+    `max_total_tokens` sets the full pool, or limits it where the budget holds less. `decode_tokens`: slots a decode
+    step takes for a request until it knows which of them it keeps.
     Raises ValueError when the budget does not hold one request's window and chunk.
     """
     full_bytes, swa_bytes = token_bytes(kv_layers, dtype_bytes)
     if full_bytes == 0:
         raise ValueError("a model needs at least one full-attention layer: the full pool counts its tokens")
+    context_len += decode_tokens - 1
     chunk = min(chunked_prefill_size, context_len) if chunked_prefill_size > 0 else context_len
     if swa_bytes == 0:
         full = budget_bytes // full_bytes
@@ -142,7 +145,7 @@ def pool_sizes(
     if window is None:
         raise ValueError("sliding layers without a window")
 
-    held = min(context_len, window + min(TRIM_MARGIN, window) + IN_FLIGHT_MARGIN)
+    held = min(context_len, window + min(TRIM_MARGIN, window) + IN_FLIGHT_MARGIN + decode_tokens - 1)
     # Beside its own window a request keeps the cached one it started from locked, until it has moved past that.
     one_request = min(context_len, window + held + chunk)
     demand = max(one_request, max_running_requests * 2 * held + max(chunk, chunked_prefill_size))

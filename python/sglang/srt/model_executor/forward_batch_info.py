@@ -10,6 +10,18 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import HybridKVPool
 
 
+@dataclass(frozen=True)
+class DraftRows:
+    """Decode rows that verify drafts: each request has `nodes` rows, one a node (see speculative/draft_tree.py).
+
+    Before them `n` tokens of the request have KV; the slot of node i is the table's entry at position n + i, wherever
+    in the tree the node is. A row sees the n tokens and its node's path: seq_lens = n + depth + 1.
+    """
+
+    nodes: int
+    paths: Tensor | None  # [B, nodes, P] int64: nodes from the root to the row's own, which repeats; None: a line
+
+
 @dataclass
 class ForwardBatch:
     """One step over B requests and T new tokens, T = sum of `extend_seq_lens`.
@@ -36,6 +48,7 @@ class ForwardBatch:
     extend_seq_lens_cpu: list[int]
     kv_pool: "HybridKVPool"
     attn_backend: "AttentionBackend"
+    drafts: DraftRows | None = None  # then seq_lens_cpu are upper bounds
 
     @property
     def batch_size(self) -> int:

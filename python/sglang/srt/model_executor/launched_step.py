@@ -13,9 +13,11 @@ from sglang.srt.model_executor.step_io import StepOutput, TokenLogprob
 class LaunchedStep:
     """Host tensors that the stream fills before `done`; `done` is None on a CPU, where everything is there already."""
 
-    next_ids: Tensor | None = None  # [S] int64
-    # those of the sampled requests that asked, by their index
+    next_ids: Tensor | None = None  # [S] int64, after drafts [S, most tokens there can be]
+    # those of the sampled requests that asked, by their index, a row for every column of next_ids
     output_logprobs: tuple[list[int], PendingLogprobs] | None = None
+    counts: Tensor | None = None  # [S] int64: how many columns of next_ids are tokens; None: the only one
+    kept: Tensor | None = None  # see StepOutput; as many columns as next_ids
     prompt_logprobs: list[list[PendingLogprobs]] = field(default_factory=list)  # a list a PromptLogprobs, in parts
     done: torch.cuda.Event | None = None
 
@@ -23,14 +25,26 @@ class LaunchedStep:
         """Blocks until the step is through. Raises what the device raised."""
         if self.done is not None:
             self.done.synchronize()
-        output = StepOutput([] if self.next_ids is None else self.next_ids.tolist())
+        if self.next_ids is None:
+            output = StepOutput([])
+        elif self.counts is None:
+            output = StepOutput(self.next_ids[:, None].tolist())
+        else:
+            counts = self.counts.tolist()
+            output = StepOutput(_cut(self.next_ids, counts), kept=_cut(self.kept, counts))
         if self.output_logprobs is not None:
             asked, pending = self.output_logprobs
+            entries = _entries(pending)
+            width = 1 if self.counts is None else self.next_ids.shape[1]
             output.output_logprobs = [None] * len(output.next_ids)
-            for index, entry in zip(asked, _entries(pending), strict=True):
-                output.output_logprobs[index] = entry
+            for i, index in enumerate(asked):
+                output.output_logprobs[index] = entries[i * width :][: len(output.next_ids[index])]
         output.prompt_logprobs = [[e for part in parts for e in _entries(part)] for parts in self.prompt_logprobs]
         return output
+
+
+def _cut(columns: Tensor, counts: list[int]) -> list[list[int]]:
+    return [row[:count] for row, count in zip(columns.tolist(), counts, strict=True)]
 
 
 def _entries(pending: PendingLogprobs) -> list[TokenLogprob]:

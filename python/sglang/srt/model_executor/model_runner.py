@@ -23,8 +23,9 @@ from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.step_io import StepInput
-from sglang.srt.model_loader.loader import load_model
+from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.server_args import ResolvedArgs
+from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
 from sglang.srt.utils.device_copies import to_device, to_host
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,13 @@ class ModelRunner:
         free_before = free_memory(self.device)
         if self.device.type == "cpu":
             free_before //= tp.size  # they share it
+        speculation, drafter = args.speculation, None
+        decode_tokens = speculation.num_draft_tokens if speculation else 1
         self.model = load_model(config, args.load_format, self.device, tp)
-        weights = sum(t.numel() * t.element_size() for t in (*self.model.parameters(), *self.model.buffers()))
+        if speculation:
+            path = args.speculative_draft_model_path
+            drafter = load_drafter(path, config, self.model, args.load_format, config.torch_dtype, self.device, tp)
+        weights = sum(_bytes(module) for module in (self.model, drafter) if module is not None)
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
         if args.enable_deterministic_inference:
             batch_invariant_ops.prepare(self.model.parameters())
@@ -66,6 +72,7 @@ class ModelRunner:
             args.swa_full_tokens_ratio,
             args.context_length,
             args.max_total_tokens,
+            decode_tokens,
         )
         self.kv_pool = HybridKVPool(self.kv_layers, self.full_size, self.swa_size, config.torch_dtype, self.device)
         self.kv_bytes = (
@@ -77,23 +84,24 @@ class ModelRunner:
         self.weight_bytes = weights
 
         rows = args.max_running_requests
-        max_len = min(args.context_length, self.full_size)
+        max_len = min(args.context_length + decode_tokens - 1, self.full_size)
         self.req_to_token = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=self.device)
         self.req_to_token_swa = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # sampled last, by row
         self.sampling = SamplingState(rows, config.vocab_size, self.device)
-        self.attn_backend = self._attention_backend(args)
+        self.attn_backend = self._attention_backend(args, rows * decode_tokens)
+        self.speculation = FrozenKVMTP(self, drafter, speculation) if speculation else None
         self.graphs: CudaGraphRunner | None = None
         if not args.disable_cuda_graph:
             self.graphs = self._capture(capture_sizes(args.cuda_graph_max_bs))
 
-    def _attention_backend(self, args: ResolvedArgs) -> AttentionBackend:
+    def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
             return TorchNativeTilesBackend() if args.enable_deterministic_inference else TorchNativeBackend()
         from sglang.srt.layers.attention.triton_backend import TritonBackend
 
         config, num_heads = self.config, self.config.text.num_heads // self.tp.size
-        return TritonBackend(self.kv_layers, num_heads, args.max_running_requests, config.torch_dtype, self.device)
+        return TritonBackend(self.kv_layers, num_heads, max_batch, config.torch_dtype, self.device)
 
     @torch.inference_mode()
     def _capture(self, sizes: list[int]) -> CudaGraphRunner:
@@ -105,14 +113,18 @@ class ModelRunner:
         self._apply(step)
         launched = LaunchedStep()
         if step.num_extends:
-            batch = self._make_batch(step)
-            hidden = self._forward(batch)
+            batch = self._step_batch(step)
+            hidden = self.forward(batch)
             if len(step.sampled):  # not while every chunk is the middle of a prompt
-                sampled = self._tensor(step.sampled)
+                sampled = self.tensor(step.sampled)
                 last_tokens = (batch.extend_start_loc + batch.extend_seq_lens - 1)[sampled]
-                logits = self.model.compute_logits(hidden[last_tokens])
-                self._sample(step, logits, batch.req_pool_indices[sampled], batch.seq_lens[sampled], launched)
+                rows, last_hidden = batch.req_pool_indices[sampled], hidden[last_tokens]
+                self._sample(step, self.model.compute_logits(last_hidden), rows, batch.seq_lens[sampled], launched)
+                if self.speculation:
+                    self.speculation.note_hidden(rows, last_hidden)
             self._prompt_logprobs(step, hidden, launched)
+        elif self.speculation:
+            self.speculation.run(step, launched)
         else:  # every row is a decode, and every decode gets a token
             inputs, logits = self._run_decode(step)
             self._sample(step, logits, inputs[0], inputs[1], launched)
@@ -121,7 +133,7 @@ class ModelRunner:
             launched.done.record()
         return launched
 
-    def _forward(self, batch: ForwardBatch) -> Tensor:
+    def forward(self, batch: ForwardBatch) -> Tensor:
         self.attn_backend.prepare(batch)
         return self.model(batch.input_ids, batch.positions, batch)
 
@@ -130,15 +142,15 @@ class ModelRunner:
         inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
         if self.graphs and self.graphs.takes(len(step.rows)):
             return self.graphs.run(inputs)
-        inputs = self._tensor(inputs)
+        inputs = self.tensor(inputs)
         return inputs, self._decode(inputs, step.seq_lens.tolist())
 
     def _decode(self, inputs: Tensor, seq_lens_cpu: list[int]) -> Tensor:
         """One token for each request of `inputs` (see _run_decode): logits [B, V]. The part that graphs capture."""
         rows, seq_lens, out_cache_loc, out_cache_loc_swa = inputs.unbind()
         positions = seq_lens - 1
-        self._note_slots(rows, positions, out_cache_loc, out_cache_loc_swa)
-        batch = self._batch(
+        self.note_slots(rows, positions, out_cache_loc, out_cache_loc_swa)
+        batch = self.make_batch(
             input_ids=self.last_tokens[rows],
             positions=positions,
             req_pool_indices=rows,
@@ -152,7 +164,7 @@ class ModelRunner:
             seq_lens_cpu=seq_lens_cpu,
             extend_seq_lens_cpu=[1] * len(seq_lens_cpu),
         )
-        return self.model.compute_logits(self._forward(batch))
+        return self.model.compute_logits(self.forward(batch))
 
     def _sample(self, step: StepInput, logits: Tensor, rows: Tensor, lengths: Tensor, launched: LaunchedStep) -> None:
         next_ids, scaled = self.sampling.sample(logits, rows, lengths, step.flags)
@@ -160,7 +172,7 @@ class ModelRunner:
         launched.next_ids = to_host(next_ids)
         if step.output_logprobs is not None:
             asked = [i for i, request in enumerate(step.output_logprobs) if request is not None]
-            index = self._tensor(asked)
+            index = self.tensor(asked)
             top, selected = zip(*(step.output_logprobs[i] for i in asked), strict=True)
             pending = token_logprobs(scaled[index], next_ids[index], list(top), list(selected))
             launched.output_logprobs = asked, pending
@@ -169,8 +181,8 @@ class ModelRunner:
         for wanted in step.prompt_logprobs:
             parts = []
             for start in range(0, len(wanted.token_rows), LOGPROB_ROWS):
-                rows = self._tensor(wanted.token_rows[start : start + LOGPROB_ROWS])
-                ids = self._tensor(wanted.next_ids[start : start + LOGPROB_ROWS])
+                rows = self.tensor(wanted.token_rows[start : start + LOGPROB_ROWS])
+                ids = self.tensor(wanted.next_ids[start : start + LOGPROB_ROWS])
                 logits = self.model.compute_logits(hidden[rows])
                 parts.append(token_logprobs(logits, ids, [wanted.top] * len(rows), [wanted.selected] * len(rows)))
             launched.prompt_logprobs.append(parts)
@@ -190,12 +202,12 @@ class ModelRunner:
                 [a.output_ids for a in step.admissions],
             )
 
-    def _note_slots(self, rows: Tensor, positions: Tensor, full: Tensor, swa: Tensor) -> None:
+    def note_slots(self, rows: Tensor, positions: Tensor, full: Tensor, swa: Tensor) -> None:
         """Write new tokens' slots into the tables."""
         self.req_to_token[rows, positions] = full.int()
         self.req_to_token_swa[rows, positions] = swa.int()
 
-    def _batch(self, **fields) -> ForwardBatch:
+    def make_batch(self, **fields) -> ForwardBatch:
         """A ForwardBatch over this runner's tables and pools."""
         return ForwardBatch(
             **fields,
@@ -205,7 +217,7 @@ class ModelRunner:
             attn_backend=self.attn_backend,
         )
 
-    def _make_batch(self, step: StepInput) -> ForwardBatch:
+    def _step_batch(self, step: StepInput) -> ForwardBatch:
         """The device tensors of a step with prompt chunks, in one copy."""
         starts = np.cumsum(step.extend_lens) - step.extend_lens
         prefix_lens = step.seq_lens - step.extend_lens
@@ -222,11 +234,11 @@ class ModelRunner:
             prefix_lens,
             starts,
         )
-        parts = self._tensor(np.concatenate(host)).split([len(array) for array in host])
+        parts = self.tensor(np.concatenate(host)).split([len(array) for array in host])
         rows, token_rows, positions, out_cache_loc, out_cache_loc_swa, prefill_ids = parts[:6]
         seq_lens, extend_lens, prefix_lens, starts = parts[6:]
-        self._note_slots(token_rows, positions, out_cache_loc, out_cache_loc_swa)
-        return self._batch(
+        self.note_slots(token_rows, positions, out_cache_loc, out_cache_loc_swa)
+        return self.make_batch(
             input_ids=torch.cat([prefill_ids, self.last_tokens[rows[step.num_extends :]]]),
             positions=positions,
             req_pool_indices=rows,
@@ -241,7 +253,7 @@ class ModelRunner:
             extend_seq_lens_cpu=step.extend_lens.tolist(),
         )
 
-    def _tensor(self, values) -> Tensor:
+    def tensor(self, values) -> Tensor:
         return to_device(values, torch.int64, self.device)
 
 
@@ -254,6 +266,10 @@ def _check_attention(backend: str, config: ModelConfig, device: torch.device) ->
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if reasons := TritonBackend.check(config.kv_layers, config.text.num_heads, config.torch_dtype, capability):
         raise ValueError(f"--attention-backend triton can't serve this model here: {'; '.join(reasons)}")
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
 def free_memory(device: torch.device) -> int:

@@ -48,7 +48,11 @@ class PromptLogprobs:
 
 @dataclass(slots=True)
 class StepInput:
-    """Rows are prefill chunks first, then decodes; T = sum of extend_lens. All integer arrays are int64."""
+    """Rows are prefill chunks first, then decodes; T = sum of extend_lens. All integer arrays are int64.
+
+    With speculation a step is all chunks or all decodes, and a decode takes as many slots as a draft has tokens: its
+    newest token and the drafted ones after it, which the device makes up.
+    """
 
     rows: np.ndarray  # [B]
     seq_lens: np.ndarray  # [B], this step's tokens included
@@ -75,6 +79,10 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class StepOutput:
-    next_ids: list[int]  # [S]
-    output_logprobs: list[TokenLogprob | None] | None = None
+    """What each of the S sampled requests got: one token, or after a verified draft one and more."""
+
+    next_ids: list[list[int]]  # [S]
+    output_logprobs: list[list[TokenLogprob] | None] | None = None  # [S], one of each token; None = not wanted
     prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)  # one list a PromptLogprobs
+    # [S] after drafts: which of the step's slots of a request hold its accepted tokens, in their order; the first is 0
+    kept: list[list[int]] | None = None

@@ -4,23 +4,24 @@ set from a tensor of the right shape, or loading fails and says which were not."
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.configs.model_config import DTYPE_NAMES, DrafterConfig, ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.model_loader.checkpoint import TensorInfo, checkpoint_files, open_shard, read_headers
 from sglang.srt.model_loader.weight_map import Target, WeightMap, checkpoint_targets
-from sglang.srt.models.registry import model_class
+from sglang.srt.models.registry import drafter_class, model_class
 
 logger = logging.getLogger(__name__)
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
+INTEGER_TYPES = ("I32", "I64")
 DUMMY_STD = 0.02
 DUMMY_SEED = 0
 LISTED = 10  # tensors an error names before it only counts
@@ -32,19 +33,50 @@ def load_model(config: ModelConfig, load_format: str, device: torch.device, tp: 
     `load_format`: auto and safetensors read the folder; dummy draws weights from normal(0, 0.02), norms and scales 1.
     Raises ValueError with one message that lists missing, misshapen and unexpected tensors.
     """
+    return _load(lambda place: build_model(config, place, tp), config.path, load_format, device)
+
+
+def load_drafter(
+    drafter: str | DrafterConfig,
+    target_config: ModelConfig,
+    target_model: nn.Module,
+    load_format: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    tp: TensorParallel = SINGLE,
+) -> nn.Module:
+    """This rank's part of the drafter of `target_model`, bound to it. `drafter` is its folder, or that already read.
+
+    `load_format` and errors as in load_model; a drafter that does not fit the target is a ValueError too, as is a
+    `dtype` that is not the target's, whose KV it reads.
+    """
+    if dtype != target_config.torch_dtype:
+        raise ValueError(
+            f"a drafter in {DTYPE_NAMES.get(dtype, dtype)} can't read the KV of a target in {target_config.dtype}"
+        )
+    config = DrafterConfig.load(drafter) if isinstance(drafter, str) else drafter
+    model = _load(lambda place: build_drafter(config, target_config, place, tp), config.path, load_format, device)
+    model.check_weights()
+    model.bind(target_model)
+    return model
+
+
+def _load(build: Callable[[torch.device], nn.Module], path: str, load_format: str, device: torch.device) -> nn.Module:
+    """What `build` makes, filled."""
     if load_format not in LOAD_FORMATS:
         raise ValueError(f"load format {load_format!r} is not supported; supported: {', '.join(LOAD_FORMATS)}")
     started = time.perf_counter()
     matched = None
     if load_format != "dummy":  # headers against an empty shell: what does not fit is told before memory is taken
-        sources = read_headers(checkpoint_files(Path(config.path)))
-        matched = _match(build_model(config, torch.device("meta"), tp), sources)
-    model = build_model(config, device, tp)
+        sources = read_headers(checkpoint_files(Path(path)))
+        matched = _match(build(torch.device("meta")), sources)
+    model = build(device)
     if matched is None:
         _fill_randomly(model, device)
     else:
         _fill(checkpoint_targets(model), matched)
-    logger.info("model loaded in %.1f s (%s, %s, %s)", time.perf_counter() - started, load_format, config.dtype, device)
+    name, seconds = type(model).__name__, time.perf_counter() - started
+    logger.info("%s loaded in %.1f s (%s, %s)", name, seconds, load_format, device)
     return model
 
 
@@ -52,6 +84,15 @@ def build_model(config: ModelConfig, device: torch.device, tp: TensorParallel) -
     """This rank's part of the model, its parameters not yet set."""
     with _defaults(config.torch_dtype, device):
         model = model_class(config.architectures)(config, tp)
+    return model.eval().requires_grad_(False)
+
+
+def build_drafter(
+    config: DrafterConfig, target_config: ModelConfig, device: torch.device, tp: TensorParallel
+) -> nn.Module:
+    """The same of a drafter, in the target's dtype; it is not bound. ValueError if it does not fit the target."""
+    with _defaults(target_config.torch_dtype, device):
+        model = drafter_class(config.architectures)(config, target_config, tp)
     return model.eval().requires_grad_(False)
 
 
@@ -70,7 +111,8 @@ def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
     """Model tensor name -> (name in the file, where it is), all of them, rightly shaped; else ValueError."""
     weights: WeightMap = model.WEIGHTS
-    wanted = {name: target.full_shape for name, target in checkpoint_targets(model).items()}
+    targets = checkpoint_targets(model)
+    wanted = {name: target.full_shape for name, target in targets.items()}
     unused = model.unused_weights()
     matched: dict[str, tuple[str, TensorInfo]] = {}
     problems: list[str] = []
@@ -88,7 +130,7 @@ def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[
         elif info.shape != wanted[target]:
             matched[target] = (name, info)
             problems.append(f"{name} has shape {list(info.shape)}, expected {list(wanted[target])}")
-        elif info.dtype not in FLOAT_TYPES:
+        elif info.dtype not in (FLOAT_TYPES if targets[target].view.is_floating_point() else INTEGER_TYPES):
             matched[target] = (name, info)
             problems.append(f"{name} has type {info.dtype}, which is not supported")
         else:
@@ -122,14 +164,17 @@ def _fill(targets: dict[str, Target], matched: dict[str, tuple[str, TensorInfo]]
 
 @torch.no_grad()
 def _fill_randomly(model: nn.Module, device: torch.device) -> None:
-    """Matrices from normal(0, DUMMY_STD), norms and scales 1, biases 0; the same for the same config and device.
+    """Matrices from normal(0, DUMMY_STD), norms and scales 1, biases 0, integers (an order of something) a permutation;
+    the same for the same config and device.
 
     A part is cut from the full tensor, so the model does not depend on how many ranks share it.
     """
     generator = torch.Generator(device).manual_seed(DUMMY_SEED)
     for name, target in checkpoint_targets(model).items():
         view = target.view
-        if view.dim() > 1 and not target.is_whole:
+        if not view.is_floating_point():
+            view.copy_(torch.randperm(len(view), generator=generator, device=device))
+        elif view.dim() > 1 and not target.is_whole:
             full = torch.empty(target.full_shape, dtype=view.dtype, device=device)
             target.fill(full.normal_(0, DUMMY_STD, generator=generator))
         elif view.dim() > 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sglang.srt.batch_invariant_ops import gelu_tanh
-from sglang.srt.configs.gemma4 import FULL, SLIDING, Gemma4LayerConfig, Gemma4TextConfig
+from sglang.srt.configs.gemma4 import Gemma4LayerConfig, Gemma4TextConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.activation import gelu_tanh_and_mul
@@ -96,7 +96,7 @@ class Gemma4DecoderLayer(nn.Module):
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.tp = tp
-        self.kind = SLIDING if layer.sliding else FULL
+        self.kind = layer.kind
         self.is_moe = config.num_experts > 0
         self.has_ple = config.ple_size > 0
         self.input_layernorm = RMSNorm(hidden, eps)
@@ -162,7 +162,7 @@ class Gemma4Model(nn.Module):
         self.per_layer_inputs = PerLayerInputs(config, tp) if config.ple_size else None
         self.layers = nn.ModuleList(Gemma4DecoderLayer(config, layer, tp) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        head_dims = {SLIDING if layer.sliding else FULL: layer.head_dim for layer in config.layers}
+        head_dims = {layer.kind: layer.head_dim for layer in config.layers}
         self.rotary = nn.ModuleDict(
             {kind: RotaryEmbedding(config.rope[kind], dim, context_len) for kind, dim in head_dims.items()}
         )

@@ -1,4 +1,4 @@
-"""Architectures this server runs: name in config.json -> where its model class and config parser live.
+"""Architectures this server runs, and drafters: name in config.json -> where its model class and config parser live.
 
 A table of names, so that reading it imports no model; a family that fails to import breaks only itself.
 """
@@ -23,15 +23,38 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": LLAMA,
     "Qwen3ForCausalLM": LLAMA,
 }
+# Models that only draft for one of the above.
+DRAFTERS = {
+    "Gemma4AssistantForCausalLM": Entry(
+        "sglang.srt.models.gemma4_mtp:Gemma4AssistantForCausalLM",
+        "sglang.srt.configs.gemma4_assistant:Gemma4AssistantConfig",
+    ),
+}
 
 
 def _entry(architectures: list[str]) -> Entry:
     for name in architectures:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
+        if name in DRAFTERS:
+            raise ValueError(
+                f"{name} is a drafter and can't be served alone: give it with --speculative-draft-model-path, and the "
+                f"model it drafts for with --model-path"
+            )
+    raise ValueError(f"architecture {_names(architectures)} is not supported; supported: {', '.join(ARCHITECTURES)}")
+
+
+def _drafter_entry(architectures: list[str]) -> Entry:
+    for name in architectures:
+        if name in DRAFTERS:
+            return DRAFTERS[name]
     raise ValueError(
-        f"architecture {', '.join(architectures) or '(none)'} is not supported; supported: {', '.join(ARCHITECTURES)}"
+        f"architecture {_names(architectures)} is not supported as a drafter; supported: {', '.join(DRAFTERS)}"
     )
+
+
+def _names(architectures: list[str]) -> str:
+    return ", ".join(architectures) or "(none)"
 
 
 def _load(path: str) -> type:
@@ -47,3 +70,13 @@ def model_class(architectures: list[str]) -> type[nn.Module]:
 def config_class(architectures: list[str]) -> type:
     """The class whose `from_dict(raw text config)` parses that architecture's config; ValueError as above."""
     return _load(_entry(architectures).config)
+
+
+def drafter_class(architectures: list[str]) -> type[nn.Module]:
+    """model_class for drafters; its instances are made with (DrafterConfig, the target's ModelConfig, tp)."""
+    return _load(_drafter_entry(architectures).model)
+
+
+def drafter_config_class(architectures: list[str]) -> type:
+    """config_class for drafters; `from_dict` takes the whole raw config."""
+    return _load(_drafter_entry(architectures).config)

@@ -13,7 +13,7 @@ from sglang.srt.layers.attention import torch_native_backend
 from sglang.srt.layers.attention.base import Attention
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.mem_cache.memory_pool import HybridKVPool
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=6, suite="base-a-test-cpu")
@@ -115,6 +115,42 @@ def test_against_float64(name, dtype):
     step.batch.attn_backend.prepare(step.batch)
     check(step, Attention(4, 2, 16, 0.3, kv_layer=0, sliding_window=WINDOW), tolerance, dtype)
     check(step, Attention(4, 1, 32, 0.2, kv_layer=1), tolerance, dtype)
+
+
+TREE_PARENTS = [0, 0, 0, 1, 1, 2, 3, 6]  # of nodes 0 to 7
+
+
+def path_of(node: int, parents: list[int]) -> list[int]:
+    return [0] if node == 0 else [*path_of(parents[node], parents), node]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", ["line", "tree"])
+@pytest.mark.parametrize("cached", [[1], [3, 30, 7, 8, 60]])
+def test_drafts_see_their_own_path(cached: list[int], shape: str, dtype: torch.dtype):
+    """Every node sees the tokens before the draft and its ancestors, at the positions of their depths."""
+    nodes = len(TREE_PARENTS)
+    parents = TREE_PARENTS if shape == "tree" else [0, *range(nodes - 1)]
+    paths = [path_of(node, parents) for node in range(nodes)]
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    step = make_step([(n, nodes) for n in cached], 0, WINDOW, dtype)
+    batch = step.batch
+    batch.req_pool_indices = batch.req_pool_indices.repeat_interleave(nodes)
+    batch.seq_lens = torch.tensor([n + len(path) for n in cached for path in paths])
+    batch.seq_lens_cpu = [n + nodes for n in cached for _ in paths]
+    padded = torch.tensor([path + path[-1:] * (nodes - len(path)) for path in paths])
+    batch.drafts = DraftRows(nodes, padded.expand(len(cached), -1, -1) if shape == "tree" else None)
+    for layer in (Attention(4, 2, 16, 0.3, kv_layer=0, sliding_window=WINDOW), Attention(4, 1, 32, 0.2, kv_layer=1)):
+        q = torch.randn(len(cached) * nodes, 4, layer.head_dim).to(dtype)
+        pairs = step.kv[layer.kv_layer]
+        new = [torch.cat([pair[i][n:] for pair, n in zip(pairs, cached, strict=True)]) for i in (0, 1)]
+        got = layer(q, *new, batch)
+        for request, (n, (keys, values)) in enumerate(zip(cached, pairs, strict=True)):
+            for node, path in enumerate(paths):
+                seen = [*range(n), *(n + i for i in path)]
+                row = request * nodes + node
+                want = reference(q[row], keys[seen], values[seen], len(seen) - 1, layer.sliding_window, layer.scale)
+                torch.testing.assert_close(got[row].double(), want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("block", [1, 5, 8, 16])

@@ -112,7 +112,7 @@ def extend_reference(case, dtype, tree=None):
     )
 
 
-def decode(case, splits, tile=None):
+def decode(case, splits, tile=None, paths=None):
     tile = tile or (decode_tile((9, 0), case.q.shape[-1], case.q.itemsize) if ON_GPU else DecodeTile(16, 4, 1))
     scratch = torch.full((splits * case.out.numel() * 2,), torch.nan, device=DEVICE)
     decode_attention(
@@ -128,6 +128,7 @@ def decode(case, splits, tile=None):
         tile,
         case.scale,
         case.window,
+        paths,
     )
     return case.out
 
@@ -223,6 +224,32 @@ def test_decode_row_without_keys(splits):
     case.out.fill_(torch.nan)
     got = decode(case, splits)
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], torch.zeros_like(got[1]))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("window", [None, 3, 40])
+def test_decode_rows_on_paths_of_a_tree(window, splits):
+    """The same bits as rows of requests of their own that hold the path's slots."""
+    parents = [0, 0, 0, 1, 1, 2, 3, 6]
+    paths = [[0]]
+    for node in range(1, len(parents)):
+        paths.append([*paths[parents[node]], node])
+    nodes, longest = len(parents), max(map(len, paths))
+    rows, window = grown([(30, nodes), (1, nodes), (17, nodes)], window)
+    case = make_case(rows, (4, 2, 32, 32), torch.float32, window)
+    flat = [(request, n, path) for request, (n, _) in enumerate(case.rows) for path in paths]
+    table, own = case.table, torch.zeros(len(flat), case.table.shape[1], dtype=torch.int32, device=DEVICE)
+    slots = torch.zeros(len(flat), longest, dtype=torch.int32, device=DEVICE)
+    for row, (request, n, path) in enumerate(flat):
+        of_request = table[case.req_rows[request]]
+        own[row, :n] = of_request[:n]
+        own[row, n : n + len(path)] = slots[row, : len(path)] = of_request[[n + node for node in path]]
+    case.cached = torch.tensor([n + len(path) for _, n, path in flat], device=DEVICE)
+    case.new = torch.zeros_like(case.cached)
+    case.req_rows = case.req_rows.repeat_interleave(nodes)
+    got = decode(case, splits, paths=(slots, nodes)).clone()
+    case.table, case.req_rows = own, torch.arange(len(flat), device=DEVICE)
+    assert torch.equal(got, decode(case, splits)) and got.isfinite().all()
 
 
 @pytest.mark.parametrize("window", [None, 2, 12])

@@ -23,6 +23,7 @@ POINTERS = {
     "new_lens": "*i64",
     "start_locs": "*i64",
     "seq_lens": "*i64",
+    "path_slots": "*i32",
     "tree_positions": "*i64",
     "tree_visible": "*u8",
     "tree_starts": "*i64",
@@ -71,7 +72,7 @@ def compile_extend(arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=N
     )
 
 
-def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None):
+def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None, path=False):
     tile = decode_tile(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
     return compile_with(
         decode_attention._decode_kernel,
@@ -85,6 +86,7 @@ def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None):
             "BLOCK_M": max(16, group),
             "BLOCK_N": tile.block_n,
             "ONE_SPLIT": one_split,
+            "PATH": path,
         },
         tile.num_warps,
         tile.num_stages,
@@ -111,7 +113,7 @@ def test_compiles_for_float32():
 @pytest.mark.parametrize("one_split", [False, True])
 def test_variants_of_decode(one_split):
     compile_decode(90, "bf16", 512, group=64, one_split=one_split)
-    compile_decode(90, "bf16", 192, group=5, one_split=one_split, v_dim=128)
+    compile_decode(90, "bf16", 192, group=5, one_split=one_split, v_dim=128, path=True)
 
 
 @pytest.mark.parametrize("windowed", [False, True])

@@ -3,7 +3,8 @@
 Slot tables become a few work items, made by the first layer of each kind (full, or sliding by W) of a step and shared
 by the others. An item is a rectangle of queries by keys: the gather indices of its keys and a mask. Decode rows of the
 batch are one padded item; a prefill chunk is one item for every QUERY_BLOCK of its tokens. Only slots a query may see
-are gathered: on sliding layers those of earlier positions may have been given back.
+are gathered: on sliding layers those of earlier positions may have been given back. Rows that verify one draft share
+their keys: they stand beside each other in the rectangle, and the mask says what each sees.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sglang.srt.layers.attention.base import Attention, AttentionBackend
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 
 # Bounds a prefill mask to QUERY_BLOCK x (keys), and a sliding layer's work to QUERY_BLOCK + W keys a query.
 QUERY_BLOCK = 1024
@@ -21,10 +22,12 @@ QUERY_BLOCK = 1024
 
 @dataclass(frozen=True)
 class _Decode:
-    """All decode rows: `slots` [B * L] of their keys, row by row, `mask` [B, 1, 1, L] true where a key is seen."""
+    """All decode rows, `queries` for each of `batch` requests: `slots` [B * L] of their keys, request by request,
+    `mask` [B, 1, queries, L] true where a key is seen."""
 
     first: int  # token row of the first decode
     batch: int
+    queries: int
     slots: Tensor
     mask: Tensor
 
@@ -84,7 +87,10 @@ def _plan(batch: ForwardBatch, table: Tensor, window: int | None) -> _Plan:
             position = total - new + offset  # of the block's first query
             prefills.append(_plan_prefill(batch, table, row, start + offset, count, position, window))
         start += new
-    decode = _plan_decode(batch, table, start, window) if batch.num_extends < batch.batch_size else None
+    if batch.drafts is not None:
+        decode = _plan_drafts(batch, table, batch.drafts, window)
+    else:
+        decode = _plan_decode(batch, table, start, window) if batch.num_extends < batch.batch_size else None
     return _Plan(prefills, decode)
 
 
@@ -110,17 +116,45 @@ def _plan_decode(batch: ForwardBatch, table: Tensor, first: int, window: int | N
     position = batch.seq_lens[batch.num_extends :, None] - width + torch.arange(width, device=table.device)
     seen = position >= 0
     slots = table[rows, position.clamp(min=0)] * seen  # unseen keys read slot 0, the padding slot
-    return _Decode(first, len(batch.seq_lens_cpu) - batch.num_extends, slots.flatten(), seen[:, None, None])
+    return _Decode(first, len(batch.seq_lens_cpu) - batch.num_extends, 1, slots.flatten(), seen[:, None, None])
+
+
+def _plan_drafts(batch: ForwardBatch, table: Tensor, drafts: DraftRows, window: int | None) -> _Decode:
+    """The last `width` table entries of every request, right-aligned: those of its nodes and before."""
+    nodes = drafts.nodes
+    ends = batch.seq_lens.view(-1, nodes)  # [B, nodes]; the root's is n + 1
+    before = ends[:, :1] - 1  # n
+    longest = max(batch.seq_lens_cpu)
+    width = longest if window is None else min(window + nodes - 1, longest)
+    entry = before + nodes - width + torch.arange(width, device=table.device)  # [B, width]
+    node = entry - before  # the node whose slot it is, if not negative
+    slots = table[batch.req_pool_indices[::nodes, None], entry.clamp(min=0)] * (entry >= 0)
+    if drafts.paths is None:
+        position, seen = entry[:, None], entry[:, None] < ends[:, :, None]
+    else:
+        on_path = torch.zeros(len(ends), nodes, nodes, dtype=torch.bool, device=table.device)
+        on_path.scatter_(2, drafts.paths, True)
+        drafted = node.clamp(min=0)[:, None].expand(-1, nodes, -1)
+        seen = (node < 0)[:, None] | on_path.gather(2, drafted)
+        depths = (ends - ends[:, :1])[:, None].expand(-1, nodes, -1)
+        position = torch.where((node < 0)[:, None], entry[:, None], before[:, None] + depths.gather(2, drafted))
+    seen = seen & (entry >= 0)[:, None]
+    if window is not None:
+        seen &= position >= ends[:, :, None] - window
+    return _Decode(0, len(ends), nodes, slots.flatten(), seen[:, None])
 
 
 def _decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, item: _Decode, scale: float) -> Tensor:
-    """q [B, Hq, D] -> [B, Hq, D]. The query heads of a KV head stand where SDPA has query positions, so that neither
-    K nor V is repeated."""
+    """q [rows, Hq, D] -> [rows, Hq, D]. A request's queries, and the query heads of a KV head, stand where SDPA has
+    query positions, so that neither K nor V is repeated."""
     kv_heads, dim = k_cache.shape[1:]
+    group = q.shape[1] // kv_heads
     k = k_cache.index_select(0, item.slots).view(item.batch, -1, kv_heads, dim).transpose(1, 2)
     v = v_cache.index_select(0, item.slots).view(item.batch, -1, kv_heads, dim).transpose(1, 2)
-    out = scaled_dot_product_attention(q.unflatten(1, (kv_heads, -1)), k, v, attn_mask=item.mask, scale=scale)
-    return out.flatten(1, 2)
+    q = q.view(item.batch, item.queries, kv_heads, group, dim).transpose(1, 2).flatten(2, 3)
+    mask = item.mask if item.queries == 1 else item.mask.repeat_interleave(group, 2)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.unflatten(2, (item.queries, group)).transpose(1, 2).reshape(-1, kv_heads * group, dim)
 
 
 def _prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, item: _Prefill, scale: float) -> Tensor:

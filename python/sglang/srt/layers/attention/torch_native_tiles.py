@@ -8,6 +8,8 @@ takes (request, KV head) pairs one by one, each on one thread, so a rectangle's 
 rows of a call is one that agrees (batch_invariant_ops/agreement.py). K and V are widened to float32 for it: there the
 kernel has one way of multiplying, in bfloat16 it picks one by the batch. Close op.
 
+A node of a draft is a decode row like any other: the key at each position is that of its own path.
+
 A tile's keys that no row of the step sees (given back, or not there yet) are read from slot 0, which is finite.
 """
 
@@ -21,7 +23,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sglang.srt.batch_invariant_ops.agreement import agreeing_sizes, next_size, zero_sums
 from sglang.srt.layers.attention.base import Attention, AttentionBackend
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 
 TILE = 32  # positions
 ROW_SIZES = (1, 2, 4, 8, 16, 32)  # query rows of a call: the kernel takes 32 at a time
@@ -112,8 +114,9 @@ def _plan(batch: ForwardBatch, table: Tensor, window: int | None) -> _Plan:
         prefills.append(_plan_prefill(table[int(batch.req_pool_indices[row])], start, total - new, total, window))
         start += new
     alike = defaultdict(list)  # decode rows by their rectangle's length
+    lengths = batch.seq_lens.tolist()  # the host's copies are too long for nodes of a draft
     for row in range(batch.num_extends, batch.batch_size):
-        begin, end = rectangle(batch.seq_lens_cpu[row] - 1, window)
+        begin, end = rectangle(lengths[row] - 1, window)
         alike[end - begin].append((start + row - batch.num_extends, row, begin))
     return _Plan(prefills, [_plan_decodes(batch, table, length, rows, window) for length, rows in alike.items()])
 
@@ -142,9 +145,20 @@ def _plan_decodes(
     token_rows, batch_rows, begins = torch.tensor(rows).unbind(1)
     keys = begins[:, None] + torch.arange(length)
     seen = _visible(keys, batch.seq_lens[batch_rows, None] - 1, window)
-    request_rows = batch.req_pool_indices[batch_rows, None]
-    slots = table[request_rows, keys.clamp(max=table.shape[1] - 1)] * seen
+    entries = keys if batch.drafts is None else _entries(keys, batch_rows, batch.drafts, batch.seq_lens)
+    slots = table[batch.req_pool_indices[batch_rows, None], entries.clamp(max=table.shape[1] - 1)] * seen
     return _Decodes(token_rows, slots, seen[:, None, None])
+
+
+def _entries(keys: Tensor, rows: Tensor, drafts: DraftRows, seq_lens: Tensor) -> Tensor:
+    """Where in the table the slots of the keys at positions `keys` [n, L] stand for nodes of drafts, batch rows `rows`:
+    those of the row's own path lie where its nodes are."""
+    if drafts.paths is None:
+        return keys
+    before = (seq_lens[rows // drafts.nodes * drafts.nodes] - 1)[:, None]
+    paths = drafts.paths.flatten(0, 1)[rows]
+    nodes = paths.gather(1, (keys - before).clamp(0, paths.shape[1] - 1))
+    return torch.where(keys < before, keys, before + nodes)
 
 
 def _visible(keys: Tensor, positions: Tensor, window: int | None) -> Tensor:

@@ -59,6 +59,7 @@ class TritonBackend(AttentionBackend):
             scratch = max(scratch, scratch_size(max_batch, num_heads, heads, dim, self.sm_count))
         self._scratch = torch.empty(scratch, dtype=torch.float32, device=self.device)
         self._work: dict[int, Tensor] = {}  # prefill tiles of the step that prepare() announced, by tokens a tile
+        self._paths: dict[bool, tuple[Tensor, int]] = {}  # of that step's draft trees, by whether the layer slides
         self._extend_tokens = 0  # of that step; decode rows of q follow them
 
     @staticmethod
@@ -89,6 +90,13 @@ class TritonBackend(AttentionBackend):
     def prepare(self, batch: ForwardBatch) -> None:
         """Upload the prefill tiles of the step; a step of decodes has none."""
         self._work.clear()
+        self._paths.clear()
+        if batch.drafts is not None and batch.drafts.paths is not None:
+            nodes = batch.drafts.nodes
+            before = batch.seq_lens.view(-1, nodes)[:, :1, None] - 1
+            places = (before + batch.drafts.paths).flatten(0, 1)
+            for sliding, table in ((False, batch.req_to_token), (True, batch.req_to_token_swa)):
+                self._paths[sliding] = table[batch.req_pool_indices[:, None], places], nodes
         new = batch.extend_seq_lens_cpu[: batch.num_extends]
         self._extend_tokens = sum(new)
         if batch.is_decode_only:
@@ -139,5 +147,6 @@ class TritonBackend(AttentionBackend):
                 geometry.decode,
                 layer.scale,
                 window,
+                self._paths.get(sliding),
             )
         return out.flatten(1)

@@ -35,7 +35,8 @@ def attend_keys(
     row_end,
     tree_rows,  # [M] pointers to each row's mask over the request's new tokens; used with TREE only
     tree_positions,  # positions of the request's new tokens
-    prefix,  # tokens before them
+    prefix,  # tokens before them, or before the path
+    path_slots,  # slots of the keys from position `prefix` on, the same for all rows; used with PATH only
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,  # powers of two from D and DV up
@@ -43,6 +44,7 @@ def attend_keys(
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,  # False: every row sees all keys of [begin, end)
     TREE: tl.constexpr,
+    PATH: tl.constexpr,
 ):
     dims = tl.arange(0, BLOCK_D)
     v_dims = tl.arange(0, BLOCK_DV)
@@ -52,7 +54,12 @@ def attend_keys(
     for start in range(begin, end, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
         loaded = (key >= first_key) & (key < end_key) if MASKED else tl.full([BLOCK_N], True, tl.int1)
-        slot = tl.load(table + key, mask=loaded, other=0).to(tl.int64)
+        if PATH:
+            own = loaded & (key >= prefix)
+            slot = tl.load(table + key, mask=loaded & (key < prefix), other=0)
+            slot = tl.where(own, tl.load(path_slots + (key - prefix), mask=own, other=0), slot).to(tl.int64)
+        else:
+            slot = tl.load(table + key, mask=loaded, other=0).to(tl.int64)
         k = tl.load(k_cache + slot[None, :] * k_stride + dims[:, None], mask=loaded[None, :] & real[:, None], other=0.0)
         scores = tl.dot(q, k, input_precision="ieee")
         if MASKED:

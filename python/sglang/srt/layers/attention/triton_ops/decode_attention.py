@@ -6,6 +6,8 @@ length and on `splits`. A program takes one piece for all query heads of a KV he
 log2-sum-exp in scratch; a second kernel weighs and adds the pieces in ascending order (Dao et al., Flash-Decoding).
 With one split the first kernel writes the result itself.
 
+A row may verify a node of a draft tree: its last keys are then those of its path, not of the table.
+
 Close op: float32 sums, P rounded to the inputs' dtype. Floor: K and V of the visible keys read once.
 """
 
@@ -31,7 +33,9 @@ def _pieces(length, window, splits, BLOCK_N: tl.constexpr):
 
 
 # Decode rows start anywhere in the batch's arrays: neither that nor their number must make another kernel.
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["req_rows", "seq_lens"])
+@triton.jit(
+    do_not_specialize=["splits", "nodes"], do_not_specialize_on_alignment=["req_rows", "seq_lens", "path_slots"]
+)
 def _decode_kernel(
     q,
     k_cache,
@@ -42,9 +46,11 @@ def _decode_kernel(
     table,
     req_rows,
     seq_lens,
+    path_slots,  # [B, path_stride] int32; used with PATH only
     scale,
     window,
     splits,
+    nodes,  # rows of one draft; the first sees one key of its own
     q_token_stride,
     q_head_stride,
     k_slot_stride,
@@ -52,6 +58,7 @@ def _decode_kernel(
     v_slot_stride,
     v_head_stride,
     table_stride,
+    path_stride,
     GROUP: tl.constexpr,  # query heads of a KV head
     HEADS: tl.constexpr,  # of them in one program
     HEAD_BLOCKS: tl.constexpr,  # programs that share a KV head's piece
@@ -62,6 +69,7 @@ def _decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ONE_SPLIT: tl.constexpr,
+    PATH: tl.constexpr,
 ):
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     kv_head = (tl.program_id(1) // HEAD_BLOCKS).to(tl.int64)
@@ -72,6 +80,10 @@ def _decode_kernel(
     if begin >= end and not ONE_SPLIT:
         return
 
+    prefix = 0
+    if PATH:
+        prefix = tl.load(seq_lens + request // nodes * nodes).to(tl.int32) - 1
+        path_slots += request * path_stride
     row = tl.arange(0, BLOCK_M)
     head_in_group = tl.program_id(1) % HEAD_BLOCKS * HEADS + row
     is_real = (row < HEADS) & (head_in_group < GROUP)
@@ -102,7 +114,8 @@ def _decode_kernel(
         length + row * 0,
         row,  # no tree
         table,
-        0,
+        prefix,
+        path_slots,
         D,
         DV,
         BLOCK_D,
@@ -110,6 +123,7 @@ def _decode_kernel(
         BLOCK_N,
         MASKED=True,
         TREE=False,
+        PATH=PATH,
     )
     mean = acc / tl.where(total == 0, 1.0, total)[:, None]  # a padding row without keys gives zeros
     flat = request * tl.num_programs(1) // HEAD_BLOCKS * GROUP + head  # (request, head) in out and scratch
@@ -180,6 +194,7 @@ def decode_attention(
     tile: DecodeTile,
     scale: float,
     window: int | None = None,
+    paths: tuple[Tensor, int] | None = None,
 ) -> None:
     """Attention of q [B, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [B, Hq, DV].
 
@@ -187,6 +202,9 @@ def decode_attention(
     new token included; 0 gives zeros) are [B] int64. `scratch` is float32 with at least B * Hq * splits * (DV + 1)
     elements if `splits` > 1. `window` counts keys, the query's own included; None: all. `scale` is positive. Nothing
     but visible keys is read from the caches. It allocates nothing and waits for nothing.
+
+    `paths` (slots [B, P] int32, nodes): rows come in groups of `nodes`, the nodes of one request's draft tree. With n
+    one less than the first node's length, the slots of a row's keys from position n on are those of its row of `slots`.
     """
     assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
     batch, num_heads = q.shape[:2]
@@ -196,6 +214,8 @@ def decode_attention(
     heads = min(group, MAX_ROWS)
     pieces = batch * num_heads * splits
     assert 1 <= splits <= MAX_SPLITS
+    path_slots, nodes = (table, 1) if paths is None else paths
+    assert paths is None or (batch % nodes == 0 and path_slots.stride(1) == 1)
     assert splits == 1 or scratch.numel() >= pieces * (v_dim + 1), f"{scratch.numel()} for {pieces} x {v_dim + 1}"
     sums, lses = scratch[: pieces * v_dim], scratch[pieces * v_dim :]
     window = NO_WINDOW if window is None else window
@@ -210,13 +230,16 @@ def decode_attention(
         table,
         req_rows,
         seq_lens,
+        path_slots,
         scale * LOG2_E,
         window,
         splits,
+        nodes,
         *q.stride()[:2],
         *k_cache.stride()[:2],
         *v_cache.stride()[:2],
         table.stride(0),
+        path_slots.stride(0),
         GROUP=group,
         HEADS=heads,
         HEAD_BLOCKS=head_blocks,
@@ -227,6 +250,7 @@ def decode_attention(
         BLOCK_M=max(16, triton.next_power_of_2(heads)),
         BLOCK_N=tile.block_n,
         ONE_SPLIT=splits == 1,
+        PATH=paths is not None,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

@@ -130,6 +130,7 @@ def _extend_kernel(
             tree_rows,
             tree_positions,
             prefix,
+            table,  # no path
             D,
             DV,
             BLOCK_D,
@@ -137,6 +138,7 @@ def _extend_kernel(
             BLOCK_N,
             MASKED=part != 1,
             TREE=TREE,
+            PATH=False,
         )
     tl.store(
         out + (q_row * out_token_stride + head * DV)[:, None] + v_dims[None, :],

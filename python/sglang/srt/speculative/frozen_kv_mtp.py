@@ -1,0 +1,190 @@
+"""FrozenKVMTP: decode rounds in which a small drafter guesses and the target verifies (Gemma 4's MTP).
+
+The drafter has queries only: it reads the target's K and V of the tokens before the draft, which stay as they are
+("frozen"), and goes on from the target's last hidden state. A round is `num_steps` drafter forwards, one target forward
+over all drafted tokens, and the choice of what is accepted; on the device nothing waits for the host in between.
+
+A row of `hidden` belongs to a request as a row of ModelRunner.last_tokens does: the target's hidden state (after the
+last norm) at the position that produced the request's newest token.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from sglang.srt.layers.logprobs import token_logprobs
+from sglang.srt.layers.sampler import SamplingFlags
+from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
+from sglang.srt.model_executor.launched_step import LaunchedStep
+from sglang.srt.model_executor.step_io import StepInput
+from sglang.srt.speculative.draft_tree import Draft, TreeBuilder, accept, make_line
+from sglang.srt.speculative.settings import SpeculationSettings
+from sglang.srt.utils.device_copies import to_host
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+class Drafter(Protocol):
+    """What a drafter model offers, see models/gemma4_mtp.py."""
+
+    def __call__(
+        self, input_ids: Tensor, prev: Tensor, positions: Tensor, batch: ForwardBatch
+    ) -> tuple[Tensor, Tensor]:
+        """[N], [N, H], [N] -> the drafter's hidden [N, d] and the next `prev` [N, H]."""
+        ...
+
+    def candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[N, d] -> logits [N, C] and each column's token id [N, C], None where they are 0..C-1."""
+        ...
+
+
+class FrozenKVMTP:
+    """Runs the decode steps of `runner`, whose model, tables and sampling state it uses."""
+
+    def __init__(self, runner: "ModelRunner", drafter: Drafter, settings: SpeculationSettings):
+        self.runner, self.drafter, self.settings = runner, drafter, settings
+        self.hidden = torch.zeros(
+            len(runner.last_tokens), runner.config.hidden_size, dtype=runner.config.torch_dtype, device=runner.device
+        )
+
+    def note_hidden(self, rows: Tensor, hidden: Tensor) -> None:
+        """After a prompt: `hidden` [S, H] produced the first tokens of the requests in `rows` [S]."""
+        self.hidden[rows] = hidden
+
+    def run(self, step: StepInput, launched: LaunchedStep) -> None:
+        """One round for every request of the step."""
+        runner, nodes = self.runner, self.settings.num_draft_tokens
+        host = (step.rows, step.seq_lens - nodes, step.out_cache_loc, step.out_cache_loc_swa)
+        parts = [runner.tensor(array) for array in host]
+        rows, before = parts[:2]  # `before`: tokens with KV
+        before_cpu = (step.seq_lens - nodes).tolist()
+        draft = self._draft(rows, before, before_cpu, step.flags)
+        hidden, logits = self._verify(draft, *parts, before_cpu)
+
+        node_rows = rows.repeat_interleave(nodes)
+        lengths = (before[:, None] + draft.depths + 1).flatten()
+        path = draft.path_tokens().flatten(0, 1) if step.flags & SamplingFlags.PENALTY else None
+        preferred, scaled = runner.sampling.preferences(logits, node_rows, lengths, step.flags, path)
+        targets = preferred.argmax(-1).view(-1, nodes)
+        accepted, counts = accept(draft, targets)
+        next_ids = targets.gather(1, accepted)
+        self._note(rows, hidden.view(len(rows), nodes, -1), accepted, next_ids, counts, step.flags)
+        launched.next_ids, launched.counts, launched.kept = to_host(next_ids), to_host(counts), to_host(accepted)
+        if step.output_logprobs is not None:
+            self._logprobs(step, scaled.view(len(rows), nodes, -1), accepted, next_ids, launched)
+
+    def _draft(self, rows: Tensor, before: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Draft:
+        newest, prev = self.runner.last_tokens[rows], self.hidden[rows]
+        topk, steps = self.settings.topk, self.settings.num_steps
+        batch = self._draft_batch(rows, before, before_cpu)
+        if topk == 1:
+            drafted = [newest]
+            for step in range(steps):
+                path = torch.stack(drafted, 1)[:, 1:] if step else None
+                preferred, prev = self._drafter_step(drafted[-1], prev, batch, step, flags, path)
+                drafted.append(preferred.argmax(-1))
+            return make_line(newest, drafted[1:])
+        builder = TreeBuilder(newest, topk)
+        preferred, prev = self._drafter_step(newest, prev, batch, 0, flags, None)
+        tokens, origin = builder.grow(preferred[:, None])
+        wide = self._draft_batch(
+            rows.repeat_interleave(topk), before.repeat_interleave(topk), [n for n in before_cpu for _ in range(topk)]
+        )
+        prev = prev[:, None]  # [B, beams, H]
+        for step in range(1, steps):
+            prev = prev.gather(1, origin[:, :, None].expand(-1, -1, prev.shape[2]))
+            path = builder.beam_paths().flatten(0, 1)
+            preferred, prev = self._drafter_step(tokens.flatten(), prev.flatten(0, 1), wide, step, flags, path)
+            prev = prev.unflatten(0, (-1, topk))
+            tokens, origin = builder.grow(preferred.unflatten(0, (-1, topk)))
+        return builder.finish(self.settings.num_draft_tokens)
+
+    def _drafter_step(
+        self, ids: Tensor, prev: Tensor, batch: ForwardBatch, step: int, flags: SamplingFlags, path: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One token further: what the request would sample if the drafter were right, [N, V] (see preferences), and the
+        drafter's state. Drafts share the target's noise, so a drawn token is guessed as well as a greedy one."""
+        hidden, prev = self.drafter(ids, prev, batch.positions, batch)
+        logits, columns = self.drafter.candidates(hidden)
+        if columns is not None:  # the other tokens are out of the question
+            all_tokens = logits.new_full((len(logits), self.runner.config.vocab_size), -torch.inf)
+            logits = all_tokens.scatter_(1, columns, logits)
+        sampled_index = batch.seq_lens + 1 + step
+        return self.runner.sampling.preferences(logits, batch.req_pool_indices, sampled_index, flags, path)[0], prev
+
+    def _draft_batch(self, rows: Tensor, before: Tensor, before_cpu: list[int]) -> ForwardBatch:
+        """Decode rows that see the tokens with KV and write nothing."""
+        ones = torch.ones_like(rows)
+        batch = self.runner.make_batch(
+            input_ids=rows,  # unused: the drafter gets its tokens step by step
+            positions=self._positions(before + self.settings.position_offset),
+            req_pool_indices=rows,
+            seq_lens=before,
+            extend_seq_lens=ones,
+            extend_prefix_lens=before - 1,
+            extend_start_loc=torch.arange(len(before_cpu), device=rows.device),
+            out_cache_loc=rows,
+            out_cache_loc_swa=rows,
+            num_extends=0,
+            seq_lens_cpu=before_cpu,
+            extend_seq_lens_cpu=[1] * len(before_cpu),
+        )
+        self.runner.attn_backend.prepare(batch)
+        return batch
+
+    def _verify(
+        self, draft: Draft, rows: Tensor, before: Tensor, full: Tensor, swa: Tensor, before_cpu: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The target over all nodes: hidden states [B * nodes, H] and logits [B * nodes, V]."""
+        runner, nodes = self.runner, self.settings.num_draft_tokens
+        node_rows = rows.repeat_interleave(nodes)
+        places = (before[:, None] + torch.arange(nodes, device=rows.device)).flatten()
+        runner.note_slots(node_rows, places, full, swa)
+        lengths = (before[:, None] + draft.depths + 1).flatten()
+        batch = runner.make_batch(
+            input_ids=draft.tokens.flatten(),
+            positions=self._positions(lengths - 1),
+            req_pool_indices=node_rows,
+            seq_lens=lengths,
+            extend_seq_lens=torch.ones_like(lengths),
+            extend_prefix_lens=lengths - 1,
+            extend_start_loc=torch.arange(len(before_cpu) * nodes, device=rows.device),
+            out_cache_loc=full,
+            out_cache_loc_swa=swa,
+            num_extends=0,
+            seq_lens_cpu=[n + nodes for n in before_cpu for _ in range(nodes)],
+            extend_seq_lens_cpu=[1] * (len(before_cpu) * nodes),
+            drafts=DraftRows(nodes, draft.paths),
+        )
+        hidden = runner.forward(batch)
+        return hidden, runner.model.compute_logits(hidden)
+
+    def _positions(self, positions: Tensor) -> Tensor:
+        """Drafts may go past the context's end, where no token is accepted; RoPE knows no such place."""
+        return positions.clamp(0, self.runner.config.context_len - 1)
+
+    def _note(
+        self, rows: Tensor, hidden: Tensor, accepted: Tensor, next_ids: Tensor, counts: Tensor, flags: SamplingFlags
+    ) -> None:
+        """Leave the requests as the next round wants to find them."""
+        last = counts[:, None] - 1
+        self.runner.last_tokens[rows] = next_ids.gather(1, last)[:, 0]
+        node = accepted.gather(1, last)
+        self.hidden[rows] = hidden.gather(1, node[:, :, None].expand(-1, -1, hidden.shape[2]))[:, 0]
+        steps = next_ids.shape[1]
+        real = torch.arange(steps, device=rows.device) < counts[:, None]
+        self.runner.sampling.count(rows.repeat_interleave(steps), next_ids.flatten(), flags, real.flatten())
+
+    def _logprobs(
+        self, step: StepInput, scaled: Tensor, accepted: Tensor, next_ids: Tensor, launched: LaunchedStep
+    ) -> None:
+        """Of every token that may have been accepted, for the requests that asked."""
+        asked = [i for i, request in enumerate(step.output_logprobs) if request is not None]
+        index, width = self.runner.tensor(asked), next_ids.shape[1]
+        logits = scaled[index[:, None], accepted[index]].flatten(0, 1)
+        wanted = [step.output_logprobs[i] for i in asked for _ in range(width)]
+        top, selected = zip(*wanted, strict=True)
+        pending = token_logprobs(logits, next_ids[index].flatten(), list(top), list(selected))
+        launched.output_logprobs = asked, pending
