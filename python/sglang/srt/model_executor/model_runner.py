@@ -86,9 +86,13 @@ class ModelRunner:
         self.sampling = SamplingState(rows, config.vocab_size, self.device)
         self.attn_backend = self._attention_backend(args, rows * decode_tokens)
         self.speculation = FrozenKVMTP(self, drafter, speculation) if speculation else None
-        self.graphs: CudaGraphRunner | None = None
+        self.graphs: CudaGraphRunner[Tensor] | None = None
         if not args.disable_cuda_graph:
-            self.graphs = self._capture(capture_sizes(args.cuda_graph_max_bs))
+            sizes = capture_sizes(args.cuda_graph_max_bs)
+            if self.speculation:
+                self.speculation.capture(sizes)
+            else:
+                self.graphs = self._capture(sizes)
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
@@ -99,8 +103,9 @@ class ModelRunner:
         return TritonBackend(self.kv_layers, num_heads, max_batch, config.torch_dtype, self.device)
 
     @torch.inference_mode()
-    def _capture(self, sizes: list[int]) -> CudaGraphRunner:
-        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), sizes, self.device)
+    def _capture(self, sizes: list[int]) -> CudaGraphRunner[Tensor]:
+        padding = [0, 1, 0, 0]  # one token of request row 0, in the padding slots
+        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
 
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep:
@@ -136,7 +141,8 @@ class ModelRunner:
         """(request rows, lengths, slots, sliding slots) [4, B] on the device, and logits [B, V]."""
         inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
         if self.graphs and self.graphs.takes(len(step.rows)):
-            return self.graphs.run(inputs)
+            inputs, logits = self.graphs.run(inputs)
+            return inputs, logits[: len(step.rows)]
         inputs = self.tensor(inputs)
         return inputs, self._decode(inputs, step.seq_lens.tolist())
 
