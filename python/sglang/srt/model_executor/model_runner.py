@@ -84,7 +84,8 @@ class ModelRunner:
         self.req_to_token_swa = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # sampled last, by row
         self.sampling = SamplingState(rows, config.vocab_size, self.device)
-        self.attn_backend = self._attention_backend(args, rows * decode_tokens)
+        most_rows = rows * (max(decode_tokens, speculation.topk) if speculation else 1)
+        self.attn_backend = self._attention_backend(args, most_rows)
         self.speculation = FrozenKVMTP(self, drafter, speculation) if speculation else None
         self.graphs: CudaGraphRunner[Tensor] | None = None
         if not args.disable_cuda_graph:

@@ -70,6 +70,7 @@ class FrozenKVMTP:
         )
         self.graphs: dict[SamplingFlags, CudaGraphRunner[Round]] = {}
 
+    @torch.inference_mode()
     def capture(self, sizes: list[int]) -> None:
         """Make CUDA graphs of rounds, for greedy batches and for others."""
         nodes = self.settings.num_draft_tokens
