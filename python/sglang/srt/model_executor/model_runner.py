@@ -89,11 +89,16 @@ class ModelRunner:
         self.req_to_token_swa = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # sampled last, by row
         self.sampling = SamplingState(rows, config.vocab_size, self.device)
-        self.attn_backend = self._attention_backend(args, rows * decode_tokens)
+        most_rows = rows * (max(decode_tokens, speculation.topk) if speculation else 1)
+        self.attn_backend = self._attention_backend(args, most_rows)
         self.speculation = FrozenKVMTP(self, drafter, speculation) if speculation else None
-        self.graphs: CudaGraphRunner | None = None
+        self.graphs: CudaGraphRunner[Tensor] | None = None
         if not args.disable_cuda_graph:
-            self.graphs = self._capture(capture_sizes(args.cuda_graph_max_bs))
+            sizes = capture_sizes(args.cuda_graph_max_bs)
+            if self.speculation:
+                self.speculation.capture(sizes)
+            else:
+                self.graphs = self._capture(sizes)
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
@@ -104,8 +109,9 @@ class ModelRunner:
         return TritonBackend(self.kv_layers, num_heads, max_batch, config.torch_dtype, self.device)
 
     @torch.inference_mode()
-    def _capture(self, sizes: list[int]) -> CudaGraphRunner:
-        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), sizes, self.device)
+    def _capture(self, sizes: list[int]) -> CudaGraphRunner[Tensor]:
+        padding = [0, 1, 0, 0]  # one token of request row 0, in the padding slots
+        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
 
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep:
@@ -141,7 +147,8 @@ class ModelRunner:
         """(request rows, lengths, slots, sliding slots) [4, B] on the device, and logits [B, V]."""
         inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
         if self.graphs and self.graphs.takes(len(step.rows)):
-            return self.graphs.run(inputs)
+            inputs, logits = self.graphs.run(inputs)
+            return inputs, logits[: len(step.rows)]
         inputs = self.tensor(inputs)
         return inputs, self._decode(inputs, step.seq_lens.tolist())
 
