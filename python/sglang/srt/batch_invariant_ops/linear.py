@@ -1,7 +1,7 @@
 """y = x W^T (+ b), each row with bits of its own.
 
 On a CPU rows go through torch in blocks of the sizes that agree (agreement.py); a block that is not full is filled up
-with zeros. Outside the mode it is torch's own product. Close op.
+with zeros. A GPU has a kernel (matmul.py). Outside the mode it is torch's own product. Close op.
 """
 
 import functools
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sglang.srt.batch_invariant_ops import matmul
 from sglang.srt.batch_invariant_ops.agreement import LARGEST, agreeing_sizes, next_size, zero_sums
 from sglang.srt.batch_invariant_ops.mode import enabled
 
@@ -21,6 +22,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K], weight [N, K], bias [N] -> [T, N], all of one dtype. ValueError if no block size agrees here."""
     if not enabled():
         return F.linear(x, weight, bias)
+    if matmul.can_use(x, weight):
+        return matmul.matmul(x, weight, bias)
+    assert x.device.type == "cpu", f"no batch-invariant product of {x.dtype} with strides {x.stride()} on {x.device}"
     if len(weight) <= MAX_COLUMNS:
         return _in_blocks(x, weight, bias)
     biases = [None] * -(-len(weight) // MAX_COLUMNS) if bias is None else bias.split(MAX_COLUMNS)
