@@ -101,7 +101,7 @@ def show(report: dict[str, list[tuple[int, int]]], steps: int) -> None:
 
 
 def load(target_folder: Path, drafter_folder: Path, device: str) -> DraftForward:
-    target = frozen_target(target_folder, device, compile=False)
+    target = frozen_target(target_folder, device, torch.float32, compile=False)
     drafter = Gemma4AssistantForCausalLM.from_pretrained(drafter_folder, dtype=torch.float32).to(device).eval()
     return DraftForward(drafter, target, compile=False)
 

@@ -16,7 +16,7 @@ WINDOW = 128
 
 @pytest.fixture(scope="module")
 def draft() -> DraftForward:
-    target = frozen_target(ASSETS, "cpu", compile=False)
+    target = frozen_target(ASSETS, "cpu", torch.float32, compile=False)
     drafter = build(target).eval().requires_grad_(False)
     for p in drafter.parameters():  # no scale or norm may stay at its first value
         if p.dim() == 1:

@@ -28,12 +28,12 @@ from train import ASSETS, batch_of, rate, refill, save
 from transformers import AutoConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM
 
 POSITION_RULES = ("n", "n-1")
+CALM = 0.25  # part of the model's last norm weights to begin with: first guesses are wild, and should not be sure
 MATRICES = ("_proj.weight", "_projection.weight")
 
 
-def frozen_target(folder: Path, device: str, compile: bool) -> FastForward:
+def frozen_target(folder: Path, device: str, dtype: torch.dtype, compile: bool) -> FastForward:
     model = Gemma4ForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval().requires_grad_(False)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     return FastForward(model, json.loads((folder / "config.json").read_text()), dtype, compile)
 
 
@@ -57,9 +57,9 @@ def build(target: FastForward, seed: int = 0) -> Gemma4AssistantForCausalLM:
     with torch.no_grad():
         width = target.config["hidden_size"]
         drafter.model.embed_tokens.weight.copy_(target.inner.embed_tokens.weight)
-        drafter.model.norm.weight.copy_(target.inner.norm.weight)
+        drafter.model.norm.weight.copy_(CALM * target.inner.norm.weight)
         drafter.pre_projection.weight[:, :width] = torch.eye(width)
-        drafter.post_projection.weight.copy_(torch.eye(width))
+        drafter.post_projection.weight.copy_(torch.eye(width) / CALM)
     return drafter.to(target.inner.embed_tokens.weight.device)
 
 
@@ -92,7 +92,7 @@ def draft_loss(
     """
     rounds, prev = start_rounds(draft.target, states, at, rule)
     same = states.doc.gather(1, at) == states.doc.gather(1, at - 1)
-    counts = alive = same.float()
+    counts = alive = clean = same.float()
     losses, total, accepted = 0.0, 0.0, []
     length = states.ids.shape[1]
     for i in range(steps):
@@ -107,7 +107,7 @@ def draft_loss(
         alive = alive * (logits.argmax(-1) == text)
         accepted.append(alive)
         counts = counts * (wanted.argmax(-1) == text) * (weight > 0)
-        clean = counts * (weight == 1.0) if i == 0 else clean * counts * (weight == 1.0)
+        clean = clean * counts * (weight == 1.0)
     accepted = torch.stack(accepted, -1).sum(-1)
     return losses / total, 1 + (accepted * clean).sum() / clean.sum().clamp(min=1)
 
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--gsm-symbolic", type=Path, help="JSONL of gsm_symbolic problems to mix in")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the products")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=0)
@@ -207,7 +208,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    target = frozen_target(args.target, device, compile=device == "cuda")
+    target = frozen_target(args.target, device, getattr(torch, args.dtype), compile=device == "cuda")
     drafter = build(target, args.seed)
     if args.init_from:
         load_weights(drafter, args.init_from)
