@@ -1,9 +1,9 @@
 """The drafter's forward over many rounds at once: the same numbers as transformers' `Gemma4AssistantForCausalLM`.
 
-A round starts when the model's newest token (the bonus token, index n of its row) is known but not yet in the cache: the
-drafter guesses tokens n + 1, n + 2, ... one step at a time. Its layers have queries only and read K and V of the model's
-last sliding and last full layer, at the n tokens before. Every index of a row may start a round, and all rounds of a row
-share its K and V, so a batch of rounds is a few plain products. `test_drafter_forward.py` holds it equal to transformers.
+A round starts when the model's newest token (the bonus token, index n of its row) is known but not yet in the cache:
+the drafter guesses tokens n + 1, n + 2, ... one step at a time. Its layers have queries only and read K and V of the
+model's last sliding and last full layer, at the n tokens before. Every index of a row may start a round, and all rounds
+of a row share its K and V, so a batch of rounds is a few plain products. `test_drafter_forward.py` holds it equal.
 """
 
 from dataclasses import dataclass

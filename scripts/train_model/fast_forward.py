@@ -25,7 +25,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # x [B, T, heads, D], 
 
 
 def keys_values(x: Tensor, p: dict[str, Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """x [B, T, H] -> K and V as a server caches them, each [B, T, D]. One KV head; without v_proj, V is K's projection."""
+    """x [B, T, H] -> K and V as a server caches them, [B, T, D]. One KV head; without v_proj, V is K's projection."""
     k_raw = F.linear(x, p["self_attn.k_proj.weight"])[:, :, None]
     v_raw = F.linear(x, p["self_attn.v_proj.weight"])[:, :, None] if "self_attn.v_proj.weight" in p else k_raw
     return rope(norm(k_raw, p["self_attn.k_norm.weight"]), cos, sin).squeeze(2), norm(v_raw).squeeze(2)

@@ -2,11 +2,13 @@
 
     python scripts/train_model/train_drafter.py --out run-drafter --max-seconds 120
 
-Rounds start at random places of the rows, more often where the model writes itself (data.py's loss weights), and run for
-`--steps-a-round` draft steps as in serving: the token is the row's, the state the drafter's own. A step's loss is the
-cross-entropy against the model's distribution, and counts while the row's tokens are what the model would have
-chosen: past the first other one no draft can be accepted. Resumes by itself when `--out` holds a checkpoint; writes there
-log.jsonl, checkpoint.pt, and at the end the exported drafter.
+Rounds start at random places of the rows, more often where the model writes itself (data.py's loss weights), and run
+for `--steps-a-round` draft steps as in serving: the token is the row's, the state the drafter's own. A step's loss is
+the cross-entropy against the model's distribution, and counts while the row's tokens are what the model would have
+chosen: past the first other one no draft can be accepted.
+
+Resumes by itself when `--out` holds a checkpoint; `--init-from` starts from an exported drafter's weights instead.
+Writes to `--out`: log.jsonl, checkpoint.pt, and at the end the exported drafter.
 """
 
 import argparse
@@ -40,8 +42,8 @@ def frozen_target(folder: Path, device: str, dtype: torch.dtype, compile: bool) 
 def build(target: FastForward, seed: int = 0) -> Gemma4AssistantForCausalLM:
     """A fresh fp32 drafter that begins in the model's own basis.
 
-    The stream begins as the token's embedding, the head and the last norm are the model's, and the state handed on is the
-    normed stream, which for the model is what the next round is seeded with.
+    The stream begins as the token's embedding, the head and the last norm are the model's, and the state handed on is
+    the normed stream, which for the model is what the next round is seeded with.
     """
     torch.manual_seed(seed)
     config = dict(DRAFTER_CONFIG)
@@ -85,10 +87,10 @@ def choose_rounds(doc: Tensor, weights: Tensor, count: int) -> Tensor:
 def draft_loss(
     draft: DraftForward, states: TargetStates, targets: Tensor, weights: Tensor, at: Tensor, steps: int, rule: str
 ) -> tuple[Tensor, Tensor]:
-    """targets and weights [B, T] are the row's next tokens and theirs; at [B, A].
+    """targets and weights [B, T] are the row's next tokens and theirs; at [B, A], where rounds start.
 
-    -> the weighted mean loss; and how many tokens a round adds on average, its bonus token included, where all the tokens
-    drafted belong to an answer and are the model's own choice.
+    -> the weighted mean loss; and how many tokens a round adds on average, its bonus token included, where all the
+    tokens drafted belong to an answer and are the model's own choice.
     """
     rounds, prev = start_rounds(draft.target, states, at, rule)
     same = states.doc.gather(1, at) == states.doc.gather(1, at - 1)
