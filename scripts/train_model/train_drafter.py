@@ -150,6 +150,8 @@ def train(args, drafter, target: FastForward, device: str) -> None:
             o.step()
             o.zero_grad(set_to_none=True)
         recent.append(torch.stack([loss.detach(), accepted]))
+        if step == first:  # it compiles, which the schedule leaves out
+            begin = time.time()
         if (step + 1) % args.log_every == 0:
             values = torch.stack(recent).mean(0).tolist()
             recent, now = [], time.time()
