@@ -7,7 +7,9 @@ import pytest
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "python")]
+from data import rows  # noqa: E402
 from drafter_forward import DraftForward, start_rounds, target_states  # noqa: E402
+from train import batch_of  # noqa: E402
 from train_drafter import ASSETS, build, choose_rounds, draft_loss, frozen_target  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
@@ -60,20 +62,35 @@ def test_rounds_equal_transformers(draft, rule):
             assert (got[i][j] - want).abs().max() < 2e-3 * want.abs().max(), (n, i)
 
 
-def test_other_documents_change_nothing(draft):
-    """Neither the tokens of a row's other documents nor those after a round reach its loss."""
-    torch.manual_seed(0)
-    ids = torch.randint(107, 2048, (1, 120))
-    doc = torch.repeat_interleave(torch.tensor([[1, 2, 3]]), 40, 1)
-    at = torch.tensor([[50, 60]])
-    weights = torch.ones(1, 120)
-    losses = []
-    for change in (False, True):
-        if change:
-            ids[:, :40], ids[:, 66:] = ids[:, :40].flip(1), ids[:, 66:].flip(1)
-        states = target_states(draft.target, ids, doc)
-        losses.append(draft_loss(draft, states, ids.roll(-1, 1), weights, at, 5, "n")[0].item())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+@pytest.fixture(scope="module")
+def row():
+    """ids, doc, weights [1, 448] of a row as trained on, and the starts of its second document's rounds."""
+    ids, doc, _, weights = batch_of([next(rows(ASSETS, 0, 448, 1.0, 0, None, 1))], 1, "cpu")
+    (answer,) = torch.nonzero((doc[0] == 2) & (weights[0] == 1.0), as_tuple=True)
+    return ids, doc, weights, answer[None]
+
+
+def loss_of(draft, ids, doc, weights, at, steps=5) -> float:
+    states = target_states(draft.target, ids, doc)
+    return draft_loss(draft, states, ids.roll(-1, 1), weights, at, steps, "n")[0].item()
+
+
+def test_other_documents_change_nothing(draft, row):
+    ids, doc, weights, at = row
+    others = torch.where(doc == 2, ids, torch.randint(107, 2048, ids.shape))
+    want = loss_of(draft, ids, doc, weights, at)
+    assert loss_of(draft, others, doc, weights, at) == pytest.approx(want, rel=1e-4)
+    assert loss_of(draft, ids, doc, weights, at, steps=1) != pytest.approx(want, rel=0.01)  # later steps do count
+
+
+def test_steps_count_until_the_row_departs_from_the_models_choice(draft, row):
+    ids, doc, weights, at = row
+    at = at[:, 10:11]
+    changed = ids.clone()
+    changed[0, at + 2] = 300 if ids[0, at + 2] != 300 else 301
+    want = loss_of(draft, changed, doc, weights, at, steps=2)
+    assert loss_of(draft, changed, doc, weights, at) == pytest.approx(want, rel=1e-5)
+    assert loss_of(draft, ids, doc, weights, at) != pytest.approx(loss_of(draft, ids, doc, weights, at, 2), rel=1e-3)
 
 
 def test_rounds_start_where_the_model_writes():

@@ -93,24 +93,19 @@ def draft_loss(
     tokens drafted belong to an answer and are the model's own choice.
     """
     rounds, prev = start_rounds(draft.target, states, at, rule)
-    same = states.doc.gather(1, at) == states.doc.gather(1, at - 1)
-    counts = alive = clean = same.float()
-    losses, total, accepted = 0.0, 0.0, []
-    length = states.ids.shape[1]
+    ours = (states.doc.gather(1, at) == states.doc.gather(1, at - 1)).float()  # the row's tokens are the model's choice
+    right, clean = ours, ours  # so are all drafts; all tokens belong to an answer
+    losses, total, accepted = 0.0, 0.0, 0.0
     for i in range(steps):
-        place = (at + i).clamp(max=length - 1)  # the row's last place weighs nothing
+        place = (at + i).clamp(max=states.ids.shape[1] - 1)  # the last place weighs nothing
         logits, prev = draft.step(rounds, states.ids.gather(1, place), prev)
         wanted = target_logits(draft.target, take(states.hidden, place))
         text, weight = targets.gather(1, place), weights.gather(1, place)
-        counts = counts * (at + i < length)
-        w = counts * weight
         loss = -(torch.softmax(wanted, -1) * torch.log_softmax(logits.float(), -1)).sum(-1)
-        losses, total = losses + (loss * w).sum(), total + w.sum()
-        alive = alive * (logits.argmax(-1) == text)
-        accepted.append(alive)
-        counts = counts * (wanted.argmax(-1) == text) * (weight > 0)
-        clean = clean * counts * (weight == 1.0)
-    accepted = torch.stack(accepted, -1).sum(-1)
+        losses, total = losses + (loss * ours * weight).sum(), total + (ours * weight).sum()
+        ours = ours * (wanted.argmax(-1) == text) * (weight > 0)  # weight 0 also ends a document
+        right = right * (logits.argmax(-1) == text)
+        accepted, clean = accepted + right, clean * ours * (weight == 1.0)
     return losses / total, 1 + (accepted * clean).sum() / clean.sum().clamp(min=1)
 
 
