@@ -21,11 +21,11 @@ from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.engine_harness import DEVICE, LoadedModel, load
 from sglang.test.scheduler_harness import Harness
 
-register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cpu_ci(est_time=45, suite="base-a-test-cpu")
 register_cuda_ci(est_time=300, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)
-COUNT, NEW_TOKENS = (64, 64) if DEVICE == "cuda" else (20, 12)
+COUNT, NEW_TOKENS = (64, 64) if DEVICE == "cuda" else (16, 12)
 WINDOW, LONGEST = 128, 400  # tokens: of the shipped model's sliding layers, of a prompt
 
 SAMPLING = [
@@ -46,6 +46,12 @@ class Setting:
     longest: int = LONGEST
 
 
+def drafting(steps: int, topk: int, tokens: int) -> dict:
+    """The shipped drafter's settings."""
+    numbers = {"num_steps": steps, "eagle_topk": topk, "num_draft_tokens": tokens}
+    return {"speculative_algorithm": "NEXTN"} | {f"speculative_{name}": number for name, number in numbers.items()}
+
+
 SETTINGS = {
     "one_at_a_time": Setting(harness={"rows": 1, "chunk": 48}),
     "all_at_once": Setting(),
@@ -54,6 +60,8 @@ SETTINGS = {
     "no_overlap": Setting(harness={"overlap": False, "chunk": 100}),
     "unmixed": Setting(harness={"mixed": False, "chunk": 64}),
     "pressure": Setting(harness={"full_size": 160, "max_len": 150, "conservativeness": 0.05}, longest=WINDOW),
+    "lines_of_drafts": Setting(drafting(4, 1, 5), {"chunk": 64}),
+    "trees_of_drafts": Setting(drafting(3, 3, 10), {"chunk": 64}),
 }
 if DEVICE == "cuda":
     SETTINGS["no_graphs"] = Setting(server={"disable_cuda_graph": True})
@@ -144,6 +152,8 @@ def test_the_bits_of_a_request_alone(name: str):
         check_equal(answers, [alone()[i] for i in some])
     if name == "pressure":
         assert h.scheduler.stats.retractions > 0
+    if "speculative_algorithm" in setting.server:
+        assert h.scheduler.stats.accepted_tokens > h.scheduler.stats.verified > 0
     if setting.rounds > 1:
         cached = [h.received[f"1-{i}"].finals[0].cached_tokens for i in range(COUNT)]
         assert sum(cached) > sum(len(r.prompt) for r in requests()) / 2

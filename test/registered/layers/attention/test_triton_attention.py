@@ -38,7 +38,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.paged_harness import PagedHarness
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=65, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 ON_GPU = DEVICE == "cuda"
@@ -440,9 +440,9 @@ def test_backend_equals_torch_native(window):
             torch.testing.assert_close(got[row], want[row], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [5, 40])
-def test_backend_in_batch_invariant_mode(window, monkeypatch, exact_products):
+def test_backend_in_batch_invariant_mode(monkeypatch, exact_products):
     """A request in one step, in chunks and token by token, alone and in company."""
+    window = 40
     monkeypatch.setattr(pieces, "MIN_PIECE", 32)
     config = SimpleNamespace(
         kv_layers=AttentionOnly.SPECS, torch_dtype=torch.float32, sliding_window=window, context_len=96
