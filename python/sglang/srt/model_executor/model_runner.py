@@ -59,7 +59,8 @@ class ModelRunner:
         weights = sum(_bytes(module) for module in (self.model, drafter) if module is not None)
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
         if args.enable_deterministic_inference:
-            batch_invariant_ops.prepare(self.model.parameters())
+            for module in (self.model, drafter) if drafter is not None else (self.model,):
+                batch_invariant_ops.prepare(module.parameters())
 
         budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
         self.full_size, self.swa_size = pool_sizes(
@@ -102,7 +103,9 @@ class ModelRunner:
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
-            return TorchNativeTilesBackend() if args.enable_deterministic_inference else TorchNativeBackend()
+            if args.enable_deterministic_inference:
+                return TorchNativeTilesBackend({spec.head_dim for spec in self.kv_layers})
+            return TorchNativeBackend()
         from sglang.srt.layers.attention.triton_backend import TritonBackend
 
         config, num_heads = self.config, self.config.text.num_heads // self.tp.size

@@ -15,6 +15,7 @@ A tile's keys that no row of the step sees (given back, or not there yet) are re
 
 import functools
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +67,14 @@ class _Plan:
 
 
 class TorchNativeTilesBackend(AttentionBackend):
-    """Holds the plans of the step that prepare() announced, by window."""
+    """Holds the plans of the step that prepare() announced, by window.
 
-    def __init__(self) -> None:
+    Raises ValueError where attention over heads of the sizes `head_dims` can't keep rows apart on this machine.
+    """
+
+    def __init__(self, head_dims: Iterable[int] = ()) -> None:
+        for dim in head_dims:
+            row_sizes(dim, dim)
         self._plans: dict[int | None, _Plan] = {}
 
     def prepare(self, batch: ForwardBatch) -> None:

@@ -59,15 +59,15 @@ FLOAT32_DECODE = DecodeTile(16, 4, 1)
 # keys at a time, and both multiply by mma.sync: wgmma, which Hopper takes from 64 rows and four warps on, and what
 # Blackwell has in its place, need not add in the same order. Not measured yet.
 _PIECES = (
-    (ExtendTile(64, 64, 2, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
-    (ExtendTile(32, 64, 4, 2), DecodeTile(64, 4, 2)),
-    (ExtendTile(32, 32, 8, 2), DecodeTile(32, 4, 2)),
+    (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
+    (ExtendTile(32, 64, 8, 2), DecodeTile(64, 4, 2)),
+    (ExtendTile(32, 32, 8, 2), DecodeTile(32, 8, 2)),
 )
 _PIECES_SMALL = (
-    (ExtendTile(64, 64, 2, 2), DecodeTile(64, 4, 2)),
+    (ExtendTile(32, 64, 4, 2), DecodeTile(64, 4, 2)),
     (ExtendTile(32, 64, 4, 1), DecodeTile(64, 4, 2)),
-    (ExtendTile(32, 32, 4, 1), DecodeTile(32, 4, 1)),
+    (ExtendTile(32, 32, 8, 1), DecodeTile(32, 4, 1)),
     (ExtendTile(32, 16, 8, 1), DecodeTile(16, 4, 1)),
 )
 PIECES = {"sm80": _PIECES, "sm86": _PIECES_SMALL, "sm90": _PIECES, "sm100": _PIECES, "sm120": _PIECES_SMALL}
