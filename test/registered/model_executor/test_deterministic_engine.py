@@ -55,6 +55,16 @@ SETTINGS = {
     "unmixed": Setting(harness={"mixed": False, "chunk": 64}),
     "pressure": Setting(harness={"full_size": 160, "max_len": 150, "conservativeness": 0.05}, longest=WINDOW),
 }
+for name, (steps, topk, tokens) in {"line_of_drafts": (5, 1, 6), "tree_of_drafts": (5, 3, 12)}.items():
+    SETTINGS[name] = Setting(
+        server={
+            "speculative_algorithm": "NEXTN",
+            "speculative_num_steps": steps,
+            "speculative_eagle_topk": topk,
+            "speculative_num_draft_tokens": tokens,
+        },
+        rounds=2,
+    )
 if DEVICE == "cuda":
     SETTINGS["no_graphs"] = Setting(server={"disable_cuda_graph": True})
 
@@ -144,6 +154,8 @@ def test_the_bits_of_a_request_alone(name: str):
         check_equal(answers, [alone()[i] for i in some])
     if name == "pressure":
         assert h.scheduler.stats.retractions > 0
+    if "speculative_algorithm" in setting.server:
+        assert h.scheduler.stats.accepted_tokens > 1.5 * h.scheduler.stats.verified
     if setting.rounds > 1:
         cached = [h.received[f"1-{i}"].finals[0].cached_tokens for i in range(COUNT)]
         assert sum(cached) > sum(len(r.prompt) for r in requests()) / 2
