@@ -93,6 +93,21 @@ def test_detokenizer_is_told_before_the_scheduler(harness):
     assert not harness.manager.generations
 
 
+@pytest.mark.parametrize(
+    "deterministic,own,seeds", [(True, None, [42, 43]), (True, 7, [7, 8]), (False, None, [None] * 2)]
+)
+def test_seeds_of_requests_that_give_none(tokenizer, deterministic, own, seeds):
+    harness = Harness(tokenizer, enable_deterministic_inference=deterministic)
+
+    async def main() -> None:
+        async with harness.manager.generate([prompt(params=SamplingParams(n=2, sampling_seed=own))]):
+            harness.answer("r-0")
+            harness.answer("r-1")
+
+    asyncio.run(main())
+    assert [r.sampling_params.sampling_seed for r in harness.requests()] == seeds
+
+
 def test_one_bad_prompt_stops_the_whole_batch_before_it_is_sent(harness):
     async def main() -> None:
         with pytest.raises(RequestError, match="token id 5000"):

@@ -33,7 +33,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.managers.stop_matcher import compile_stop_regex
-from sglang.srt.server_args import ServerArgs
+from sglang.srt.server_args import DETERMINISTIC_SEED, ServerArgs
 from sglang.srt.utils.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -117,8 +117,11 @@ class TokenizerManager:
     def _send(self, generation: Generation) -> None:
         prompt, params, rid = generation.prompt, generation.prompt.params, generation.rid
         changes: dict = {"n": 1}
-        if params.sampling_seed is not None:  # n answers of one prompt must not be n times the same
-            changes["sampling_seed"] = (params.sampling_seed + generation.sample) % 2**63
+        seed = params.sampling_seed
+        if seed is None and self.args.enable_deterministic_inference:
+            seed = DETERMINISTIC_SEED
+        if seed is not None:  # n answers of one prompt must not be n times the same
+            changes["sampling_seed"] = (seed + generation.sample) % 2**63
         if prompt.stream and params.stream_interval is None:
             changes["stream_interval"] = self.args.stream_interval
         self.generations[rid] = generation

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglang.srt import batch_invariant_ops
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.base import AttentionBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
+from sglang.srt.layers.attention.torch_native_tiles import TorchNativeTilesBackend
 from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.mem_cache.memory_pool import HybridKVPool, pool_sizes
@@ -43,6 +45,7 @@ class ModelRunner:
         self.kv_layers = [layer.on_rank(tp) for layer in config.kv_layers]
         self.device = torch.device(args.device)
         _check_attention(args.attention_backend, config, self.device)
+        batch_invariant_ops.set_enabled(args.enable_deterministic_inference)
         start = time.monotonic()
         free_before = free_memory(self.device)
         if self.device.type == "cpu":
@@ -55,6 +58,8 @@ class ModelRunner:
             drafter = load_drafter(path, config, self.model, args.load_format, config.torch_dtype, self.device, tp)
         weights = sum(_bytes(module) for module in (self.model, drafter) if module is not None)
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
+        if args.enable_deterministic_inference:
+            batch_invariant_ops.prepare(self.model.parameters())
 
         budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
         self.full_size, self.swa_size = pool_sizes(
@@ -97,7 +102,7 @@ class ModelRunner:
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
-            return TorchNativeBackend()
+            return TorchNativeTilesBackend() if args.enable_deterministic_inference else TorchNativeBackend()
         from sglang.srt.layers.attention.triton_backend import TritonBackend
 
         config, num_heads = self.config, self.config.text.num_heads // self.tp.size

@@ -8,6 +8,8 @@ Ties go to the lowest expert id. torch.topk promises no order among ties, and 5 
 import torch
 from torch import Tensor
 
+from sglang.srt.batch_invariant_ops import row_sum
+
 
 def topk_softmax_reference(logits: Tensor, k: int, expert_scale: Tensor) -> tuple[Tensor, Tensor]:
     """logits [T, E] in the model dtype, expert_scale [E] -> weights [T, k] float32, ids [T, k] int64, largest first.
@@ -17,7 +19,7 @@ def topk_softmax_reference(logits: Tensor, k: int, expert_scale: Tensor) -> tupl
     probs = torch.softmax(logits, dim=-1, dtype=torch.float32)
     weights, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
     weights, ids = weights[:, :k], ids[:, :k].contiguous()
-    weights = weights / weights.sum(dim=-1, keepdim=True)
+    weights = weights / row_sum(weights)
     return weights * expert_scale[ids], ids
 
 
