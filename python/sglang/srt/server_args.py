@@ -121,6 +121,7 @@ class ServerArgs:
     enable_cache_report: bool = arg(
         False, help="Report cached prompt tokens in the usage of OpenAI replies.", group=HTTP
     )
+    enable_metrics: bool = arg(False, help="Answer GET /metrics, for Prometheus.", group=HTTP)
     allow_auto_truncate: bool = arg(
         False, help="Cut a prompt longer than the context instead of answering 400.", group=HTTP
     )

@@ -176,7 +176,6 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
     [
         "--lora-paths",
         "--speculative-accept-threshold-single",
-        "--enable-metrics",
         "--kv-cache-dtype",
         "--dp-size",
         "--quantization",

@@ -132,6 +132,33 @@ def test_leaving_aborts_what_has_not_ended(harness):
     assert not harness.manager.generations
 
 
+def test_the_observer_hears_of_each_end_once(tokenizer):
+    heard = []
+
+    class Observer:
+        def on_output(self, generation, out, now):
+            heard.append((generation.rid, generation.updated, len(out.new_ids)))
+
+        def on_end(self, generation):
+            heard.append((generation.rid, generation.finish.type))
+
+    harness = Harness(tokenizer)
+    harness.manager.observer = Observer()
+
+    async def main() -> None:
+        async with harness.manager.generate([prompt("a"), prompt("b"), prompt("quiet", log_metrics=False)]):
+            harness.answer("a")
+            harness.answer("quiet")
+        harness.answer("b")
+        with pytest.raises(RequestError):
+            async with harness.manager.generate([prompt("c")]) as group:
+                harness.manager.fail_all("it broke")
+                await group.all()
+
+    asyncio.run(main())
+    assert heard == [("a", 0.0, 1), ("a", "length"), ("b", "abort"), ("c", "abort")]
+
+
 def test_capacity_is_checked_where_nothing_can_come_between(harness):
     """Both texts are tokenized in threads; the second must still see the first one's five requests."""
     text = "a" * (INLINE_CHARS + 1)

@@ -60,8 +60,8 @@ SETTINGS = {
     "no_overlap": Setting(harness={"overlap": False, "chunk": 100}),
     "unmixed": Setting(harness={"mixed": False, "chunk": 64}),
     "pressure": Setting(harness={"full_size": 160, "max_len": 150, "conservativeness": 0.05}, longest=WINDOW),
-    "lines_of_drafts": Setting(drafting(4, 1, 5), {"chunk": 64}),
-    "trees_of_drafts": Setting(drafting(3, 3, 10), {"chunk": 64}),
+    "line_of_drafts": Setting(drafting(5, 1, 6), rounds=2),
+    "tree_of_drafts": Setting(drafting(5, 3, 12), rounds=2),
 }
 if DEVICE == "cuda":
     SETTINGS["no_graphs"] = Setting(server={"disable_cuda_graph": True})
@@ -153,7 +153,7 @@ def test_the_bits_of_a_request_alone(name: str):
     if name == "pressure":
         assert h.scheduler.stats.retractions > 0
     if "speculative_algorithm" in setting.server:
-        assert h.scheduler.stats.accepted_tokens > h.scheduler.stats.verified > 0
+        assert h.scheduler.stats.accepted_tokens > 1.5 * h.scheduler.stats.verified
     if setting.rounds > 1:
         cached = [h.received[f"1-{i}"].finals[0].cached_tokens for i in range(COUNT)]
         assert sum(cached) > sum(len(r.prompt) for r in requests()) / 2
