@@ -21,7 +21,7 @@ from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.engine_harness import DEVICE, LoadedModel, load
 from sglang.test.scheduler_harness import Harness
 
-register_cpu_ci(est_time=45, suite="base-a-test-cpu")
+register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 register_cuda_ci(est_time=300, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)
