@@ -11,9 +11,13 @@ import torch
 from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 
+from sglang.srt.distributed.tensor_parallel import SINGLE
 from sglang.srt.layers.moe.router import Router
 from sglang.srt.layers.moe.router_norm import router_norm_reference
 from sglang.srt.layers.moe.topk import topk_softmax_reference
+from sglang.srt.managers.run_scheduler import resolve_for_model
+from sglang.srt.model_loader.loader import build_model
+from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=6, suite="base-a-test-cpu")
@@ -74,6 +78,27 @@ def test_router_input_rounds_three_times():
     assert (got == want).float().mean() > 0.9999
     folded = (theirs.norm(h).float() * theirs.scale.float() * 2816**-0.5).to(torch.bfloat16)
     assert (got == folded).float().mean() < 0.9
+
+
+def test_float32_logits_are_not_rounded():
+    ours, _ = routers(2816, 128, 8)
+    r = torch.randn(50, 2816).to(torch.bfloat16)
+    rounded = ours.logits(r)
+    ours.float32_logits = True
+    logits = ours.logits(r)
+    exact = r.double() @ ours.proj.weight.double().T
+    assert logits.dtype == torch.float32 and rounded.dtype == torch.bfloat16
+    assert (logits - exact).abs().max() < 1e-4 * exact.std() < (rounded - exact).abs().max()
+    weights, ids = ours(torch.randn(50, 2816).to(torch.bfloat16))
+    assert weights.dtype == torch.float32 and ids.dtype == torch.int64
+
+
+def test_the_flag_reaches_every_router():
+    for dtype, wanted in (("model", False), ("float32", True)):
+        _, config = resolve_for_model(ServerArgs(router_logits_dtype=dtype, device="cpu"))
+        model = build_model(config, torch.device("meta"), SINGLE)
+        found = [module.float32_logits for module in model.modules() if isinstance(module, Router)]
+        assert found == [wanted] * 6
 
 
 def correctly_rounded_exp(y: float) -> np.float32:

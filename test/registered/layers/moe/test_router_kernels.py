@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sglang.srt.layers.moe import router_norm, topk
+from sglang.srt.layers.moe.router import float32_product
 from sglang.srt.layers.moe.router_norm import router_norm_reference
 from sglang.srt.layers.moe.topk import topk_softmax, topk_softmax_reference
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
@@ -237,6 +238,16 @@ def test_router_norm_without_its_kernel(monkeypatch):
     for x in (h, gaps):
         want = router_norm_reference(x, scale, 512**-0.5, EPS)
         assert torch.equal(router_norm.router_norm(x, scale, 512**-0.5, EPS), want)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float32_product(dtype):
+    """The sums come out as they are: far nearer to float64 than any rounding to dtype would leave them."""
+    x, weight = torch.randn(100, 2816, device=DEVICE).to(dtype), torch.randn(128, 2816, device=DEVICE).to(dtype)
+    exact = x.double() @ weight.double().T
+    got = float32_product(x, weight)
+    assert got.dtype == torch.float32 and (got - exact).abs().max() < 1e-4 * exact.std()
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")

@@ -1,6 +1,8 @@
 """Gemma 4's router: its input (router_norm.py), a projection to expert logits, the choice (topk.py)."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sglang.srt.layers.linear import Linear
 from sglang.srt.layers.moe.router_norm import router_norm
@@ -8,19 +10,34 @@ from sglang.srt.layers.moe.topk import topk_softmax
 from sglang.srt.layers.parameters import parameter
 
 
-class Router(nn.Module):
-    """`scale` [H] acts on the input; `per_expert_scale` [E] on the chosen weights. Their names are the checkpoint's."""
+def float32_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T with its float32 sums as they are; x [T, K], weight [N, K] in one dtype -> [T, N] float32. Close op."""
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+    return F.linear(x.float(), weight.float())
 
-    def __init__(self, hidden_size: int, num_experts: int, top_k: int, eps: float):
+
+class Router(nn.Module):
+    """`scale` [H] acts on the input; `per_expert_scale` [E] on the chosen weights. Their names are the checkpoint's.
+
+    With `float32_logits` logits are not rounded to the model dtype, which no released model's own code does.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int, eps: float, float32_logits: bool = False):
         super().__init__()
         self.top_k = top_k
         self.eps = eps
         self.root = hidden_size**-0.5
+        self.float32_logits = float32_logits
         self.scale = parameter(hidden_size)
         self.per_expert_scale = parameter(num_experts)
         self.proj = Linear(hidden_size, num_experts)
 
+    def logits(self, r: Tensor) -> Tensor:
+        """r [T, H] from router_norm -> [T, E] in the model dtype or in float32."""
+        return float32_product(r, self.proj.weight) if self.float32_logits else self.proj(r)
+
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """h [T, H] -> weights [T, k] float32, expert ids [T, k] int64."""
-        logits = self.proj(router_norm(h, self.scale, self.root, self.eps))
+        logits = self.logits(router_norm(h, self.scale, self.root, self.eps))
         return topk_softmax(logits, self.top_k, self.per_expert_scale)
