@@ -46,7 +46,7 @@ def chats() -> list[list[int]]:
     return routing_drift.make_prompts(args, str(shipped_model_path()), 2048).ids
 
 
-@pytest.mark.parametrize("naive", [FOLDED, TOPK_FIRST])
+@pytest.mark.parametrize("naive", [FOLDED, TOPK_FIRST], ids=["folded norm", "top-k first"])
 def test_naive_fusions_are_seen(loaded, chats, naive):
     """A layer's own routers change their minds, and later layers hear of it."""
     layers = teacher_forced(loaded, parse_variant("eager"), parse_variant(naive), chats)
