@@ -30,7 +30,7 @@ FIRST_STEPS = 5  # decode steps that are always printed
 class Case:
     batch_size: int
     input_len: int  # tokens, exact
-    output_len: int  # tokens, the one that the prefill makes included
+    output_len: int  # tokens, the one that the prefill makes included; with speculation steps that make one and more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Run:
     prefill: float
     prefill_steps: int
     decodes: list[float]  # by step
+    tokens: int  # that all of them made; with speculation a step makes one and more for each request
 
 
 class Bench:
@@ -74,16 +75,20 @@ class Bench:
         if case.batch_size > self.args.max_running_requests:
             limit = f"--max-running-requests {self.args.max_running_requests}"
             raise ValueError(f"--batch-size {case.batch_size} is above {limit}")
-        if case.input_len + case.output_len > self.max_len:
+        longest = case.input_len + 1 + (case.output_len - 1) * self.kv.decode_tokens
+        if longest > self.max_len:
+            drafts = f", {self.kv.decode_tokens} tokens a step," if self.kv.decode_tokens > 1 else ""
             raise ValueError(
-                f"--input-len {case.input_len} and --output-len {case.output_len} together are above {self.max_len} "
-                "tokens, the most that the context length and the KV pools leave for a request"
+                f"--input-len {case.input_len} and --output-len {case.output_len}{drafts} together are above "
+                f"{self.max_len} tokens, the most that the context length and the KV pools leave for a request"
             )
         with self.batch(case) as batch:
             for _ in batch.prefill_steps():
                 pass
+            most = list(range(self.kv.decode_tokens))  # tokens that a step with drafts may add
             for _ in range(case.output_len - 1):
                 batch.decode_step()
+                batch.keep([most] * case.batch_size)
         self.kv.check_idle()
 
     def run(self, case: Case, worker=None) -> Run:
@@ -95,13 +100,15 @@ class Bench:
             pending = [worker.submit(step) for step in batch.prefill_steps()]
             pending[-1].result()
             prefill = time.perf_counter() - start
-            decodes = []
+            decodes, tokens = [], 0
             for _ in range(case.output_len - 1):
                 start = time.perf_counter()
-                worker.submit(batch.decode_step()).result()
+                output = worker.submit(batch.decode_step()).result()
+                batch.keep(output.kept)
+                tokens += sum(map(len, output.next_ids))
                 decodes.append(time.perf_counter() - start)
         self.kv.check_idle()
-        return Run(prefill, len(pending), decodes)
+        return Run(prefill, len(pending), decodes, tokens)
 
     def _synchronize(self) -> None:
         if self.args.device == "cuda":
@@ -119,13 +126,18 @@ class Bench:
 
 def summary(case: Case, runs: list[Run]) -> dict:
     """The figures of a case as medians over its runs; seconds and tokens a second."""
-    tokens_in, tokens_out = case.batch_size * case.input_len, case.batch_size * case.output_len
+    tokens_in = case.batch_size * case.input_len
+    tokens_out = case.batch_size + statistics.median(run.tokens for run in runs)
     prefill = statistics.median(run.prefill for run in runs)
     total = statistics.median(run.prefill + sum(run.decodes) for run in runs)
     figures = {"prefill_latency": prefill, "prefill_throughput": tokens_in / prefill}
     if case.output_len > 1:
         decode = statistics.median(statistics.median(run.decodes) for run in runs)
-        figures |= {"median_decode_latency": decode, "median_decode_throughput": case.batch_size / decode}
+        steps = sum(len(run.decodes) for run in runs)
+        tokens_a_step = sum(run.tokens for run in runs) / steps
+        figures |= {"median_decode_latency": decode, "median_decode_throughput": tokens_a_step / decode}
+        if tokens_a_step > case.batch_size:
+            figures["accept_length"] = tokens_a_step / case.batch_size
     return figures | {"total_latency": total, "overall_throughput": (tokens_in + tokens_out) / total}
 
 

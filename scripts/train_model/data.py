@@ -186,7 +186,7 @@ class Loader:
         self, workers: int, folder: Path, seed: int, length: int, chat_share: float, most_shots: int, extra: Path | None
     ):
         context = mp.get_context("spawn")
-        self.queue = context.Queue(maxsize=64)
+        self.queue = context.Queue(maxsize=4 * workers)
         args = (length, chat_share, most_shots, extra)
         self.workers = [
             context.Process(target=_work, args=(self.queue, folder, 10_000 * seed + i, *args), daemon=True)

@@ -4,13 +4,22 @@ import json
 from pathlib import Path
 
 import torch
-from model_config import CONFIG, GENERATION
+from model_config import CONFIG, DRAFTER_CONFIG, GENERATION
 from safetensors.torch import load_file, save_file
 
-LIMIT = 24_000_000  # bytes
+LIMIT, DRAFTER_LIMIT = 24_000_000, 8_000_000  # bytes
 
 
 def export(model, folder: Path) -> None:
+    write(model, folder, CONFIG, LIMIT)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
+
+
+def export_drafter(drafter, folder: Path) -> None:
+    write(drafter, folder, DRAFTER_CONFIG, DRAFTER_LIMIT)
+
+
+def write(model, folder: Path, config: dict, limit: int) -> None:
     tensors = {
         k: v.detach().to("cpu", torch.bfloat16).contiguous()
         for k, v in model.state_dict().items()
@@ -20,9 +29,8 @@ def export(model, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     size = (folder / "model.safetensors").stat().st_size
-    assert size <= LIMIT, f"model.safetensors has {size} bytes, more than {LIMIT}"
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
+    assert size <= limit, f"model.safetensors has {size} bytes, more than {limit}"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_weights(model, folder: Path) -> None:

@@ -24,23 +24,20 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # x [B, T, heads, D], 
     return x * cos + torch.cat((-b, a), -1) * sin
 
 
-def attention(x: Tensor, p: dict[str, Tensor], doc: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tensor:
-    """x [B, T, H]; doc [B, T] numbers the documents of a row. One KV head.
+def keys_values(x: Tensor, p: dict[str, Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """x [B, T, H] -> K and V as a server caches them, [B, T, D]. One KV head; without v_proj, V is K's projection."""
+    k_raw = F.linear(x, p["self_attn.k_proj.weight"])[:, :, None]
+    v_raw = F.linear(x, p["self_attn.v_proj.weight"])[:, :, None] if "self_attn.v_proj.weight" in p else k_raw
+    return rope(norm(k_raw, p["self_attn.k_norm.weight"]), cos, sin).squeeze(2), norm(v_raw).squeeze(2)
 
-    window 0: full attention, and V is K's projection.
-    """
+
+def attention(x: Tensor, p: dict[str, Tensor], doc: Tensor, cos: Tensor, sin: Tensor, window: int) -> Tensor:
+    """x [B, T, H]; doc [B, T] numbers the documents of a row. window 0: full attention."""
     batch, length, _ = x.shape
     dim = p["self_attn.q_norm.weight"].numel()
     q = F.linear(x, p["self_attn.q_proj.weight"]).view(batch, length, -1, dim)
-    k_raw = F.linear(x, p["self_attn.k_proj.weight"]).view(batch, length, 1, dim)
-    v_raw = (
-        F.linear(x, p["self_attn.v_proj.weight"]).view(batch, length, 1, dim)
-        if "self_attn.v_proj.weight" in p
-        else k_raw
-    )
     q = rope(norm(q, p["self_attn.q_norm.weight"]), cos, sin)
-    k = rope(norm(k_raw, p["self_attn.k_norm.weight"]), cos, sin).squeeze(2)
-    v = norm(v_raw).squeeze(2)
+    k, v = keys_values(x, p, cos, sin)
     heads = q.shape[2]
     # All heads share the one KV head, so (position, head) is one long row axis of a single product.
     scores = torch.bmm(q.reshape(batch, length * heads, dim), k.transpose(1, 2)).view(batch, length, heads, length)
@@ -105,7 +102,7 @@ class FastForward:
     """Runs `model` (transformers' Gemma4ForCausalLM, one KV head everywhere) in `dtype`, compiled where asked."""
 
     def __init__(self, model, config: dict, dtype: torch.dtype, compile: bool):
-        self.config, self.dtype, self.inner = config, dtype, model.model
+        self.model, self.inner, self.config, self.dtype = model, model.model, config, dtype
         wrap = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if compile else (lambda f: f)
         self.layer = {kind: wrap(lambda *args: layer(*args)) for kind in set(config["layer_types"])}
         self.head_loss = wrap(head_loss)
@@ -124,20 +121,22 @@ class FastForward:
             self.tables[kind, length] = cos[0][:, None].detach(), sin[0][:, None].detach()
         return self.tables[kind, length]
 
-    def hidden(self, ids: Tensor, doc: Tensor) -> tuple[Tensor, Tensor]:
-        """ids, doc [B, T] -> the stream before the last norm [B, T, H], and the mean load-balance loss."""
-        table = self.inner.embed_tokens.weight
+    def embed(self, ids: Tensor) -> Tensor:
         scale = torch.tensor(self.config["hidden_size"] ** 0.5, dtype=self.dtype, device=ids.device)
-        h = F.embedding(ids, table).to(self.dtype) * scale
-        balances = []
+        return F.embedding(ids, self.inner.embed_tokens.weight).to(self.dtype) * scale
+
+    def streams(self, ids: Tensor, doc: Tensor) -> tuple[list[Tensor], Tensor]:
+        """ids, doc [B, T] -> the stream before each layer and after the last, [B, T, H]; mean load-balance loss."""
+        h, balances = [self.embed(ids)], []
         for kind, p in zip(self.config["layer_types"], self.parameters, strict=True):
             window = self.config["sliding_window"] if kind == "sliding_attention" else 0
-            h, balance = self.layer[kind](
-                h, p, doc, *self.rope_table(kind, ids.shape[1]), window, self.config["top_k_experts"]
+            out, balance = self.layer[kind](
+                h[-1], p, doc, *self.rope_table(kind, ids.shape[1]), window, self.config["top_k_experts"]
             )
+            h.append(out)
             balances.append(balance)
         return h, torch.stack(balances).mean()
 
     def loss(self, ids: Tensor, doc: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h, balance = self.hidden(ids, doc)
-        return *self.head_loss(h, self.inner.norm.weight, self.inner.embed_tokens.weight, targets, weights), balance
+        h, balance = self.streams(ids, doc)
+        return *self.head_loss(h[-1], self.inner.norm.weight, self.inner.embed_tokens.weight, targets, weights), balance

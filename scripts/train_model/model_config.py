@@ -1,4 +1,4 @@
-"""The shipped model's shape: every part of the 26B-A4B architecture, small enough for a laptop's CPU."""
+"""The shapes of the shipped model and its drafter: every part of the 26B-A4B's, small enough for a laptop's CPU."""
 
 CONFIG = {
     "architectures": ["Gemma4ForCausalLM"],
@@ -50,4 +50,28 @@ GENERATION = {
     "pad_token_id": 0,
     "do_sample": False,
     "max_new_tokens": 400,
+}
+
+DRAFTER_CONFIG = {
+    "architectures": ["Gemma4AssistantForCausalLM"],
+    "model_type": "gemma4_assistant",
+    "backbone_hidden_size": CONFIG["hidden_size"],
+    "use_ordered_embeddings": False,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+    "text_config": {
+        **{
+            k: v
+            for k, v in CONFIG.items()
+            if k != "architectures" and not k.startswith(("moe_", "num_experts", "top_k"))
+        },
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 4,  # all: it reads the model's K and V and writes none
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+        "enable_moe_block": False,
+        "vocab_size_per_layer_input": 0,
+        "final_logit_softcapping": None,
+    },
 }

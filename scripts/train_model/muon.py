@@ -9,7 +9,6 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-@torch.compile(dynamic=False)
 def orthogonalized(update: Tensor) -> Tensor:
     """update [N, rows, columns] -> the nearest semi-orthogonal matrices, roughly, in bf16."""
     a, b, c = COEFFICIENTS
@@ -21,6 +20,9 @@ def orthogonalized(update: Tensor) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x if wide else x.mT
+
+
+compiled = torch.compile(orthogonalized, dynamic=False)
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,7 +41,8 @@ class Muon(torch.optim.Optimizer):
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     buffer.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(buffer, group["momentum"]).view(-1, *shape))
-                done = orthogonalized(torch.cat(updates)).split([len(u) for u in updates])
+                orthogonal = compiled if updates[0].is_cuda else orthogonalized
+                done = orthogonal(torch.cat(updates)).split([len(u) for u in updates])
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for p, u in zip(members, done, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u.reshape(p.shape).to(p.dtype), alpha=-scale)

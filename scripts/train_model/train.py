@@ -81,6 +81,12 @@ def batch_of(blocks: list, rows: int, device: str):
     return ids, doc, targets, torch.cat([weights, weights[:, :1] * 0], 1)
 
 
+def refill(blocks: list, loader: Loader, rows: int) -> None:
+    """Appends made rows until `batch_of` can take `rows` of them."""
+    while len(blocks[0]) < rows:
+        blocks[0] = np.concatenate([blocks[0], loader.next()])
+
+
 def save(path: Path, step: int, model, opts) -> None:
     state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]}
     torch.save(state, path.with_suffix(".new"))
@@ -115,12 +121,7 @@ def train(args, model, device: str) -> None:
         for o, rates in zip(opts, base_rates, strict=True):
             for group, lr in zip(o.param_groups, rates, strict=True):
                 group["lr"] = lr * factor
-        if len(blocks[0]) < args.rows:
-            left, block = blocks[0], loader.next()
-            parts = [left, block]
-            while sum(map(len, parts)) < args.rows:
-                parts.append(loader.next())
-            blocks[0] = np.concatenate(parts)
+        refill(blocks, loader, args.rows)
         loss, answer_loss, balance = fast.loss(*batch_of(blocks, args.rows, device))
         (loss + BALANCE_WEIGHT * balance).backward()
         for o in opts:

@@ -33,6 +33,8 @@ class PrefixCheck:
     def __init__(self, bench: "Bench", cut_len: int, output_len: int):
         if bench.args.disable_radix_cache:
             raise ValueError("--correctness-test needs the prefix cache that --disable-radix-cache turns off")
+        if bench.args.speculation:
+            raise ValueError("--correctness-test compares tokens one by one; leave --speculative-algorithm out")
         self._bench = bench
         self._cut_len = cut_len
         self._output_len = output_len

@@ -64,9 +64,16 @@ class StaticBatch:
             waiting = [req for req in waiting if req.is_prefilling or req.row < 0]
 
     def decode_step(self) -> StepInput:
-        """One more token for each request. Raises ValueError when the KV pools are too small."""
+        """One more token for each request; with speculation a draft, and keep() must follow. Raises ValueError when the
+        KV pools are too small."""
         self._kv.trim(self.reqs)
-        return self._step(StepPlan(decodes=self.reqs), len(self.reqs))
+        return self._step(StepPlan(decodes=self.reqs), len(self.reqs) * self._kv.decode_tokens)
+
+    def keep(self, kept: list[list[int]] | None) -> None:
+        """What a decode step's output says of its slots (StepOutput.kept)."""
+        if kept is not None:
+            writes = [self._kv.keep(req, places) for req, places in zip(self.reqs, kept, strict=True)]
+            self._writes += [write for write in writes if write is not None]
 
     def _step(self, plan: StepPlan, tokens: int) -> StepInput:
         room = min(self._kv.room())

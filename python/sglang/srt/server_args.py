@@ -128,6 +128,7 @@ class ServerArgs:
     enable_cache_report: bool = arg(
         False, help="Report cached prompt tokens in the usage of OpenAI replies.", group=HTTP
     )
+    enable_metrics: bool = arg(False, help="Answer GET /metrics, for Prometheus.", group=HTTP)
     allow_auto_truncate: bool = arg(
         False, help="Cut a prompt longer than the context instead of answering 400.", group=HTTP
     )
@@ -244,6 +245,11 @@ class ServerArgs:
         help="Largest decode batch with a CUDA graph (auto: 256, or --max-running-requests if that is less).",
         group=KERNELS,
         check=between(1, 4096),
+    )
+    enable_deterministic_inference: bool = arg(
+        False,
+        help="A request's tokens and log-probabilities are the same bits whatever it is batched with; slower.",
+        group=KERNELS,
     )
     sampling_backend: str = arg(
         "pytorch", help="Sampling kernels.", group=KERNELS, choices=("pytorch",), metavar="NAME"
@@ -464,6 +470,7 @@ MIB_PER_GIB = 1024
 CPU_MAX_TOTAL_TOKENS = 65536  # a KV cache in host memory competes with everything else on the machine
 CPU_MEM_FRACTION = 0.5
 MAX_GRAPH_BATCH = 256  # upstream's on cards of this size
+DETERMINISTIC_SEED = 42  # upstream's, of requests that give none
 MAX_QUEUED_REQUESTS = 16384  # a bound on memory held by requests nobody serves yet
 
 
@@ -532,6 +539,14 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     elif args.attention_backend == "triton" and device == "cpu":
         raise ValueError("--attention-backend triton needs a GPU; use torch_native or leave it out")
 
+    if args.enable_deterministic_inference:
+        if device == "cuda" and values["attention_backend"] != "triton":
+            raise ValueError("--enable-deterministic-inference on a GPU needs --attention-backend triton")
+        logger.info(
+            "enable_deterministic_inference: products, experts and attention keep one order of adding for every row; "
+            "requests without a seed get %d",
+            DETERMINISTIC_SEED,
+        )
     _resolve_speculation(args, values, choose)
     if args.max_running_requests is None and args.speculative_algorithm is not None:
         choose("max_running_requests", 48, "default of speculation")

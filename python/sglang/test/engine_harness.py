@@ -1,43 +1,64 @@
 """A Scheduler on a real ModelRunner, in this process: the engine without sockets."""
 
 import random
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.managers.tp_worker import make_worker
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.server_args import ServerArgs, resolve
+from sglang.srt.server_args import ResolvedArgs, ServerArgs, resolve
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_models import VOCAB
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def engine(path, **settings) -> Harness:
-    """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
-    if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
-        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
+@dataclass(frozen=True)
+class LoadedModel:
+    """A runner and what it was made from; it may serve several harnesses, one after the other."""
+
+    runner: ModelRunner
+    args: ResolvedArgs
+    config: ModelConfig
+
+    def harness(self, **changes) -> Harness:
+        """A scheduler with an empty cache, set up as the arguments say; `changes` are Harness's own arguments."""
+        args, runner = self.args, self.runner
+        decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
+        settings = dict(
+            full_size=runner.full_size,
+            swa_size=runner.swa_size,
+            window=self.config.sliding_window if runner.swa_size else None,
+            rows=args.max_running_requests,
+            max_len=min(args.context_length, runner.full_size - decode_tokens + 1),
+            chunk=args.chunked_prefill_size,
+            mixed=args.enable_mixed_chunk,
+            overlap=not args.disable_overlap_schedule,
+            cache=not args.disable_radix_cache,
+            conservativeness=args.schedule_conservativeness,
+            vocab_size=self.config.vocab_size,
+            decode_tokens=decode_tokens,
+            worker=make_worker(runner, args.device),
+        )
+        return Harness(**(settings | changes))
+
+
+def load(path: str | Path, **settings) -> LoadedModel:
+    """`settings` are server arguments by their Python names."""
     typed = ServerArgs.from_kwargs(model_path=str(path), device=DEVICE, random_seed=1, **settings)
     config = ModelConfig.load(str(path), None, None, "auto")
     args = resolve(typed, config, DEVICE)
-    runner = ModelRunner(args, config)
-    decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
-    return Harness(
-        full_size=runner.full_size,
-        swa_size=runner.swa_size,
-        window=config.sliding_window if runner.swa_size else None,
-        rows=args.max_running_requests,
-        max_len=min(args.context_length, runner.full_size - decode_tokens + 1),
-        chunk=args.chunked_prefill_size,
-        mixed=args.enable_mixed_chunk,
-        overlap=not args.disable_overlap_schedule,
-        cache=not args.disable_radix_cache,
-        conservativeness=args.schedule_conservativeness,
-        vocab_size=config.vocab_size,
-        decode_tokens=decode_tokens,
-        worker=make_worker(runner, args.device),
-    )
+    return LoadedModel(ModelRunner(args, config), args, config)
+
+
+def engine(path: str | Path, **settings) -> Harness:
+    """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
+    if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
+        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
+    return load(path, **settings).harness()
 
 
 def prompts() -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 It speaks the protocol of srt/managers/io_struct.py. Output token i is prompt token i (modulo its length). A request's
 `custom_params` change that: {"output_ids": [...]} are the tokens instead, {"delay": s} waits before each token,
-{"die": code} ends the process on arrival, {"refuse": message, "status": code} answers with an error.
+{"die": code} ends the process on arrival, {"refuse": message, "status": code} answers with an error, {"cached_tokens":
+n} and {"queue_time": s} are reported as they are.
 `--json-model-override-args {"fake": {...}}` changes the start: "startup_error", "startup_exit", "startup_delay",
 "context_len", "generation_config".
 """
@@ -15,6 +16,7 @@ from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, se
 
 VOCAB_SIZE = 1024
 EOS = 1
+FULL_SIZE = 65536
 IDLE_SECONDS = 60.0
 
 
@@ -91,6 +93,7 @@ class FakeScheduler:
         return TokenOutput(
             req.msg.rid, ids, finish=finish, prompt_tokens=len(prompt), completion_tokens=req.sent,
             output_logprobs=output_logprobs, input_logprobs=input_logprobs,
+            cached_tokens=req.custom.get("cached_tokens", 0), queue_time=req.custom.get("queue_time", 0.0),
         )  # fmt: skip
 
     def _logprobs(self, msg, ids: list[int], start: int, no_first: bool = False):
@@ -158,6 +161,17 @@ class FakeScheduler:
             "aborted": self.aborted,
             "stopped": self.stopped,
             "last_request": self.last_request,
+            # What /metrics reads; of the pools only what running requests hold.
+            "num_running_reqs": len(self.running),
+            "num_queue_reqs": 0,
+            "num_retracted_reqs": 0,
+            "full_capacity": FULL_SIZE,
+            "full_used": sum(len(req.msg.input_ids) + len(req.made) for req in self.running.values()),
+            "swa_capacity": 0,
+            "swa_used": 0,
+            "prompt_tokens_total": 0,
+            "cached_tokens_total": 0,
+            "last_gen_throughput": 0.0,
         }
         self.sender.send(InternalStateReply(msg.call_id, state))
 
@@ -201,7 +215,7 @@ def main() -> None:
     info = resolved(args) | {
         "context_length": context_len,
         "max_req_input_len": context_len - 1,
-        "max_total_num_tokens": 65536,
+        "max_total_num_tokens": FULL_SIZE,
         "vocab_size": VOCAB_SIZE,
         "eos_token_ids": [EOS],
         "generation_config": fake.get("generation_config", {}),

@@ -19,6 +19,8 @@ class Received:
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[float, int]]] = field(default_factory=list)  # as are the next, if asked for
+    selected: list[list[float]] = field(default_factory=list)
     prompt_logprobs: Logprobs | None = None
     finals: list[TokenOutput] = field(default_factory=list)
 
@@ -74,6 +76,8 @@ class Harness:
             got.ids += output.new_ids
             if output.output_logprobs:
                 got.logprobs += output.output_logprobs.values
+                got.top += output.output_logprobs.top or []
+                got.selected += output.output_logprobs.selected or []
             if output.input_logprobs is not None:
                 assert got.prompt_logprobs is None, "prompt log-probabilities came twice"
                 got.prompt_logprobs = output.input_logprobs

@@ -13,6 +13,7 @@ from sglang.srt.model_executor.step_io import TokenLogprob
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.trace_table import stage_table
 from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.tiny_models import make_tiny_assistant, make_tiny_gemma4
 
 register_cpu_ci(est_time=35, suite="base-a-test-cpu")
 
@@ -20,6 +21,10 @@ FIGURES = (
     "prefill_latency", "prefill_throughput", "median_decode_latency", "median_decode_throughput", "total_latency",
     "overall_throughput",
 )  # fmt: skip
+
+
+# Any drafter of the right shape does: what it says is not looked at.
+DRAFTS = ["--speculative-algorithm", "NEXTN"]
 
 
 def args(**values) -> ServerArgs:
@@ -56,7 +61,7 @@ def test_runs_prints_and_records(tmp_path, capsys):
 
 
 def test_figures_by_hand():
-    runs = [Run(2.0, 1, [0.5, 0.1, 0.3]), Run(1.0, 1, [0.2, 0.2, 0.2]), Run(4.0, 1, [0.4, 0.4, 0.4])]
+    runs = [Run(2.0, 1, [0.5, 0.1, 0.3], 12), Run(1.0, 1, [0.2, 0.2, 0.2], 12), Run(4.0, 1, [0.4, 0.4, 0.4], 12)]
     figures = summary(Case(batch_size=4, input_len=10, output_len=4), runs)
     assert figures == {
         "prefill_latency": 2.0,
@@ -66,10 +71,13 @@ def test_figures_by_hand():
         "total_latency": pytest.approx(2.9),  # of 2.9, 1.6, 5.2
         "overall_throughput": pytest.approx(56 / 2.9),
     }
-    assert set(summary(Case(4, 10, 1), [Run(2.0, 1, [])])) == set(FIGURES) - {
+    assert set(summary(Case(4, 10, 1), [Run(2.0, 1, [], 0)])) == set(FIGURES) - {
         "median_decode_latency",
         "median_decode_throughput",
     }
+    drafts = summary(Case(batch_size=4, input_len=10, output_len=4), [Run(2.0, 1, [0.5, 0.1, 0.3], 30)])
+    assert drafts["accept_length"] == 2.5 and drafts["median_decode_throughput"] == pytest.approx(10 / 0.3)
+    assert drafts["overall_throughput"] == pytest.approx((40 + 34) / 2.9)
 
 
 def test_slots_are_free_again_and_decodes_are_counted(bench):
@@ -80,6 +88,20 @@ def test_slots_are_free_again_and_decodes_are_counted(bench):
         assert len(run.decodes) == case.output_len - 1
         usage = bench.kv.usage()
         assert (usage["full_free"], usage["swa_free"]) == (usage["full_capacity"], usage["swa_capacity"])
+
+
+def test_drafts_in_a_batch(tmp_path):
+    drafter = make_tiny_assistant(tmp_path / "drafter", "moe_top2")
+    target = make_tiny_gemma4(tmp_path / "target", "moe_top2", tokenizer=True)
+    flags = {"model_path": str(target), "dtype": "bfloat16", "max_total_tokens": 400, "chunked_prefill_size": 16}
+    flags |= {"speculative_algorithm": "NEXTN", "speculative_draft_model_path": str(drafter), "max_running_requests": 4}
+    drafting = Bench(args(**flags, speculative_num_steps=2, speculative_eagle_topk=2, speculative_num_draft_tokens=5))
+    case = Case(3, 20, 6)
+    drafting.check(case)
+    run = drafting.run(case)
+    assert len(run.decodes) == 5 and 15 <= run.tokens <= 45
+    with pytest.raises(ValueError, match="--output-len 80, 5 tokens a step, together are above 396"):
+        drafting.check(Case(1, 20, 80))
 
 
 def test_prompts_depend_on_seed_and_case_alone(bench):
@@ -120,6 +142,7 @@ def test_cases_that_do_not_fit(bench, case, says):
         (["--correctness-test", "--cut-len", "999"], "--cut-len 999 must be below"),
         (["--correctness-test", "--output-len", "99999"], "--output-len 99999"),
         (["--correctness-test", "--disable-radix-cache"], "--disable-radix-cache"),
+        (["--correctness-test", *DRAFTS], "leave --speculative-algorithm out"),
     ],
 )
 def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, says):

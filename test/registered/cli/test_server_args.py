@@ -178,13 +178,11 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
     [
         "--lora-paths",
         "--speculative-accept-threshold-single",
-        "--enable-metrics",
         "--kv-cache-dtype",
         "--dp-size",
         "--quantization",
         "--trust-remote-code",
         "--tool-call-parser",
-        "--enable-deterministic-inference",
         "--cuda-graph-bs",
     ],
 )
@@ -316,6 +314,16 @@ def test_resolve_refuses_what_needs_a_gpu(wanted: dict, device: str):
         wanted = {"attention_backend": "torch_native", "cuda_graph_max_bs": 4}
     with pytest.raises(ValueError, match="GPU"):
         resolve(ServerArgs(**wanted), MODEL, device, memory_mib=1 << 17)
+
+
+def test_deterministic_inference_says_what_it_does(caplog):
+    with caplog.at_level(logging.INFO):
+        args = resolve(ServerArgs(enable_deterministic_inference=True), MODEL, "cpu", memory_mib=1 << 14)
+    assert args.enable_deterministic_inference and args.attention_backend == "torch_native"
+    assert any("without a seed get 42" in r.message for r in caplog.records)
+    typed = ServerArgs(enable_deterministic_inference=True, attention_backend="torch_native")
+    with pytest.raises(ValueError, match="--attention-backend triton"):
+        resolve(typed, MODEL, "cuda", memory_mib=1 << 17)
 
 
 @pytest.mark.parametrize("gib,size", [(16, 2048), (24, 4096), (80, 8192), (140, 8192), (180, 16384)])

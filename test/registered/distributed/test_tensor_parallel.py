@@ -15,7 +15,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.paged_harness import PagedHarness
 from sglang.test.tiny_models import make_tiny_gemma4, make_tiny_llama
 
-register_cpu_ci(est_time=45, suite="base-a-test-cpu")
+register_cpu_ci(est_time=55, suite="base-a-test-cpu")
 
 CPU = torch.device("cpu")
 BOUND = 2e-4  # of logits up to 30: float32 sums in another order
@@ -40,6 +40,22 @@ RANK = """
     out["empty"] = torch.tensor(len(tp.broadcast_bytes(b"" if rank == 0 else None)))
     out["minimum"] = torch.tensor(tp.minimum(7 - rank))
     torch.save(out, f"{root}/rank{rank}.pt")
+    tp.close()
+"""
+SUMMING_RANK = """
+    import sys, torch
+    from sglang.srt.batch_invariant_ops import batch_invariant
+    from sglang.srt.distributed.process_group import ProcessGroup
+    rank, root = int(sys.argv[1]), sys.argv[2]
+    tp = ProcessGroup(rank, 3, f"file://{root}/summing", "cpu")
+    parts = [torch.randn(50, 640, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    x = parts[rank]
+    with batch_invariant():
+        whole = tp.all_reduce(x.clone())
+        assert torch.equal(whole, parts[0] + parts[1] + parts[2])
+        for rows in (1, 2, 7, 33):
+            assert torch.equal(tp.all_reduce(x[:rows].clone()), whole[:rows])
+            assert torch.equal(tp.all_reduce_pair(x[:rows], x[1 : rows + 1])[1], whole[1 : rows + 1])
     tp.close()
 """
 
@@ -77,6 +93,13 @@ def test_logits_equal_one_rank(root, ranks, name):
         for rank in ranks:
             torch.testing.assert_close(rank[name][step], want, atol=BOUND, rtol=0)
         assert torch.equal(ranks[0][name][step], ranks[1][name][step])  # what makes sampled tokens equal
+
+
+def test_sums_over_three_ranks_have_one_order_in_batch_invariant_mode(root):
+    script = root / "summing.py"
+    script.write_text(textwrap.dedent(SUMMING_RANK))
+    processes = [subprocess.Popen([sys.executable, str(script), str(rank), str(root)]) for rank in range(3)]
+    assert [process.wait(90) for process in processes] == [0, 0, 0]
 
 
 def test_messages_and_minimum(ranks):

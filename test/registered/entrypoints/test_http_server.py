@@ -277,7 +277,12 @@ def test_large_but_legal_prompt_says_both_numbers(server):
 
 
 def test_wrong_routes_have_the_same_error_form(server):
-    for method, path, status in (("GET", "/nope", 404), ("GET", "/generate", 405), ("GET", "/v1/models/other", 404)):
+    for method, path, status in (
+        ("GET", "/nope", 404),
+        ("GET", "/metrics", 404),
+        ("GET", "/generate", 405),
+        ("GET", "/v1/models/other", 404),
+    ):
         reply = server.client.request(method, path)
         assert (reply.status_code, reply.json()["code"]) == (status, status)
     reply = server.client.get("/flush_cache", params={"timeout": "soon"})

@@ -93,6 +93,21 @@ def test_detokenizer_is_told_before_the_scheduler(harness):
     assert not harness.manager.generations
 
 
+@pytest.mark.parametrize(
+    "deterministic,own,seeds", [(True, None, [42, 43]), (True, 7, [7, 8]), (False, None, [None] * 2)]
+)
+def test_seeds_of_requests_that_give_none(tokenizer, deterministic, own, seeds):
+    harness = Harness(tokenizer, enable_deterministic_inference=deterministic)
+
+    async def main() -> None:
+        async with harness.manager.generate([prompt(params=SamplingParams(n=2, sampling_seed=own))]):
+            harness.answer("r-0")
+            harness.answer("r-1")
+
+    asyncio.run(main())
+    assert [r.sampling_params.sampling_seed for r in harness.requests()] == seeds
+
+
 def test_one_bad_prompt_stops_the_whole_batch_before_it_is_sent(harness):
     async def main() -> None:
         with pytest.raises(RequestError, match="token id 5000"):
@@ -115,6 +130,33 @@ def test_leaving_aborts_what_has_not_ended(harness):
     asyncio.run(main())
     assert [m for m in harness.sent if isinstance(m, AbortReq)] == [AbortReq("b", message="the client has gone")]
     assert not harness.manager.generations
+
+
+def test_the_observer_hears_of_each_end_once(tokenizer):
+    heard = []
+
+    class Observer:
+        def on_output(self, generation, out, now):
+            heard.append((generation.rid, generation.updated, len(out.new_ids)))
+
+        def on_end(self, generation):
+            heard.append((generation.rid, generation.finish.type))
+
+    harness = Harness(tokenizer)
+    harness.manager.observer = Observer()
+
+    async def main() -> None:
+        async with harness.manager.generate([prompt("a"), prompt("b"), prompt("quiet", log_metrics=False)]):
+            harness.answer("a")
+            harness.answer("quiet")
+        harness.answer("b")
+        with pytest.raises(RequestError):
+            async with harness.manager.generate([prompt("c")]) as group:
+                harness.manager.fail_all("it broke")
+                await group.all()
+
+    asyncio.run(main())
+    assert heard == [("a", 0.0, 1), ("a", "length"), ("b", "abort"), ("c", "abort")]
 
 
 def test_capacity_is_checked_where_nothing_can_come_between(harness):

@@ -26,7 +26,7 @@ def test_no_batch_is_padded_by_more_than_half_of_a_graph():
 
 def test_padding_rows_are_one_token_of_nobody():
     inputs = np.array([[7, 9], [30, 40], [100, 101], [5, 6]])
-    got = padded(inputs, 4)
+    got = padded(inputs, 4, [0, 1, 0, 0])
     assert got.dtype == np.int64 and np.array_equal(got[:, :2], inputs)
     assert got[:, 2:].tolist() == [[0, 0], [1, 1], [0, 0], [0, 0]]
 

@@ -208,7 +208,7 @@ def test_sampling_is_unbiased(shape: str, folder, drafter, oracle):
     prompt, requests, top_k = prompts()[2], 1500, 3
     h = speculating(folder("moe_top2"), drafter("moe_top2"), shape)
     first = plain_tokens(oracle("moe_top2"), prompt, 1)
-    teach(h, {"r": (prompt, plain_tokens(oracle("moe_top2"), prompt, 4))})
+    teach(h, {"r": (prompt, plain_tokens(oracle("moe_top2"), prompt, 4))}, sure=100.0)  # it insists
     for seed in range(requests):
         params = {"sampling_seed": seed, "temperature": 1.5, "top_k": top_k, "logit_bias": {str(first[0]): 1.0}}
         h.add(f"r{seed}", prompt, 3, params=params)

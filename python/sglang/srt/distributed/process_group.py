@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sglang.srt.batch_invariant_ops.mode import enabled
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 
 # the second is the name before torch 2.13
@@ -50,19 +51,31 @@ class ProcessGroup(TensorParallel):
 
     def all_reduce(self, x: Tensor) -> Tensor:
         x = x.contiguous()
+        if enabled() and self.size > 2:  # a library adds in an order that follows from the message's size
+            return self._sum_by_rank(x)
         with self._telling_of_loss():
             dist.all_reduce(x, group=self._model)
         return x
+
+    def _sum_by_rank(self, x: Tensor) -> Tensor:
+        first, *others = self._gather(x)
+        total = first.clone()
+        for part in others:
+            total += part
+        return total
 
     def all_reduce_pair(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.all_reduce(torch.stack((x, y))).unbind()
         return x, y
 
     def all_gather(self, x: Tensor) -> Tensor:
+        return self._gather(x).transpose(0, 1).flatten(1)
+
+    def _gather(self, x: Tensor) -> Tensor:  # [...] -> [size, ...]
         parts = x.new_empty(self.size, *x.shape)
         with self._telling_of_loss():
             _all_gather(parts.flatten(0, 1), x.contiguous(), group=self._model)
-        return parts.transpose(0, 1).flatten(1)
+        return parts
 
     def minimum(self, value: int) -> int:
         smallest = torch.tensor(value)

@@ -19,6 +19,7 @@ from sglang.srt.managers.process_supervisor import (
 )
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.metrics.server_metrics import ServerMetrics
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.ipc import Receiver, Sender
@@ -45,6 +46,7 @@ class Backend:
         self.args = args
         self.tokenizer: Tokenizer | None = None  # set by launch()
         self.manager: TokenizerManager | None = None  # set by connect()
+        self.metrics: ServerMetrics | None = None  # set by connect(), with --enable-metrics
         self.scheduler_info: dict = {}  # all that the scheduler said of itself
         self.startup_seconds = 0.0
         self.ready_at = 0.0  # time.time()
@@ -87,11 +89,13 @@ class Backend:
             raise self._death
         self._receiver.attach(self._starting, self._broken)
         info = await self._ready
-        self.manager = TokenizerManager(
-            self.args, info, self.tokenizer, self._to_scheduler.send, self._to_detokenizer.send
-        )
         self.startup_seconds = time.monotonic() - self._begun
         self.ready_at = time.time()
+        if self.args.enable_metrics:
+            self.metrics = ServerMetrics(info, self.startup_seconds)
+        self.manager = TokenizerManager(
+            self.args, info, self.tokenizer, self._to_scheduler.send, self._to_detokenizer.send, self.metrics
+        )
 
     def _starting(self, messages: list[Message]) -> None:
         if self.manager is not None:
@@ -124,7 +128,7 @@ class Backend:
         """One greedy token. Any output meanwhile is a sign of life too: under load the token may take long."""
         started = time.monotonic()
         params = SamplingParams(max_new_tokens=1, temperature=1.0, top_k=1, ignore_eos=True)
-        prompt = Prompt(params, input_ids=[0])
+        prompt = Prompt(params, input_ids=[0], log_metrics=False)
         async with self.manager.generate([prompt]) as group:
             answer = asyncio.ensure_future(group.all())
             try:

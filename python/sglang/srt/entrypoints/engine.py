@@ -31,6 +31,8 @@ class Engine:
         self.server_args = ServerArgs.from_kwargs(**{"log_level": "error", **server_args})
         if self.server_args.node_rank > 0:
             raise ValueError("node_rank: an Engine is node 0; start the others with python -m sglang.launch_server")
+        if self.server_args.enable_metrics:
+            raise ValueError("enable_metrics: an Engine has no endpoint to read metrics from; leave it out")
         self._failure: str | None = None
         self._closed = False
         self._backend = Backend(self.server_args, self._on_failure, scheduler_module)

@@ -27,7 +27,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     extra_key: str | list[str] | None = None
     cache_salt: str | list[str] | None = None
-    log_metrics: bool | None = None  # of no effect: there are no per-request metrics to leave out
+    log_metrics: bool | None = None  # false: /metrics does not count this request
 
     # Of upstream, not served: any value but null, false and empty is refused by name.
     input_embeds: Any = None
@@ -115,7 +115,8 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
     prompts = []
     for i, item in enumerate(items):
         options = {name: column[i] for name, column in columns.items()}
-        prompts.append(Prompt(params[i], **{field: item}, stream=bool(body.stream), extra_key=extra_keys[i], **options))
+        options |= {field: item, "stream": bool(body.stream), "log_metrics": body.log_metrics is not False}
+        prompts.append(Prompt(params[i], extra_key=extra_keys[i], **options))
     return prompts, is_batch or any(p.n > 1 for p in params)
 
 

@@ -40,6 +40,7 @@ from sglang.srt.entrypoints.replies import (
 )
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE, ChildDied
+from sglang.srt.metrics.server_metrics import CONTENT_TYPE
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.child import STARTUP_FAILED, setup_logging
 
@@ -49,6 +50,7 @@ MAX_BODY_BYTES = 10_000_000
 DRAIN_SECONDS = 4.0  # after SIGTERM running requests may finish by themselves
 ABORT_SECONDS = 2.0  # then they are aborted, and their answers go out
 OPEN_PATHS = ("/health", "/health_generate")  # need no key: load balancers have none
+POLLED_PATHS = (*OPEN_PATHS, "/metrics")  # asked for every few seconds: not in the access log
 STARTING, READY, STOPPING, FAILED = "starting", "ready", "shutting down", "failing"
 
 
@@ -251,7 +253,7 @@ def serve(args: ServerArgs, scheduler_module: str = SCHEDULER_MODULE) -> int:
     """Run a server in this process, which must be in its main thread; the exit code."""
     setup_logging(args.log_level, "http")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # start and stop are told in our own words
-    logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] not in OPEN_PATHS)  # pollers
+    logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] not in POLLED_PATHS)
     try:
         listener = bind(args.host, args.port)
     except OSError as e:
@@ -326,6 +328,13 @@ def add_information_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/health_generate")
     async def health_generate() -> Response:
         return Response(status_code=200 if await backend.probe(PROBE_SECONDS) else 503)
+
+    if backend.args.enable_metrics:
+
+        @app.get("/metrics")
+        async def metrics() -> Response:
+            text = backend.metrics.text(await backend.manager.internal_state())
+            return Response(text, media_type=CONTENT_TYPE)
 
     def add_with_old_name(path: str, answer: Callable) -> None:
         async def endpoint(request: Request) -> Response:

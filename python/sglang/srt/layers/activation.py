@@ -6,8 +6,8 @@ association, CUDA's own tanhf and expf. It reads two values and writes one; memo
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sglang.srt import batch_invariant_ops
 from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED, libdevice, runs_triton, tl, triton
 
 # Activations whose kernel gives torch's bits for every bfloat16 gate on the GPU (test_activation.py). One that does
@@ -91,7 +91,7 @@ def can_use(gate_up: Tensor, activation: str) -> bool:
 def gelu_tanh_and_mul_reference(gate_up: Tensor) -> Tensor:
     """gelu(gate, tanh form) * up; gate_up [..., 2I] with the gate half first -> [..., I]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh") * up
+    return batch_invariant_ops.gelu_tanh(gate) * up
 
 
 def gelu_tanh_and_mul(gate_up: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def gelu_tanh_and_mul(gate_up: Tensor) -> Tensor:
 def silu_and_mul_reference(gate_up: Tensor) -> Tensor:
     """silu(gate) * up; gate_up [..., 2I] with the gate half first -> [..., I]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return batch_invariant_ops.silu(gate) * up
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ every batch. Exact op: the kernel gives the bits of the latter. Floor: x read on
 import torch
 from torch import Tensor, nn
 
+from sglang.srt.batch_invariant_ops import row_mean
 from sglang.srt.layers.fixed_order import halving_sum, halving_sum_kernel
 from sglang.srt.layers.parameters import parameter
 from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
@@ -63,7 +64,7 @@ def launch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x [..., D], weight [D], or any shape that broadcasts to x ([heads, 1, D] is one vector a head), or None."""
     xf = x.float()
-    y = xf * (xf.pow(2).mean(-1, keepdim=True) + eps).pow(-0.5)
+    y = xf * (row_mean(xf.pow(2)) + eps).pow(-0.5)
     if weight is not None:
         y = y * weight  # promotes the weight to float32, as weight.float() would
     return y.to(x.dtype)
@@ -98,7 +99,7 @@ def llama_rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     transformers uses rsqrt here, where Gemma 4 uses pow(-0.5).
     """
     xf = x.float()
-    return weight * (xf * (xf.pow(2).mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+    return weight * (xf * (row_mean(xf.pow(2)) + eps).rsqrt()).to(x.dtype)
 
 
 def llama_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sglang.srt.batch_invariant_ops import linear
 from sglang.srt.distributed.tensor_parallel import SINGLE, Share, TensorParallel
 from sglang.srt.layers.parameters import Extent, parameter
 
@@ -22,7 +22,7 @@ class Linear(nn.Module):
         self.bias = parameter(out_features) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class RowLinear(nn.Module):
@@ -36,12 +36,12 @@ class RowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.tp.size == 1 or self.bias is None:
-            return self.tp.all_reduce(F.linear(x, self.weight, self.bias))
-        return self.tp.all_reduce(F.linear(x, self.weight)) + self.bias  # once, not once a rank
+            return self.tp.all_reduce(linear(x, self.weight, self.bias))
+        return self.tp.all_reduce(linear(x, self.weight)) + self.bias  # once, not once a rank
 
     def partial(self, x: Tensor) -> Tensor:
         """This rank's part of the sum, for a caller that sums it together with others. Only without a bias."""
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class FusedLinear(nn.Module):
@@ -59,7 +59,7 @@ class FusedLinear(nn.Module):
         self.bias = parameter(rows) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def parts(self, tensor: Tensor) -> Iterator[tuple[str, Tensor, tuple[Extent, ...]]]:
         """(checkpoint name, its rows as a view, which part of the checkpoint's tensor they are) of weight or bias."""

@@ -1,8 +1,8 @@
 """From hidden states to logits: the tied or own head, of all tokens or of some, and Gemma's softcap."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from sglang.srt.batch_invariant_ops import linear
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 
@@ -20,7 +20,7 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
 def head_logits(hidden: Tensor, head_weight: Tensor, cap: float | None, tp: TensorParallel) -> Tensor:
     """hidden [N, H], head_weight [this rank's part of V, H] -> logits [N, V] in the model dtype, on every rank; capped
     unless `cap` is None."""
-    logits = tp.all_gather(F.linear(hidden, head_weight))
+    logits = tp.all_gather(linear(hidden, head_weight))
     return logits if cap is None else softcap(logits, cap)
 
 

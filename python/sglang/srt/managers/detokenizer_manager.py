@@ -98,6 +98,7 @@ def _text_output(out: TokenOutput, text: str) -> TextOutput:
         output_logprobs=out.output_logprobs,
         input_logprobs=out.input_logprobs,
         verified_drafts=out.verified_drafts,
+        queue_time=out.queue_time,
     )
 
 

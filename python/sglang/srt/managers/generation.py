@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Protocol
 
 from sglang.srt.managers.io_struct import FinishReason, Logprobs, TextOutput
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -35,6 +36,17 @@ class Prompt:
     token_ids_logprob: list[int] | None = None
     extra_key: str | None = None
     add_special_tokens: bool = True  # chat templates write them out themselves
+    log_metrics: bool = True  # False: the observer does not hear of it
+
+
+class RequestObserver(Protocol):
+    """Is told how requests go, for metrics. It changes nothing. Times are seconds of time.time()."""
+
+    def on_output(self, generation: "Generation", out: TextOutput, now: float) -> None:
+        """`out` has come, which the generation does not hold yet."""
+
+    def on_end(self, generation: "Generation") -> None:
+        """`generation.finish` is set; it comes once for each generation."""
 
 
 class Generation:
@@ -50,6 +62,7 @@ class Generation:
         prompt: Prompt,
         prompt_ids: list[int],
         group: "GenerationGroup",
+        observer: RequestObserver | None = None,
     ):
         self.rid = rid
         self.base_rid = base_rid
@@ -58,7 +71,9 @@ class Generation:
         self.prompt = prompt
         self.prompt_ids = prompt_ids
         self.group = group
+        self.observer = observer
         self.created = time.time()
+        self.updated = 0.0  # when the latest output came, 0 before the first
         self.ended = 0.0
         self.text = ""
         self.output_ids: list[int] = []
@@ -71,7 +86,11 @@ class Generation:
         self.num_retractions = 0
         self.verified_drafts: list[int] | None = None  # entry i: drafts of which i tokens were accepted
 
-    def add(self, out: TextOutput) -> None:
+    def add(self, out: TextOutput, now: float) -> None:
+        """An output that came at `now` (time.time())."""
+        if self.observer is not None:
+            self.observer.on_output(self, out, now)
+        self.updated = now
         self.text += out.text_delta
         self.output_ids += out.new_ids
         self.completion_tokens = out.completion_tokens
@@ -89,6 +108,8 @@ class Generation:
     def end(self, finish: FinishReason) -> None:
         self.finish = finish
         self.ended = time.time()
+        if self.observer is not None:
+            self.observer.on_end(self)
 
     def raise_if_refused(self) -> None:
         """An abort with a status code is an error of this call; one without was asked for and is an answer."""

@@ -122,6 +122,7 @@ class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     output_logprobs: Logprobs | None = None  # of new_ids
     input_logprobs: Logprobs | None = None  # once, with the first output
     verified_drafts: list[int] | None = None  # so far; entry i: drafts of which i tokens were accepted
+    queue_time: float = 0.0  # seconds from its arrival at the HTTP process to its first step
 
 
 class BatchTokenOutput(Message):
@@ -181,6 +182,7 @@ class TextOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     output_logprobs: Logprobs | None = None
     input_logprobs: Logprobs | None = None
     verified_drafts: list[int] | None = None
+    queue_time: float = 0.0
 
 
 class BatchTextOutput(Message):

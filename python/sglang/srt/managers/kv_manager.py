@@ -182,15 +182,19 @@ class KVManager:
         self.cache.reset()
 
     def usage(self) -> dict:
-        """Counts of both pools for logs and /server_info."""
+        """Counts of both pools for logs, /server_info and /metrics. Used are slots that requests hold: neither free nor
+        to be had from the cache."""
         cached_full, cached_swa = self.cache.cached()
+        room_full, room_swa = self.room()
         return {
             "full_capacity": self.full_size,
             "full_free": self.full.available(),
             "full_cached": cached_full,
+            "full_used": self.full_size - room_full,
             "swa_capacity": self.swa_size,
             "swa_free": self.swa.available() if self.swa else 0,
             "swa_cached": cached_swa,
+            "swa_used": self.swa_size - room_swa if self.swa else 0,
         }
 
     def check_idle(self) -> None:

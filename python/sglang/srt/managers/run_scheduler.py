@@ -63,19 +63,25 @@ def resolve_for_model(typed):
         typed.dtype,
         typed.router_logits_dtype,
     )
-    return resolve(typed, model_config, choose_device(typed)), model_config
+    args = resolve(typed, model_config, choose_device(typed))
+    check_shapes(args, model_config)
+    return args, model_config
 
 
-def check_ranks(model_config, tp_size: int) -> None:
-    """ValueError if the model cannot be split among `tp_size` ranks."""
-    if tp_size == 1:
-        return
+def check_shapes(args, model_config) -> None:
+    """ValueError if the model cannot be split among the ranks, or the drafter is another model's: empty shells show it
+    before anything large is loaded."""
     import torch
 
+    from sglang.srt.configs.model_config import DrafterConfig
     from sglang.srt.distributed.tensor_parallel import TensorParallel
-    from sglang.srt.model_loader.loader import build_model
+    from sglang.srt.model_loader.loader import build_drafter, build_model
 
-    build_model(model_config, torch.device("meta"), TensorParallel(0, tp_size))
+    meta, tp = torch.device("meta"), TensorParallel(0, args.tp_size)
+    if args.tp_size > 1:
+        build_model(model_config, meta, tp)
+    if args.speculation:
+        build_drafter(DrafterConfig.load(args.speculative_draft_model_path), model_config, meta, tp)
 
 
 def make_kv_manager(args, model_config, runner):
@@ -130,7 +136,6 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     if launch.tp_rank % (typed.tp_size // typed.nnodes) == 0:
         # What is wrong for all ranks is said once on each node: the node's other ranks wait in join() meanwhile.
         args, model_config = resolve_for_model(typed)
-        check_ranks(model_config, typed.tp_size)
         tp = join_ranks.join(typed, launch, args.device)
     else:
         tp = join_ranks.join(typed, launch, choose_device(typed))

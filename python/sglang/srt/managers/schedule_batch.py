@@ -21,7 +21,7 @@ class Req:
         "rid", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
         "row", "node", "owned_from", "swa_start", "swa_released", "prefill_end", "computed", "pending",
         "cached_tokens", "num_retractions", "finish", "sent", "out_logprobs", "in_logprobs", "stream_every",
-        "sampling_bits", "verified_drafts",
+        "sampling_bits", "verified_drafts", "queue_time",
     )  # fmt: skip
 
     def __init__(self, msg: TokenizedGenerateReq, stop_ids: frozenset[int], seed: int, order: int, max_len: int):
@@ -57,6 +57,7 @@ class Req:
         self.stream_every = self._stream_every()
         self.sampling_bits = flag_bits(self.params)
         self.verified_drafts: list[int] | None = None  # entry i: drafts of which i tokens were accepted
+        self.queue_time = 0.0  # seconds from arrival to its first step; for reports, no decision reads it
 
     def count_verify(self, correct: int) -> None:
         """A draft was verified and its first `correct` tokens were accepted."""

@@ -187,6 +187,7 @@ class Scheduler:
     def on_internal_state(self, msg: InternalStateReq) -> None:
         state = self.stats.state() | self.kv.usage()
         state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(self.waiting)}
+        state["num_retracted_reqs"] = sum(req.num_retractions > 0 for req in self.waiting)
         state["profile"] = self.profiler.state() if self.profiler else None
         self.send(InternalStateReply(msg.call_id, state))
 
@@ -227,6 +228,8 @@ class Scheduler:
             if chunk.match is not None:
                 self.waiting.remove(chunk.req)
                 self.running.append(chunk.req)
+                if not chunk.req.num_retractions:
+                    chunk.req.queue_time = time.time() - chunk.req.msg.created
         step, sampled, logprob_reqs = build_step(plan, self.kv)
         step.table_writes[:0] = self.table_writes
         self.table_writes = []
@@ -320,6 +323,7 @@ class Scheduler:
                 cached_tokens=req.cached_tokens,
                 num_retractions=req.num_retractions,
                 verified_drafts=req.verified_drafts,
+                queue_time=req.queue_time,
                 output_logprobs=req.take_output_logprobs(new_ids),
                 input_logprobs=None if req.finish and req.finish.type == "abort" else req.take_prompt_logprobs(),
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, RequestError
+from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, RequestError, RequestObserver
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTextOutput,
@@ -33,7 +33,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.managers.stop_matcher import compile_stop_regex
-from sglang.srt.server_args import ServerArgs
+from sglang.srt.server_args import DETERMINISTIC_SEED, ServerArgs
 from sglang.srt.utils.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ LOG_TEXT_CHARS = 2048  # of a prompt or answer at --log-requests-level 2
 
 
 class TokenizerManager:
-    """`to_scheduler` and `to_detokenizer` send one message each. `tokenizer` None: prompts must be ids."""
+    """`to_scheduler` and `to_detokenizer` send one message each. `tokenizer` None: prompts must be ids. `observer`
+    hears of every request but those with log_metrics off."""
 
     def __init__(
         self,
@@ -59,12 +60,14 @@ class TokenizerManager:
         tokenizer: Tokenizer | None,
         to_scheduler: Callable[[Message], None],
         to_detokenizer: Callable[[Message], None],
+        observer: RequestObserver | None = None,
     ):
         self.args = args
         self.info = info
         self.tokenizer = tokenizer
         self.to_scheduler = to_scheduler
         self.to_detokenizer = to_detokenizer
+        self.observer = observer
         self.generations: dict[str, Generation] = {}  # those under way, by rid
         self.last_output = 0.0  # time.monotonic() of the last sign of life from the scheduler's side
         self._calls: dict[str, asyncio.Future] = {}  # control messages that wait for their reply
@@ -94,25 +97,31 @@ class TokenizerManager:
             for generation in group.generations:
                 if generation.finish is None and self.generations.pop(generation.rid, None):
                     self._abort(generation, "the client has gone")
+                    generation.end(FinishReason("abort", message="the client has gone"))
 
     def _make_group(self, prompts: list[Prompt], ids: list[list[int]]) -> GenerationGroup:
         group = GenerationGroup()
         rids: set[str] = set()
         for prompt, prompt_ids in zip(prompts, ids, strict=True):
             base = prompt.rid or uuid.uuid4().hex
+            observer = self.observer if prompt.log_metrics else None
             for i in range(prompt.params.n):
                 rid = base if prompt.params.n == 1 else f"{base}-{i}"
                 if rid in rids or rid in self.generations:
                     raise RequestError(f"rid {rid!r} is in use by a request under way", param="rid")
                 rids.add(rid)
-                group.generations.append(Generation(rid, base, len(group.generations), i, prompt, prompt_ids, group))
+                index = len(group.generations)
+                group.generations.append(Generation(rid, base, index, i, prompt, prompt_ids, group, observer))
         return group
 
     def _send(self, generation: Generation) -> None:
         prompt, params, rid = generation.prompt, generation.prompt.params, generation.rid
         changes: dict = {"n": 1}
-        if params.sampling_seed is not None:  # n answers of one prompt must not be n times the same
-            changes["sampling_seed"] = (params.sampling_seed + generation.sample) % 2**63
+        seed = params.sampling_seed
+        if seed is None and self.args.enable_deterministic_inference:
+            seed = DETERMINISTIC_SEED
+        if seed is not None:  # n answers of one prompt must not be n times the same
+            changes["sampling_seed"] = (seed + generation.sample) % 2**63
         if prompt.stream and params.stream_interval is None:
             changes["stream_interval"] = self.args.stream_interval
         self.generations[rid] = generation
@@ -313,12 +322,13 @@ class TokenizerManager:
 
     def handle_all(self, messages: list[Message]) -> None:
         self.last_output = time.monotonic()
+        now = time.time()
         for message in messages:
             if isinstance(message, BatchTextOutput):
                 for out in message.outputs:
                     # Gone: its client left, and this was under way.
                     if generation := self.generations.get(out.rid):
-                        generation.add(out)
+                        generation.add(out, now)
                         if out.finish is not None:
                             self._finished(generation)
             elif isinstance(message, FlushCacheReply | InternalStateReply | ProfileReply):

@@ -1,12 +1,13 @@
 """CudaGraphRunner: decode steps captured once for each of a few batch sizes, so that a step costs one launch.
 
-A step of n requests runs in the smallest graph of at least n; the other rows are padding: request row 0, one token,
-slot 0, which belong to nobody. Graphs share one memory pool, the largest captured first, since steps never overlap.
+A step of n requests runs in the smallest graph of at least n; the other columns are padding: a request row and slots
+that belong to nobody. Graphs share one memory pool, the largest captured first, since steps never overlap.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from sglang.srt.utils.device_copies import to_device
 
 logger = logging.getLogger(__name__)
 
+Outputs = TypeVar("Outputs")
+
 
 def capture_sizes(max_bs: int) -> list[int]:
     """Batch sizes up to `max_bs`, itself included: close together where a padded row costs a large part of a step."""
@@ -23,33 +26,33 @@ def capture_sizes(max_bs: int) -> list[int]:
     return sorted({size for size in steps if size <= max_bs} | {max_bs})
 
 
-def padded(inputs: np.ndarray, size: int) -> np.ndarray:
-    """inputs [4, n] (request rows, lengths, full and sliding slots) with padding rows up to [4, size], int64."""
-    out = np.zeros((4, size), dtype=np.int64)
-    out[1] = 1
+def padded(inputs: np.ndarray, size: int, padding: list[int]) -> np.ndarray:
+    """inputs [F, n], a column a request, with columns of `padding` [F] up to [F, size], int64."""
+    out = np.tile(np.array(padding, dtype=np.int64)[:, None], size)
     out[:, : inputs.shape[1]] = inputs
     return out
 
 
-class CudaGraphRunner:
-    """`decode(inputs)` takes a device tensor [4, n] as `padded` lays it out and returns logits [n, V]; it must neither
-    wait for the device nor branch on its data."""
+class CudaGraphRunner(Generic[Outputs]):
+    """`step(inputs)` takes a device tensor [F, n] int64, a column a request, and returns device tensors; it must not
+    wait for the device, nor branch on its data. `padding` [F] is a column that does no harm."""
 
-    def __init__(self, decode: Callable[[Tensor], Tensor], sizes: list[int], device: torch.device):
+    def __init__(self, step: Callable[[Tensor], Outputs], padding: list[int], sizes: list[int], device: torch.device):
         started = time.monotonic()
         free = torch.cuda.mem_get_info(device)[0]
         self.sizes = sorted(sizes)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self.padding = padding
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Outputs]] = {}
         pool = None
         for size in reversed(self.sizes):
-            inputs = to_device(padded(np.zeros((4, 0)), size), torch.int64, device)
-            decode(inputs)  # kernels compile and libraries allocate their workspaces outside the capture
+            inputs = to_device(padded(np.zeros((len(padding), 0)), size, padding), torch.int64, device)
+            step(inputs)  # kernels compile and libraries allocate their workspaces outside the capture
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits = decode(inputs)
+                outputs = step(inputs)
             pool = pool or graph.pool()
-            self._graphs[size] = graph, inputs, logits
+            self._graphs[size] = graph, inputs, outputs
         taken = (free - torch.cuda.mem_get_info(device)[0]) / 1e9
         logger.info(
             "CUDA graphs: %d batch sizes up to %d, %.2f GB, %.1f s",
@@ -63,11 +66,12 @@ class CudaGraphRunner:
         """Whether a step of n requests fits the largest graph."""
         return n <= self.sizes[-1]
 
-    def run(self, inputs: np.ndarray) -> tuple[Tensor, Tensor]:
-        """inputs [4, n] host numbers -> the same on the device and logits [n, V], both valid until the next run."""
+    def run(self, inputs: np.ndarray) -> tuple[Tensor, Outputs]:
+        """inputs [F, n] host numbers -> the same on the device, and the step's outputs, padding at their ends included;
+        both are valid until the next run."""
         n = inputs.shape[1]
         size = next(size for size in self.sizes if size >= n)
-        graph, static, logits = self._graphs[size]
-        static.copy_(torch.from_numpy(padded(inputs, size)).pin_memory(), non_blocking=True)
+        graph, static, outputs = self._graphs[size]
+        static.copy_(torch.from_numpy(padded(inputs, size, self.padding)).pin_memory(), non_blocking=True)
         graph.replay()
-        return static[:, :n], logits[:n]
+        return static[:, :n], outputs

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.configs.gemma4_assistant import check_fits
-from sglang.srt.configs.model_config import DrafterConfig, ModelConfig
+from sglang.srt import batch_invariant_ops
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.base import AttentionBackend
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
+from sglang.srt.layers.attention.torch_native_tiles import TorchNativeTilesBackend
 from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.mem_cache.memory_pool import HybridKVPool, pool_sizes
@@ -44,22 +45,22 @@ class ModelRunner:
         self.kv_layers = [layer.on_rank(tp) for layer in config.kv_layers]
         self.device = torch.device(args.device)
         _check_attention(args.attention_backend, config, self.device)
+        batch_invariant_ops.set_enabled(args.enable_deterministic_inference)
         start = time.monotonic()
         free_before = free_memory(self.device)
         if self.device.type == "cpu":
             free_before //= tp.size  # they share it
         speculation, drafter = args.speculation, None
         decode_tokens = speculation.num_draft_tokens if speculation else 1
-        if speculation:
-            drafter_config = DrafterConfig.load(args.speculative_draft_model_path)
-            check_fits(drafter_config.assistant, config.text)  # before the target takes its time
         self.model = load_model(config, args.load_format, self.device, tp)
         if speculation:
-            drafter = load_drafter(
-                drafter_config, config, self.model, args.load_format, config.torch_dtype, self.device, tp
-            )
+            path = args.speculative_draft_model_path
+            drafter = load_drafter(path, config, self.model, args.load_format, config.torch_dtype, self.device, tp)
         weights = sum(_bytes(module) for module in (self.model, drafter) if module is not None)
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
+        if args.enable_deterministic_inference:
+            for module in (self.model, drafter) if drafter is not None else (self.model,):
+                batch_invariant_ops.prepare(module.parameters())
 
         budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
         self.full_size, self.swa_size = pool_sizes(
@@ -89,14 +90,21 @@ class ModelRunner:
         self.req_to_token_swa = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=self.device)
         self.last_tokens = torch.zeros(rows + 1, dtype=torch.int64, device=self.device)  # sampled last, by row
         self.sampling = SamplingState(rows, config.vocab_size, self.device)
-        self.attn_backend = self._attention_backend(args, rows * decode_tokens)
+        most_rows = rows * (max(decode_tokens, speculation.topk) if speculation else 1)
+        self.attn_backend = self._attention_backend(args, most_rows)
         self.speculation = FrozenKVMTP(self, drafter, speculation) if speculation else None
-        self.graphs: CudaGraphRunner | None = None
+        self.graphs: CudaGraphRunner[Tensor] | None = None
         if not args.disable_cuda_graph:
-            self.graphs = self._capture(capture_sizes(args.cuda_graph_max_bs))
+            sizes = capture_sizes(args.cuda_graph_max_bs)
+            if self.speculation:
+                self.speculation.capture(sizes)
+            else:
+                self.graphs = self._capture(sizes)
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
+            if args.enable_deterministic_inference:
+                return TorchNativeTilesBackend({spec.head_dim for spec in self.kv_layers})
             return TorchNativeBackend()
         from sglang.srt.layers.attention.triton_backend import TritonBackend
 
@@ -104,8 +112,9 @@ class ModelRunner:
         return TritonBackend(self.kv_layers, num_heads, max_batch, config.torch_dtype, self.device)
 
     @torch.inference_mode()
-    def _capture(self, sizes: list[int]) -> CudaGraphRunner:
-        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), sizes, self.device)
+    def _capture(self, sizes: list[int]) -> CudaGraphRunner[Tensor]:
+        padding = [0, 1, 0, 0]  # one token of request row 0, in the padding slots
+        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
 
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep:
@@ -141,7 +150,8 @@ class ModelRunner:
         """(request rows, lengths, slots, sliding slots) [4, B] on the device, and logits [B, V]."""
         inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
         if self.graphs and self.graphs.takes(len(step.rows)):
-            return self.graphs.run(inputs)
+            inputs, logits = self.graphs.run(inputs)
+            return inputs, logits[: len(step.rows)]
         inputs = self.tensor(inputs)
         return inputs, self._decode(inputs, step.seq_lens.tolist())
 

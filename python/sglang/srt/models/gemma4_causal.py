@@ -6,8 +6,8 @@ Module names are the checkpoint's, so the weight map is what they do not say (se
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sglang.srt.batch_invariant_ops import gelu_tanh
 from sglang.srt.configs.gemma4 import Gemma4LayerConfig, Gemma4TextConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import TensorParallel
@@ -130,7 +130,7 @@ class Gemma4DecoderLayer(nn.Module):
             m = self.tp.all_reduce(m)
         h = h + self.post_feedforward_layernorm(m)
         if self.has_ple:  # the gate reads h as it is, without a norm
-            g = F.gelu(self.per_layer_input_gate(h), approximate="tanh") * ple
+            g = gelu_tanh(self.per_layer_input_gate(h)) * ple
             h = h + self.post_per_layer_input_norm(self.per_layer_projection(g))
         return h * self.layer_scalar  # scales the residual too
 

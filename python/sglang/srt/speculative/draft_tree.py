@@ -27,6 +27,11 @@ class Draft:
         None  # [B, N, steps + 1] int64: the node's ancestors from the root on, then itself to the end
     )
 
+    def cut(self, requests: int) -> "Draft":
+        """The first `requests` drafts."""
+        tables = (None if table is None else table[:requests] for table in (self.parents, self.paths))
+        return Draft(self.tokens[:requests], self.depths[:requests], self.steps, *tables)
+
     def path_tokens(self) -> Tensor:
         """Drafted tokens up to each node, itself included: [B, N, steps], -1 after the node's own."""
         batch, nodes = self.tokens.shape
@@ -78,16 +83,6 @@ class TreeBuilder:
         self._count += tokens.shape[1]
         self._beams = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, : self.topk]
         return tokens.gather(1, self._beams), self._beams // self.topk
-
-    def beam_paths(self) -> Tensor:
-        """Drafted tokens up to each beam, itself included: [B, topk, steps so far]."""
-        tokens, parents = torch.cat(self._tokens, 1), torch.cat(self._parents, 1)
-        node = self._beams + self._count - self._tokens[-1].shape[1]
-        path = []
-        for _ in self._tokens:
-            path.insert(0, tokens.gather(1, node))
-            node = parents.gather(1, node)
-        return torch.stack(path, 2)
 
     def finish(self, nodes: int) -> Draft:
         """The trees of `nodes` nodes each, at most one more than there are candidates."""

@@ -8,13 +8,15 @@ A row of `hidden` belongs to a request as a row of ModelRunner.last_tokens does:
 last norm) at the position that produced the request's newest token.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.sampler import SamplingFlags
+from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.step_io import StepInput
@@ -40,6 +42,24 @@ class Drafter(Protocol):
         ...
 
 
+# What drafts know of a request's sampling. The rest (cuts, penalties, bias) would make other graphs for little: it only
+# lets the drafter guess a token that the target then does not take.
+DRAFT_FLAGS = SamplingFlags.DRAW | SamplingFlags.TEMPERATURE
+
+
+class Round(NamedTuple):
+    """What the device makes of a round before anything is accepted."""
+
+    draft: Draft  # of B requests
+    hidden: Tensor  # [B * nodes, H], the target's at every node
+    logits: Tensor  # [B * nodes, V]
+
+    def cut(self, requests: int) -> "Round":
+        """The first `requests`, without padding."""
+        nodes = self.draft.tokens.shape[1]
+        return Round(self.draft.cut(requests), self.hidden[: requests * nodes], self.logits[: requests * nodes])
+
+
 class FrozenKVMTP:
     """Runs the decode steps of `runner`, whose model, tables and sampling state it uses."""
 
@@ -48,6 +68,18 @@ class FrozenKVMTP:
         self.hidden = torch.zeros(
             len(runner.last_tokens), runner.config.hidden_size, dtype=runner.config.torch_dtype, device=runner.device
         )
+        self.graphs: dict[SamplingFlags, CudaGraphRunner[Round]] = {}
+
+    @torch.inference_mode()
+    def capture(self, sizes: list[int]) -> None:
+        """Make CUDA graphs of rounds, for greedy batches and for others."""
+        nodes = self.settings.num_draft_tokens
+        padding = [0, 1] + [0] * (2 * nodes)  # request row 0 with one token, padding slots
+        for flags in (SamplingFlags(0), DRAFT_FLAGS):
+            self.graphs[flags] = CudaGraphRunner(
+                lambda inputs, flags=flags: self._round(inputs, [1] * inputs.shape[1], flags),
+                padding, sizes, self.runner.device,
+            )  # fmt: skip
 
     def note_hidden(self, rows: Tensor, hidden: Tensor) -> None:
         """After a prompt: `hidden` [S, H] produced the first tokens of the requests in `rows` [S]."""
@@ -55,22 +87,47 @@ class FrozenKVMTP:
 
     def run(self, step: StepInput, launched: LaunchedStep) -> None:
         """One round for every request of the step."""
-        runner, nodes = self.runner, self.settings.num_draft_tokens
-        host = (step.rows, step.seq_lens - nodes, step.out_cache_loc, step.out_cache_loc_swa)
-        parts = [runner.tensor(array) for array in host]
-        rows, before = parts[:2]  # `before`: tokens with KV
-        before_cpu = (step.seq_lens - nodes).tolist()
-        draft = self._draft(rows, before, before_cpu, step.flags)
-        hidden, logits = self._verify(draft, *parts, before_cpu)
+        runner, nodes, count = self.runner, self.settings.num_draft_tokens, len(step.rows)
+        before = step.seq_lens - nodes  # tokens with KV
+        slots = (step.out_cache_loc.reshape(count, nodes).T, step.out_cache_loc_swa.reshape(count, nodes).T)
+        inputs = np.concatenate([step.rows[None], before[None], *slots])
+        draft_flags = DRAFT_FLAGS if step.flags & SamplingFlags.DRAW else SamplingFlags(0)
+        if draft_flags in self.graphs and self.graphs[draft_flags].takes(count):
+            inputs, done = self.graphs[draft_flags].run(inputs)
+            done = done.cut(count)
+        else:
+            inputs = runner.tensor(inputs)
+            done = self._round(inputs, before.tolist(), draft_flags)
+        self._accept(step, inputs[0], inputs[1], done, launched)
 
-        node_rows = rows.repeat_interleave(nodes)
+    def _round(self, inputs: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Round:
+        """inputs [2 + 2 * nodes, B]: request rows, tokens with KV, then new slots in the full and the sliding pool.
+        `before_cpu`: the tokens with KV, for backends that plan on the host. The part that graphs capture."""
+        nodes = self.settings.num_draft_tokens
+        rows, before = inputs[0], inputs[1]
+        full, swa = (slots.T.flatten() for slots in inputs[2:].split(nodes))
+        draft = self._draft(rows, before, before_cpu, flags)
+        return self._verify(draft, rows, before, full, swa, before_cpu)
+
+    def _accept(self, step: StepInput, rows: Tensor, before: Tensor, done: Round, launched: LaunchedStep) -> None:
+        """Sample at every node, find the accepted ones, and leave the requests as the next round wants to find them."""
+        draft, nodes = done.draft, self.settings.num_draft_tokens
+        sampling, flags = self.runner.sampling, step.flags
         lengths = (before[:, None] + draft.depths + 1).flatten()
-        path = draft.path_tokens().flatten(0, 1) if step.flags & SamplingFlags.PENALTY else None
-        preferred, scaled = runner.sampling.preferences(logits, node_rows, lengths, step.flags, path)
+        path = draft.path_tokens().flatten(0, 1) if flags & SamplingFlags.PENALTY else None
+        preferred, scaled = sampling.preferences(done.logits, rows.repeat_interleave(nodes), lengths, flags, path)
         targets = preferred.argmax(-1).view(-1, nodes)
         accepted, counts = accept(draft, targets)
         next_ids = targets.gather(1, accepted)
-        self._note(rows, hidden.view(len(rows), nodes, -1), accepted, next_ids, counts, step.flags)
+
+        last = counts[:, None] - 1
+        self.runner.last_tokens[rows] = next_ids.gather(1, last)[:, 0]
+        self.hidden[rows] = done.hidden.view(len(rows), nodes, -1)[
+            torch.arange(len(rows), device=rows.device), accepted.gather(1, last)[:, 0]
+        ]
+        width = next_ids.shape[1]
+        real = torch.arange(width, device=rows.device) < counts[:, None]
+        sampling.count(rows.repeat_interleave(width), next_ids.flatten(), flags, real.flatten())
         launched.next_ids, launched.counts, launched.kept = to_host(next_ids), to_host(counts), to_host(accepted)
         if step.output_logprobs is not None:
             self._logprobs(step, scaled.view(len(rows), nodes, -1), accepted, next_ids, launched)
@@ -82,12 +139,11 @@ class FrozenKVMTP:
         if topk == 1:
             drafted = [newest]
             for step in range(steps):
-                path = torch.stack(drafted, 1)[:, 1:] if step else None
-                preferred, prev = self._drafter_step(drafted[-1], prev, batch, step, flags, path)
+                preferred, prev = self._drafter_step(drafted[-1], prev, batch, step, flags)
                 drafted.append(preferred.argmax(-1))
             return make_line(newest, drafted[1:])
         builder = TreeBuilder(newest, topk)
-        preferred, prev = self._drafter_step(newest, prev, batch, 0, flags, None)
+        preferred, prev = self._drafter_step(newest, prev, batch, 0, flags)
         tokens, origin = builder.grow(preferred[:, None])
         wide = self._draft_batch(
             rows.repeat_interleave(topk), before.repeat_interleave(topk), [n for n in before_cpu for _ in range(topk)]
@@ -95,14 +151,13 @@ class FrozenKVMTP:
         prev = prev[:, None]  # [B, beams, H]
         for step in range(1, steps):
             prev = prev.gather(1, origin[:, :, None].expand(-1, -1, prev.shape[2]))
-            path = builder.beam_paths().flatten(0, 1)
-            preferred, prev = self._drafter_step(tokens.flatten(), prev.flatten(0, 1), wide, step, flags, path)
+            preferred, prev = self._drafter_step(tokens.flatten(), prev.flatten(0, 1), wide, step, flags)
             prev = prev.unflatten(0, (-1, topk))
             tokens, origin = builder.grow(preferred.unflatten(0, (-1, topk)))
         return builder.finish(self.settings.num_draft_tokens)
 
     def _drafter_step(
-        self, ids: Tensor, prev: Tensor, batch: ForwardBatch, step: int, flags: SamplingFlags, path: Tensor | None
+        self, ids: Tensor, prev: Tensor, batch: ForwardBatch, step: int, flags: SamplingFlags
     ) -> tuple[Tensor, Tensor]:
         """One token further: what the request would sample if the drafter were right, [N, V] (see preferences), and the
         drafter's state. Drafts share the target's noise, so a drawn token is guessed as well as a greedy one."""
@@ -112,7 +167,7 @@ class FrozenKVMTP:
             all_tokens = logits.new_full((len(logits), self.runner.config.vocab_size), -torch.inf)
             logits = all_tokens.scatter_(1, columns, logits)
         sampled_index = batch.seq_lens + 1 + step
-        return self.runner.sampling.preferences(logits, batch.req_pool_indices, sampled_index, flags, path)[0], prev
+        return self.runner.sampling.preferences(logits, batch.req_pool_indices, sampled_index, flags)[0], prev
 
     def _draft_batch(self, rows: Tensor, before: Tensor, before_cpu: list[int]) -> ForwardBatch:
         """Decode rows that see the tokens with KV and write nothing."""
@@ -136,8 +191,8 @@ class FrozenKVMTP:
 
     def _verify(
         self, draft: Draft, rows: Tensor, before: Tensor, full: Tensor, swa: Tensor, before_cpu: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """The target over all nodes: hidden states [B * nodes, H] and logits [B * nodes, V]."""
+    ) -> Round:
+        """The target over all nodes."""
         runner, nodes = self.runner, self.settings.num_draft_tokens
         node_rows = rows.repeat_interleave(nodes)
         places = (before[:, None] + torch.arange(nodes, device=rows.device)).flatten()
@@ -159,23 +214,11 @@ class FrozenKVMTP:
             drafts=DraftRows(nodes, draft.paths),
         )
         hidden = runner.forward(batch)
-        return hidden, runner.model.compute_logits(hidden)
+        return Round(draft, hidden, runner.model.compute_logits(hidden))
 
     def _positions(self, positions: Tensor) -> Tensor:
         """Drafts may go past the context's end, where no token is accepted; RoPE knows no such place."""
         return positions.clamp(0, self.runner.config.context_len - 1)
-
-    def _note(
-        self, rows: Tensor, hidden: Tensor, accepted: Tensor, next_ids: Tensor, counts: Tensor, flags: SamplingFlags
-    ) -> None:
-        """Leave the requests as the next round wants to find them."""
-        last = counts[:, None] - 1
-        self.runner.last_tokens[rows] = next_ids.gather(1, last)[:, 0]
-        node = accepted.gather(1, last)
-        self.hidden[rows] = hidden.gather(1, node[:, :, None].expand(-1, -1, hidden.shape[2]))[:, 0]
-        steps = next_ids.shape[1]
-        real = torch.arange(steps, device=rows.device) < counts[:, None]
-        self.runner.sampling.count(rows.repeat_interleave(steps), next_ids.flatten(), flags, real.flatten())
 
     def _logprobs(
         self, step: StepInput, scaled: Tensor, accepted: Tensor, next_ids: Tensor, launched: LaunchedStep

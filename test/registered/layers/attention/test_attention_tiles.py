@@ -6,14 +6,22 @@ import sys
 import numpy as np
 import pytest
 
-from sglang.srt.layers.attention.triton_ops.decode_attention import MAX_SPLITS, num_splits, scratch_size
+from sglang.srt.layers.attention.triton_ops.decode_attention import (
+    MAX_SPLITS,
+    num_splits,
+    piece_scratch_size,
+    piece_splits,
+    scratch_size,
+)
 from sglang.srt.layers.attention.triton_ops.extend_attention import make_work, tokens_per_tile
+from sglang.srt.layers.attention.triton_ops.pieces import MAX_PIECES, MIN_PIECE, max_pieces, piece_length
 from sglang.srt.layers.attention.triton_ops.tiles import (
     DISABLE_HOPPER_TILES,
     DecodeTile,
     ExtendTile,
     decode_tile,
     extend_tile,
+    piece_tiles,
 )
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -120,6 +128,30 @@ def test_scratch_holds_every_batch():
     needs = [batch * 16 * num_splits(batch, 2, 132) * 513 for batch in range(1, 41) if num_splits(batch, 2, 132) > 1]
     assert size == max(needs)
     assert scratch_size(max_batch=4, num_heads=64, kv_heads=64, v_dim=64, sm_count=16) == 0  # always one split
+
+
+@pytest.mark.parametrize("capability", SHAPES)
+def test_tiles_over_pieces_walk_alike(capability):
+    """Prefill and decode of batch-invariant mode visit the same keys together, and take no larger instruction."""
+    for dim in HEAD_SIZES:
+        for itemsize in (2, 4):
+            extend, decode = piece_tiles(capability, dim, itemsize)
+            assert extend.block_n == decode.block_n and MIN_PIECE % extend.block_n == 0
+            assert extend.block_m < 64 or extend.num_warps < 4  # wgmma's and tcgen05's least
+
+
+@pytest.mark.parametrize("longest", [1, 2, 255, 256, 257, 1024, 8192, 8193, 32_768, 262_144])
+def test_pieces_of_any_length_have_their_place(longest):
+    length = piece_length(longest)
+    assert length >= MIN_PIECE and length & (length - 1) == 0
+    for first in range(0, 2 * length, 37):  # a window may begin inside a piece
+        assert (first + longest - 1) // length - first // length < max_pieces(longest)
+    assert max_pieces(longest) <= MAX_PIECES + 1 <= MAX_SPLITS
+    for batch in (1, 16, 66, 67, 300):
+        splits = piece_splits(batch, 2, 132, longest)
+        assert splits == (max_pieces(longest) if batch <= 66 else 1)
+        if splits > 1:
+            assert batch * 16 * splits * (512 + 2) <= piece_scratch_size(300, 16, 2, 512, 132)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The reference attention backend against a loop in float64: ragged batches, cached prefixes, windows, grouped heads,
-shared KV, query blocks; and that it reads no slot a query must not see."""
+"""Attention in plain torch, both backends, against a loop in float64: ragged batches, cached prefixes, windows, grouped
+heads, shared KV, query blocks; and that it reads no slot a query must not see."""
 
 import random
 import sys
@@ -12,13 +12,15 @@ from sglang.srt.configs.model_config import KVLayerSpec
 from sglang.srt.layers.attention import torch_native_backend
 from sglang.srt.layers.attention.base import Attention
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
+from sglang.srt.layers.attention.torch_native_tiles import TorchNativeTilesBackend
 from sglang.srt.mem_cache.memory_pool import HybridKVPool
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=6, suite="base-a-test-cpu")
+register_cpu_ci(est_time=8, suite="base-a-test-cpu")
 
 SLOTS = 400
+BACKENDS = [TorchNativeBackend, TorchNativeTilesBackend]
 SPECS = [KVLayerSpec(0, True, 2, 16), KVLayerSpec(1, False, 1, 32)]
 
 
@@ -32,7 +34,14 @@ def reference(q, k, v, position, window, scale):
     return torch.einsum("hk,khd->hd", scores.softmax(-1), v).flatten()
 
 
-def make_step(rows: list[tuple[int, int]], num_extends: int, window: int, dtype: torch.dtype, seed: int = 0):
+def make_step(
+    rows: list[tuple[int, int]],
+    num_extends: int,
+    window: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+    backend: type = TorchNativeBackend,
+):
     """rows: (cached, new) tokens of each request. Pools hold NaN but for what is visible and slot 0."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -72,7 +81,7 @@ def make_step(rows: list[tuple[int, int]], num_extends: int, window: int, dtype:
         seq_lens_cpu=lengths,
         extend_seq_lens_cpu=extends,
         kv_pool=pool,
-        attn_backend=TorchNativeBackend(),
+        attn_backend=backend(),
     )
     return SimpleNamespace(batch=batch, kv=kv, rows=rows)
 
@@ -108,10 +117,11 @@ BATCHES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", BATCHES)
-def test_against_float64(name, dtype):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_against_float64(backend, name, dtype):
     rows, num_extends = BATCHES[name]
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    step = make_step(rows, num_extends, WINDOW, dtype)
+    step = make_step(rows, num_extends, WINDOW, dtype, backend=backend)
     step.batch.attn_backend.prepare(step.batch)
     check(step, Attention(4, 2, 16, 0.3, kv_layer=0, sliding_window=WINDOW), tolerance, dtype)
     check(step, Attention(4, 1, 32, 0.2, kv_layer=1), tolerance, dtype)
@@ -127,13 +137,14 @@ def path_of(node: int, parents: list[int]) -> list[int]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", ["line", "tree"])
 @pytest.mark.parametrize("cached", [[1], [3, 30, 7, 8, 60]])
-def test_drafts_see_their_own_path(cached: list[int], shape: str, dtype: torch.dtype):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drafts_see_their_own_path(backend: type, cached: list[int], shape: str, dtype: torch.dtype):
     """Every node sees the tokens before the draft and its ancestors, at the positions of their depths."""
     nodes = len(TREE_PARENTS)
     parents = TREE_PARENTS if shape == "tree" else [0, *range(nodes - 1)]
     paths = [path_of(node, parents) for node in range(nodes)]
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    step = make_step([(n, nodes) for n in cached], 0, WINDOW, dtype)
+    step = make_step([(n, nodes) for n in cached], 0, WINDOW, dtype, backend=backend)
     batch = step.batch
     batch.req_pool_indices = batch.req_pool_indices.repeat_interleave(nodes)
     batch.seq_lens = torch.tensor([n + len(path) for n in cached for path in paths])
@@ -162,9 +173,10 @@ def test_query_blocks(block, monkeypatch):
     check(step, Attention(4, 1, 32, 0.2, kv_layer=1), 1e-5, torch.float32)
 
 
-def test_prepare_forgets_the_last_step():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prepare_forgets_the_last_step(backend: type):
     """One backend, two steps of the same shape but other slots."""
-    backend = TorchNativeBackend()
+    backend = backend()
     for seed in (1, 2):
         step = make_step([(9, 4), (12, 1)], 1, WINDOW, torch.float32, seed)
         step.batch.attn_backend = backend

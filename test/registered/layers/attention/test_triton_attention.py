@@ -16,11 +16,13 @@ from torch import nn
 from sglang.test.triton_testing import DEVICE
 
 # isort: split
+from sglang.srt.batch_invariant_ops import batch_invariant
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.attention.base import Attention
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.triton_backend import TritonBackend
+from sglang.srt.layers.attention.triton_ops import pieces
 from sglang.srt.layers.attention.triton_ops.decode_attention import decode_attention, decode_attention_reference
 from sglang.srt.layers.attention.triton_ops.extend_attention import (
     Tree,
@@ -36,7 +38,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.paged_harness import PagedHarness
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=65, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 ON_GPU = DEVICE == "cuda"
@@ -83,7 +85,7 @@ def make_case(rows, heads, dtype, window=None, seed=0):
     )
 
 
-def extend(case, tile=None, tree=None):
+def extend(case, tile=None, tree=None, piece=0):
     tile = tile or (extend_tile((9, 0), case.q.shape[-1], case.q.itemsize) if ON_GPU else ExtendTile(32, 16, 4, 1))
     tokens = tokens_per_tile(case.q.shape[1] // case.k_cache.shape[1], tile)
     extend_attention(
@@ -101,6 +103,7 @@ def extend(case, tile=None, tree=None):
         case.scale,
         case.window,
         tree,
+        piece,
     )
     return case.out
 
@@ -112,7 +115,7 @@ def extend_reference(case, dtype, tree=None):
     )
 
 
-def decode(case, splits, tile=None, paths=None):
+def decode(case, splits, tile=None, paths=None, piece=0):
     tile = tile or (decode_tile((9, 0), case.q.shape[-1], case.q.itemsize) if ON_GPU else DecodeTile(16, 4, 1))
     scratch = torch.full((splits * case.out.numel() * 2,), torch.nan, device=DEVICE)
     decode_attention(
@@ -129,6 +132,7 @@ def decode(case, splits, tile=None, paths=None):
         case.scale,
         case.window,
         paths,
+        piece,
     )
     return case.out
 
@@ -273,13 +277,18 @@ def test_tree_of_drafts(window):
     assert torch.equal(extend(case, ExtendTile(16, 16, 4, 1))[-3:], with_tree)  # a chain's mask is the causal one
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [None, 20])
-def test_bits_do_not_depend_on_chunks_or_batch(window, dtype, monkeypatch):
-    """A prompt at once beside another one, against two chunks of it: the first alone, the second beside the other."""
-    if not ON_GPU:  # numpy's float32 products differ with a row's place in the matrix; float64 hides that
+@pytest.fixture
+def exact_products(monkeypatch):
+    """numpy's float32 products differ with a row's place in the matrix; float64 hides that."""
+    if not ON_GPU:
         matmul = np.matmul
         monkeypatch.setattr(np, "matmul", lambda a, b, dtype: matmul(a, b, dtype=np.float64).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 20])
+def test_bits_do_not_depend_on_chunks_or_batch(window, dtype, exact_products):
+    """A prompt at once beside another one, against two chunks of it: the first alone, the second beside the other."""
     rows, window = grown([(0, 40), (0, 9)], window)
     case = make_case(rows, (3, 1, 32, 32), dtype, window)
     whole, q, other, cut = extend(case).clone(), case.q, rows[1], 23 * GROW
@@ -287,6 +296,56 @@ def test_bits_do_not_depend_on_chunks_or_batch(window, dtype, monkeypatch):
         case.rows, case.q, case.out = chunk, q[start:end], torch.full_like(whole[start:end], torch.nan)
         case.cached, case.new = (torch.tensor(x, device=DEVICE) for x in zip(*chunk, strict=True))
         assert torch.equal(extend(case), whole[start:end])
+
+
+PIECE = 32  # keys, for tests
+FEW, MANY = ExtendTile(16, 16, 4, 1), ExtendTile(64, 16, 4, 1)  # rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES if ON_GPU else [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 5, 40])
+def test_pieces_against_float64(window, dtype):
+    case = make_case([(3, 30), (70, 21), (31, 1)], (4, 2, 32, 32), dtype, window)
+    check(extend(case, MANY, piece=PIECE), case)
+    case = make_case([(0, 1), (31, 1), (32, 1), (120, 1)], (4, 2, 32, 32), dtype, window)
+    check(decode(case, 1, piece=PIECE), case)
+    check(decode(case, 6, piece=PIECE), case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 7, 40])
+def test_a_row_over_pieces_has_one_result(window, dtype, exact_products):
+    """As part of a prompt, of a chunk, or a decode by one program or several; beside a request or alone."""
+    heads, rows = (3, 1, 48, 32), [(0, 100), (0, 9)]
+    case = make_case(rows, heads, dtype, window)
+    case.k_cache.nan_to_num_(0.25), case.v_cache.nan_to_num_(0.25)  # of windows that chunks will look back to
+    whole, q = extend(case, MANY, piece=PIECE).clone(), case.q
+    assert torch.equal(extend(case, FEW, piece=PIECE), whole)
+
+    def part(start: int, chunk: list[tuple[int, int]], requests: list[int]) -> None:
+        count = sum(new for _, new in chunk)
+        case.rows, case.q, case.out = chunk, q[start : start + count], torch.full_like(whole[:count], torch.nan)
+        case.cached, case.new = (torch.tensor(x, device=DEVICE) for x in zip(*chunk, strict=True))
+        case.req_rows = all_rows[requests]
+
+    all_rows = case.req_rows
+    for start, chunk, requests in [(0, [(0, 45)], [0]), (45, [(45, 55), (0, 9)], [0, 1]), (97, [(97, 3)], [0])]:
+        part(start, chunk, requests)
+        assert torch.equal(extend(case, MANY, piece=PIECE), whole[start : start + len(case.q)])
+    for position in (0, 1, 30, 31, 32, 33, 63, 64, 99):
+        part(position, [(position, 1)], [0])
+        for splits in (1, 4):
+            assert torch.equal(decode(case, splits, piece=PIECE), whole[position : position + 1]), (position, splits)
+    part(95, [(95 + i, 1) for i in range(5)], [0] * 5)
+    for splits in (1, 5):
+        assert torch.equal(decode(case, splits, piece=PIECE), whole[95:100])
+
+
+def test_a_row_without_keys_over_pieces():
+    case = make_case([(20, 1), (0, 1)], (4, 2, 32, 32), torch.float32)
+    case.cached[1] -= 1
+    for splits in (1, 4):
+        assert torch.equal(decode(case, splits, piece=PIECE)[1], torch.zeros_like(case.out[1]))
 
 
 def test_slots_beyond_32_bits():
@@ -379,6 +438,40 @@ def test_backend_equals_torch_native(window):
     for want, got in zip(*results, strict=True):
         for row in want:
             torch.testing.assert_close(got[row], want[row], rtol=1e-5, atol=1e-5)
+
+
+def test_backend_in_batch_invariant_mode(monkeypatch, exact_products):
+    """A request in one step, in chunks and token by token, alone and in company."""
+    window = 40
+    monkeypatch.setattr(pieces, "MIN_PIECE", 32)
+    config = SimpleNamespace(
+        kv_layers=AttentionOnly.SPECS, torch_dtype=torch.float32, sliding_window=window, context_len=96
+    )
+    torch.manual_seed(0)
+    model, ids = AttentionOnly(window), random.Random(0).choices(range(100), k=75)
+    with batch_invariant():
+
+        def serve(steps: list[dict[int, int]]) -> torch.Tensor:
+            """steps: new tokens by request. Results of request 0."""
+            harness = PagedHarness(model, config, device=DEVICE)
+            harness.backend = TritonBackend(config.kv_layers, 4, 8, torch.float32, DEVICE)
+            done, results = dict.fromkeys(range(5), 0), []
+            for step in steps:
+                given = {row: ids[done[row] : done[row] + new] for row, new in step.items()}
+                results.append(harness.step(given)[0])
+                for row, new in step.items():
+                    done[row] += new
+            return torch.cat(results)
+
+        want = serve([{0: 75}])
+        torch.testing.assert_close(want, serve_natively(model, config, ids), rtol=1e-5, atol=1e-5)
+        assert torch.equal(serve([{0: 33}, {1: 20, 0: 40}, {1: 1, 0: 1}, {2: 5, 0: 1}]), want)
+        crowd = {0: 1, 1: 1, 2: 1, 3: 1, 4: 1}
+        assert torch.equal(serve([{0: 70, 1: 9, 2: 40, 3: 2, 4: 3}, *[crowd] * 3, {0: 1}, {0: 1}]), want)
+
+
+def serve_natively(model, config, ids):
+    return PagedHarness(model, config, device=DEVICE).step({0: ids})[0]
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs CUDA graphs")

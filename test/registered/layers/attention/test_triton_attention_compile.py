@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from sglang.srt.layers.attention.triton_ops import decode_attention, extend_attention
-from sglang.srt.layers.attention.triton_ops.tiles import decode_tile, extend_tile
+from sglang.srt.layers.attention.triton_ops.tiles import decode_tile, extend_tile, piece_tiles
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import compile_kernel
 
-register_cpu_ci(est_time=90, suite="base-a-test-cpu")
+register_cpu_ci(est_time=110, suite="base-a-test-cpu")
 
 CAPABILITIES = {80: (8, 0), 89: (8, 9), 90: (9, 0), 100: (10, 0)}
 HEAD_SIZES = [64, 128, 256, 512]
@@ -28,6 +28,7 @@ POINTERS = {
     "tree_visible": "*u8",
     "tree_starts": "*i64",
     "sums": "*fp32",
+    "states": "*fp32",
     "lses": "*fp32",
 }
 
@@ -48,8 +49,10 @@ def sizes(dim, v_dim=None):
     return {"D": dim, "DV": v_dim, **padded}
 
 
-def compile_extend(arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=None):
+def compile_extend(arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=None, piece=0):
     tile = extend_tile(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
+    if piece:
+        tile, _ = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
     no_tree = {} if tree else {"tree_positions": None, "tree_visible": None, "tree_starts": None}
     return compile_with(
         extend_attention._extend_kernel,
@@ -66,14 +69,17 @@ def compile_extend(arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=N
             "BLOCK_N": tile.block_n,
             "WINDOWED": windowed,
             "TREE": tree,
+            "PIECE": piece,
         },
         tile.num_warps,
         tile.num_stages,
     )
 
 
-def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None, path=False):
+def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None, path=False, piece=0):
     tile = decode_tile(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
+    if piece:
+        _, tile = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
     return compile_with(
         decode_attention._decode_kernel,
         arch,
@@ -87,6 +93,7 @@ def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None, path=
             "BLOCK_N": tile.block_n,
             "ONE_SPLIT": one_split,
             "PATH": path,
+            "PIECE": piece,
         },
         tile.num_warps,
         tile.num_stages,
@@ -102,6 +109,28 @@ def test_compiles(arch, dtype, dim):
     compile_decode(arch, dtype, dim)
     if arch == 90 and dim <= 256:
         assert "wgmma.mma_async" in extend.asm["ptx"]  # else the tensor cores run at half their speed
+
+
+def multiplies_by(compiled) -> set[str]:
+    ptx = compiled.asm["ptx"]
+    return {name for name in ("mma.sync", "wgmma", "tcgen05.mma") if name in ptx}
+
+
+@pytest.mark.parametrize("dim", HEAD_SIZES)
+@pytest.mark.parametrize("arch", CAPABILITIES)
+def test_pieces_compile_to_one_kind_of_product(arch, dim):
+    """Batch-invariant mode: prefill and decode must add in the same order, so neither may use larger instructions."""
+    assert multiplies_by(compile_decode(arch, "bf16", dim, one_split=dim == 256, piece=256)) == {"mma.sync"}
+    assert multiplies_by(compile_extend(arch, "bf16", dim, group=8, windowed=dim == 256, piece=256)) == {"mma.sync"}
+
+
+def test_variants_over_pieces():
+    compile_extend(89, "fp32", 512, piece=256)
+    compile_decode(89, "fp32", 512, piece=256)
+    compile_extend(90, "bf16", 192, group=5, tree=True, v_dim=128, piece=256)
+    compile_decode(90, "bf16", 192, group=5, v_dim=128, path=True, piece=256)
+    constexprs = {"DV": 512, "BLOCK_DV": 512, "BLOCK_N": 32, "PIECE": 256}
+    compile_with(decode_attention._merge_kernel, 90, "bf16", constexprs)
 
 
 def test_compiles_for_float32():

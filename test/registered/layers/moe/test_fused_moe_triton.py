@@ -9,10 +9,12 @@ import sys
 from sglang.test.triton_testing import DEVICE
 
 # isort: split
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from sglang.srt.batch_invariant_ops import batch_invariant
 from sglang.srt.layers.moe.experts import fused_experts, fused_experts_reference
 from sglang.srt.layers.moe.fused_moe_triton import fused_moe, moe_sum
 from sglang.srt.layers.moe.fused_moe_triton.align import align, align_reference, max_blocks
@@ -160,6 +162,19 @@ def test_a_tokens_bits_do_not_depend_on_its_company(tiles):
         one = slice(token, token + 1)
         alone = fused_experts_triton(x[one], gate_up, down, weights[one], ids[one], tiles)
         assert torch.equal(together[one], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_batch_invariant_mode_gives_a_token_the_same_bits_by_all_tiles(dtype, monkeypatch):
+    if DEVICE == "cpu":  # numpy's float32 products differ with a row's place in the matrix; float64 hides that
+        product = np.matmul
+        monkeypatch.setattr(np, "matmul", lambda a, b, dtype: product(a, b, dtype=np.float64).astype(dtype))
+    x, gate_up, down, weights, ids = make_case(24, experts=8, k=2, hidden=128, intermediate=80, dtype=dtype)
+    with batch_invariant():
+        assert choose_tiles(x[:8], 8, 80) != choose_tiles(x, 8, 80)
+        whole = fused_experts(x, gate_up, down, weights, ids)
+        for rows in (slice(0, 1), slice(3, 11), slice(20, 24)):
+            assert torch.equal(fused_experts(x[rows], gate_up, down, weights[rows], ids[rows]), whole[rows])
 
 
 def test_fused_activation_gives_the_same_bits():

@@ -11,8 +11,9 @@ import torch
 from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 
+from sglang.srt.batch_invariant_ops import batch_invariant
 from sglang.srt.distributed.tensor_parallel import SINGLE
-from sglang.srt.layers.moe.router import Router
+from sglang.srt.layers.moe.router import Router, float32_product
 from sglang.srt.layers.moe.router_norm import router_norm_reference
 from sglang.srt.layers.moe.topk import topk_softmax_reference
 from sglang.srt.managers.run_scheduler import resolve_for_model
@@ -91,6 +92,15 @@ def test_float32_logits_are_not_rounded():
     assert (logits - exact).abs().max() < 1e-4 * exact.std() < (rounded - exact).abs().max()
     weights, ids = ours(torch.randn(50, 2816).to(torch.bfloat16))
     assert weights.dtype == torch.float32 and ids.dtype == torch.int64
+
+
+def test_float32_logits_in_batch_invariant_mode():
+    ours, _ = routers(256, 16, 4)
+    r = torch.randn(37, 256).to(torch.bfloat16)
+    with batch_invariant():
+        together = float32_product(r, ours.proj.weight)
+        alone = torch.cat([float32_product(row, ours.proj.weight) for row in r.split(1)])
+    assert together.dtype == torch.float32 and torch.equal(together, alone)
 
 
 def test_the_flag_reaches_every_router():

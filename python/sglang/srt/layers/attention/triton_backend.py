@@ -11,11 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglang.srt.batch_invariant_ops import enabled
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.layers.attention.base import Attention, AttentionBackend
-from sglang.srt.layers.attention.triton_ops.decode_attention import decode_attention, num_splits, scratch_size
+from sglang.srt.layers.attention.triton_ops.decode_attention import (
+    decode_attention,
+    num_splits,
+    piece_scratch_size,
+    piece_splits,
+    scratch_size,
+)
 from sglang.srt.layers.attention.triton_ops.extend_attention import extend_attention, make_work, tokens_per_tile
-from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile
+from sglang.srt.layers.attention.triton_ops.pieces import piece_length
+from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile, piece_tiles
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.utils.device_copies import to_device
 from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED
@@ -53,10 +61,15 @@ class TritonBackend(AttentionBackend):
         self._geometries: dict[tuple[int, int], _Geometry] = {}
         scratch = 0
         for heads, dim in sorted({(spec.num_kv_heads, spec.head_dim) for spec in kv_layers}):
-            extend = extend_tile(capability, dim, dtype.itemsize)
-            decode = decode_tile(capability, dim, dtype.itemsize)
+            if enabled():
+                extend, decode = piece_tiles(capability, dim, dtype.itemsize)
+                needed = piece_scratch_size(max_batch, num_heads, heads, dim, self.sm_count)
+            else:
+                extend = extend_tile(capability, dim, dtype.itemsize)
+                decode = decode_tile(capability, dim, dtype.itemsize)
+                needed = scratch_size(max_batch, num_heads, heads, dim, self.sm_count)
             self._geometries[heads, dim] = _Geometry(extend, tokens_per_tile(num_heads // heads, extend), decode)
-            scratch = max(scratch, scratch_size(max_batch, num_heads, heads, dim, self.sm_count))
+            scratch = max(scratch, needed)
         self._scratch = torch.empty(scratch, dtype=torch.float32, device=self.device)
         self._work: dict[int, Tensor] = {}  # prefill tiles of the step that prepare() announced, by tokens a tile
         self._paths: dict[bool, tuple[Tensor, int]] = {}  # of that step's draft trees, by whether the layer slides
@@ -117,6 +130,7 @@ class TritonBackend(AttentionBackend):
         geometry = self._geometries[layer.num_kv_heads, layer.head_dim]
         out = q.new_empty(q.shape[0], layer.num_heads, v_cache.shape[-1])
         extends, tokens = batch.num_extends, self._extend_tokens
+        piece = piece_length(window or table.shape[1]) if enabled() else 0
         if extends:
             extend_attention(
                 q,
@@ -132,6 +146,7 @@ class TritonBackend(AttentionBackend):
                 geometry.extend,
                 layer.scale,
                 window,
+                piece=piece,
             )
         if tokens < q.shape[0]:
             decode_attention(
@@ -143,10 +158,17 @@ class TritonBackend(AttentionBackend):
                 batch.req_pool_indices[extends:],
                 batch.seq_lens[extends:],
                 self._scratch,
-                num_splits(q.shape[0] - tokens, layer.num_kv_heads, self.sm_count),
+                self._splits(q.shape[0] - tokens, layer, window or table.shape[1]),
                 geometry.decode,
                 layer.scale,
                 window,
                 self._paths.get(sliding),
+                piece,
             )
         return out.flatten(1)
+
+    def _splits(self, batch: int, layer: Attention, longest: int) -> int:
+        """Programs that share a decode row's keys, of which it sees up to `longest`."""
+        if enabled():
+            return piece_splits(batch, layer.num_kv_heads, self.sm_count, longest)
+        return num_splits(batch, layer.num_kv_heads, self.sm_count)

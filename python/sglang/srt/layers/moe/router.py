@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sglang.srt.batch_invariant_ops import enabled, linear
 from sglang.srt.layers.linear import Linear
 from sglang.srt.layers.moe.router_norm import router_norm
 from sglang.srt.layers.moe.topk import topk_softmax
@@ -12,9 +12,9 @@ from sglang.srt.layers.parameters import parameter
 
 def float32_product(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T with its float32 sums as they are; x [T, K], weight [N, K] in one dtype -> [T, N] float32. Close op."""
-    if x.is_cuda and x.dtype != torch.float32:
+    if x.is_cuda and x.dtype != torch.float32 and not enabled():
         return torch.mm(x, weight.T, out_dtype=torch.float32)
-    return F.linear(x.float(), weight.float())
+    return linear(x.float(), weight.float())
 
 
 class Router(nn.Module):

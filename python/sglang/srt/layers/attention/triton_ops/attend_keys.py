@@ -45,6 +45,7 @@ def attend_keys(
     MASKED: tl.constexpr,  # False: every row sees all keys of [begin, end)
     TREE: tl.constexpr,
     PATH: tl.constexpr,
+    ORDERED: tl.constexpr,  # sum rows of p by a product with ones: in one order, whatever the layout of p
 ):
     dims = tl.arange(0, BLOCK_D)
     v_dims = tl.arange(0, BLOCK_DV)
@@ -75,7 +76,12 @@ def attend_keys(
         new_top = tl.maximum(top, tl.max(scores, 1))
         p = tl.exp2(tl.fma(scores, scale, -(new_top * scale)[:, None]))
         keep = tl.exp2((top - new_top) * scale)
-        total = tl.fma(total, keep, tl.sum(p, 1))
+        if ORDERED:
+            ones = tl.full([BLOCK_N, 16], 1.0, tl.float32).to(v_cache.dtype.element_ty)
+            sums = tl.max(tl.dot(p.to(v_cache.dtype.element_ty), ones, input_precision="ieee"), 1)
+        else:
+            sums = tl.sum(p, 1)
+        total = tl.fma(total, keep, sums)
         v = tl.load(
             v_cache + slot[:, None] * v_stride + v_dims[None, :], mask=loaded[:, None] & v_real[None, :], other=0.0
         )

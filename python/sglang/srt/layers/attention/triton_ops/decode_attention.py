@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
 from sglang.srt.layers.attention.triton_ops.extend_attention import can_use, extend_attention_reference
+from sglang.srt.layers.attention.triton_ops.pieces import MAX_PIECES, attend_pieces, max_pieces, merge
 from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
 from sglang.srt.utils.triton_runtime import tl, triton
 
@@ -24,11 +25,15 @@ MAX_ROWS = 64  # query heads a program takes; a larger group goes to more progra
 
 
 @triton.jit
-def _pieces(length, window, splits, BLOCK_N: tl.constexpr):
+def _pieces(length, window, splits, BLOCK_N: tl.constexpr, PIECE: tl.constexpr):
     """(first visible key, where the first piece begins, keys of a piece); pieces past the last key are empty."""
     first_key = tl.maximum(length - window, 0)
-    begin = first_key // BLOCK_N * BLOCK_N
-    size = tl.cdiv(tl.cdiv(length - begin, BLOCK_N), splits) * BLOCK_N
+    if PIECE:
+        begin = first_key // PIECE * PIECE
+        size = PIECE
+    else:
+        begin = first_key // BLOCK_N * BLOCK_N
+        size = tl.cdiv(tl.cdiv(length - begin, BLOCK_N), splits) * BLOCK_N
     return first_key, begin, size
 
 
@@ -42,7 +47,7 @@ def _decode_kernel(
     v_cache,
     out,
     sums,  # [B, Hq, splits, DV] float32
-    lses,  # [B, Hq, splits] float32
+    lses,  # [B, Hq, splits] float32; with PIECE [B, Hq, splits, 2], total and top
     table,
     req_rows,
     seq_lens,
@@ -70,13 +75,15 @@ def _decode_kernel(
     BLOCK_N: tl.constexpr,
     ONE_SPLIT: tl.constexpr,
     PATH: tl.constexpr,
+    PIECE: tl.constexpr,  # keys of a piece (pieces.py); 0: `splits` of them, as long as it takes
 ):
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     kv_head = (tl.program_id(1) // HEAD_BLOCKS).to(tl.int64)
     length = tl.load(seq_lens + request).to(tl.int32)
-    first_key, begin, size = _pieces(length, window, splits, BLOCK_N)
+    first_key, begin, size = _pieces(length, window, splits, BLOCK_N, PIECE)
     begin += split * size
-    end = tl.minimum(begin + size, length)
+    end = length if PIECE and ONE_SPLIT else tl.minimum(begin + size, length)
+    begin = tl.maximum(begin, first_key // BLOCK_N * BLOCK_N)
     if begin >= end and not ONE_SPLIT:
         return
 
@@ -95,41 +102,81 @@ def _decode_kernel(
         mask=dims[None, :] < D,
         other=0.0,
     )
-    acc, total, top = attend_keys(
-        tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),
-        tl.zeros([BLOCK_M], tl.float32),
-        tl.full([BLOCK_M], TOP_START, tl.float32),
-        q_tile,
-        scale,
-        table + tl.load(req_rows + request) * table_stride,
-        k_cache + kv_head * k_head_stride,
-        v_cache + kv_head * v_head_stride,
-        k_slot_stride,
-        v_slot_stride,
-        begin,
-        end,
-        first_key,
-        length,
-        first_key + row * 0,
-        length + row * 0,
-        row,  # no tree
-        table,
-        prefix,
-        path_slots,
-        D,
-        DV,
-        BLOCK_D,
-        BLOCK_DV,
-        BLOCK_N,
-        MASKED=True,
-        TREE=False,
-        PATH=PATH,
-    )
+    table += tl.load(req_rows + request) * table_stride
+    k_cache += kv_head * k_head_stride
+    v_cache += kv_head * v_head_stride
+    row_first, row_end = first_key + row * 0, length + row * 0
+    if PIECE:
+        acc, total, top = attend_pieces(
+            q_tile,
+            scale,
+            table,
+            k_cache,
+            v_cache,
+            k_slot_stride,
+            v_slot_stride,
+            begin,
+            end,
+            first_key,
+            length,
+            row_first,
+            row_end,
+            row,  # no tree
+            table,
+            prefix,
+            path_slots,
+            D,
+            DV,
+            BLOCK_D,
+            BLOCK_DV,
+            BLOCK_M,
+            BLOCK_N,
+            PIECE,
+            TREE=False,
+            PATH=PATH,
+        )
+    else:
+        acc, total, top = attend_keys(
+            tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),
+            tl.zeros([BLOCK_M], tl.float32),
+            tl.full([BLOCK_M], TOP_START, tl.float32),
+            q_tile,
+            scale,
+            table,
+            k_cache,
+            v_cache,
+            k_slot_stride,
+            v_slot_stride,
+            begin,
+            end,
+            first_key,
+            length,
+            row_first,
+            row_end,
+            row,  # no tree
+            table,
+            prefix,
+            path_slots,
+            D,
+            DV,
+            BLOCK_D,
+            BLOCK_DV,
+            BLOCK_N,
+            MASKED=True,
+            TREE=False,
+            PATH=PATH,
+            ORDERED=False,
+        )
     mean = acc / tl.where(total == 0, 1.0, total)[:, None]  # a padding row without keys gives zeros
     flat = request * tl.num_programs(1) // HEAD_BLOCKS * GROUP + head  # (request, head) in out and scratch
     mask = is_real[:, None] & (v_dims[None, :] < DV)
     if ONE_SPLIT:
         tl.store(out + flat[:, None] * DV + v_dims[None, :], mean.to(out.dtype.element_ty), mask=mask)
+    elif PIECE:
+        piece = flat * splits + split
+        tl.store(sums + piece[:, None] * DV + v_dims[None, :], acc, mask=mask)
+        tl.store(lses + 2 * piece, total, mask=is_real)
+        tl.store(lses + 2 * piece + 1, top, mask=is_real)
     else:
         piece = flat * splits + split
         tl.store(sums + piece[:, None] * DV + v_dims[None, :], mean, mask=mask)
@@ -152,7 +199,7 @@ def _combine_kernel(
     """One (request, head) a program."""
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = tl.load(seq_lens + request).to(tl.int32)
-    first_key, begin, size = _pieces(length, window, splits, BLOCK_N)
+    first_key, begin, size = _pieces(length, window, splits, BLOCK_N, 0)
     used = tl.cdiv(length - begin, tl.maximum(size, 1))
     flat = request * tl.num_programs(1) + head
     index = tl.arange(0, MAX_SPLITS)
@@ -169,6 +216,39 @@ def _combine_kernel(
     tl.store(out + flat * DV + v_dims, acc.to(out.dtype.element_ty), mask=v_dims < DV)
 
 
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["seq_lens"])
+def _merge_kernel(
+    sums,
+    states,  # [B, Hq, splits, 2]
+    out,
+    seq_lens,
+    scale,
+    window,
+    splits,
+    DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    """_combine_kernel for pieces of fixed length: what one program would do that takes them all."""
+    request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    length = tl.load(seq_lens + request).to(tl.int32)
+    first_key, begin, size = _pieces(length, window, splits, BLOCK_N, PIECE)
+    piece = (request * tl.num_programs(1) + head) * splits + tl.arange(0, 1)
+    v_dims = tl.arange(0, BLOCK_DV)
+    acc = tl.zeros([1, BLOCK_DV], tl.float32)
+    total = tl.zeros([1], tl.float32)
+    top = tl.full([1], TOP_START, tl.float32)
+    for _ in range(0, tl.cdiv(length - begin, size)):
+        piece_acc = tl.load(sums + piece[:, None] * DV + v_dims[None, :], mask=v_dims[None, :] < DV, other=0.0)
+        piece_total, piece_top = tl.load(states + 2 * piece), tl.load(states + 2 * piece + 1)
+        acc, total, top = merge(acc, total, top, piece_acc, piece_total, piece_top, scale)
+        piece += 1
+    mean = acc / tl.where(total == 0, 1.0, total)[:, None]
+    at = (request * tl.num_programs(1) + head) * DV + v_dims
+    tl.store(out + at[None, :], mean.to(out.dtype.element_ty), mask=v_dims[None, :] < DV)
+
+
 def num_splits(batch: int, kv_heads: int, sm_count: int) -> int:
     """Pieces a request's keys are cut into: programs enough for about two on each multiprocessor, a power of two."""
     wanted = max(1, min(MAX_SPLITS, 2 * sm_count // (batch * kv_heads)))
@@ -179,6 +259,17 @@ def scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_c
     """Elements (float32) of scratch that serve every batch of up to `max_batch` requests."""
     splits = [(batch, num_splits(batch, kv_heads, sm_count)) for batch in range(1, max_batch + 1)]
     return max((batch * n * num_heads * (v_dim + 1) for batch, n in splits if n > 1), default=0)
+
+
+def piece_splits(batch: int, kv_heads: int, sm_count: int, longest: int) -> int:
+    """In batch-invariant mode: a program for each piece of up to `longest` keys, or one for all where there are many
+    rows. The choice changes no bit."""
+    return max_pieces(longest) if batch * kv_heads <= sm_count else 1
+
+
+def piece_scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_count: int) -> int:
+    """scratch_size for piece_splits, however long the rows are."""
+    return min(max_batch, sm_count // kv_heads) * num_heads * (MAX_PIECES + 1) * (v_dim + 2)
 
 
 def decode_attention(
@@ -195,6 +286,7 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     paths: tuple[Tensor, int] | None = None,
+    piece: int = 0,
 ) -> None:
     """Attention of q [B, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [B, Hq, DV].
 
@@ -205,6 +297,9 @@ def decode_attention(
 
     `paths` (slots [B, P] int32, nodes): rows come in groups of `nodes`, the nodes of one request's draft tree. With n
     one less than the first node's length, the slots of a row's keys from position n on are those of its row of `slots`.
+
+    `piece`: keys of a piece, in batch-invariant mode (pieces.py). `splits` is then 1, all pieces in one program, or as
+    many as there may be, one a program; both give the same bits. Scratch has B * Hq * splits * (DV + 2) elements.
     """
     assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
     batch, num_heads = q.shape[:2]
@@ -213,10 +308,11 @@ def decode_attention(
     group = num_heads // kv_heads
     heads = min(group, MAX_ROWS)
     pieces = batch * num_heads * splits
-    assert 1 <= splits <= MAX_SPLITS
+    assert 1 <= splits <= MAX_SPLITS and piece % tile.block_n == 0
     path_slots, nodes = (table, 1) if paths is None else paths
     assert paths is None or (batch % nodes == 0 and path_slots.stride(1) == 1)
-    assert splits == 1 or scratch.numel() >= pieces * (v_dim + 1), f"{scratch.numel()} for {pieces} x {v_dim + 1}"
+    needed = pieces * (v_dim + (2 if piece else 1))
+    assert splits == 1 or scratch.numel() >= needed, f"scratch of {scratch.numel()}, needed {needed}"
     sums, lses = scratch[: pieces * v_dim], scratch[pieces * v_dim :]
     window = NO_WINDOW if window is None else window
     head_blocks = triton.cdiv(group, heads)
@@ -251,10 +347,26 @@ def decode_attention(
         BLOCK_N=tile.block_n,
         ONE_SPLIT=splits == 1,
         PATH=paths is not None,
+        PIECE=piece,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    if splits > 1:
+    if splits > 1 and piece:
+        _merge_kernel[(batch, num_heads)](
+            sums,
+            lses,
+            out,
+            seq_lens,
+            scale * LOG2_E,
+            window,
+            splits,
+            DV=v_dim,
+            BLOCK_DV=triton.next_power_of_2(v_dim),
+            BLOCK_N=tile.block_n,
+            PIECE=piece,
+            num_warps=4,
+        )
+    elif splits > 1:
         _combine_kernel[(batch, num_heads)](
             sums,
             lses,

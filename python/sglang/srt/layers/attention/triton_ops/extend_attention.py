@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
+from sglang.srt.layers.attention.triton_ops.pieces import attend_pieces
 from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile
 from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
 
@@ -64,6 +65,7 @@ def _extend_kernel(
     BLOCK_N: tl.constexpr,
     WINDOWED: tl.constexpr,
     TREE: tl.constexpr,
+    PIECE: tl.constexpr,  # keys of a piece (pieces.py); 0: all keys are one
 ):
     request = tl.load(work + 2 * tl.program_id(0))
     first = tl.load(work + 2 * tl.program_id(0) + 1)  # of the tile's tokens, among the request's new ones
@@ -100,20 +102,9 @@ def _extend_kernel(
     table += tl.load(req_rows + request) * table_stride
     k_cache += kv_head * k_head_stride
     v_cache += kv_head * v_head_stride
-    # Keys of [inner_begin, inner_end) are visible to every row, so their tiles need no masks.
     begin = first_key // BLOCK_N * BLOCK_N
-    inner_end = tl.maximum(low // BLOCK_N * BLOCK_N, begin)
-    inner_begin = tl.minimum(tl.cdiv(tl.maximum(high - window + 1, 0), BLOCK_N) * BLOCK_N, inner_end)
-    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    top = tl.full([BLOCK_M], TOP_START, tl.float32)
-    for part in tl.static_range(0 if WINDOWED else 1, 3):  # where windows begin, the wholly visible, the diagonal
-        part_begin = begin if part == 0 else inner_begin if part == 1 else inner_end
-        part_end = inner_begin if part == 0 else inner_end if part == 1 else end_key
-        acc, total, top = attend_keys(
-            acc,
-            total,
-            top,
+    if PIECE:
+        acc, total, top = attend_pieces(
             q_tile,
             scale,
             table,
@@ -121,8 +112,8 @@ def _extend_kernel(
             v_cache,
             k_slot_stride,
             v_slot_stride,
-            part_begin,
-            part_end,
+            begin,
+            end_key,
             first_key,
             end_key,
             row_first,
@@ -135,11 +126,53 @@ def _extend_kernel(
             DV,
             BLOCK_D,
             BLOCK_DV,
+            BLOCK_M,
             BLOCK_N,
-            MASKED=part != 1,
+            PIECE,
             TREE=TREE,
             PATH=False,
         )
+    else:
+        # Keys of [inner_begin, inner_end) are visible to every row, so their tiles need no masks.
+        inner_end = tl.maximum(low // BLOCK_N * BLOCK_N, begin)
+        inner_begin = tl.minimum(tl.cdiv(tl.maximum(high - window + 1, 0), BLOCK_N) * BLOCK_N, inner_end)
+        acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        top = tl.full([BLOCK_M], TOP_START, tl.float32)
+        for part in tl.static_range(0 if WINDOWED else 1, 3):  # where windows begin, the wholly visible, the diagonal
+            part_begin = begin if part == 0 else inner_begin if part == 1 else inner_end
+            part_end = inner_begin if part == 0 else inner_end if part == 1 else end_key
+            acc, total, top = attend_keys(
+                acc,
+                total,
+                top,
+                q_tile,
+                scale,
+                table,
+                k_cache,
+                v_cache,
+                k_slot_stride,
+                v_slot_stride,
+                part_begin,
+                part_end,
+                first_key,
+                end_key,
+                row_first,
+                row_end,
+                tree_rows,
+                tree_positions,
+                prefix,
+                table,  # no path
+                D,
+                DV,
+                BLOCK_D,
+                BLOCK_DV,
+                BLOCK_N,
+                MASKED=part != 1,
+                TREE=TREE,
+                PATH=False,
+                ORDERED=False,
+            )
     tl.store(
         out + (q_row * out_token_stride + head * DV)[:, None] + v_dims[None, :],
         (acc / total[:, None]).to(out.dtype.element_ty),
@@ -189,13 +222,14 @@ def extend_attention(
     scale: float,
     window: int | None = None,
     tree: Tree | None = None,
+    piece: int = 0,
 ) -> None:
     """Attention of q [T, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [T, Hq, DV].
 
     `table` [rows, max_len] int32 holds slots by request row and key position; `req_rows` (its rows), `prefix_lens`,
     `new_lens` and `start_locs` (first row in q) are [B] int64. `work` is make_work's for tokens_per_tile(Hq / Hk,
-    `tile`), on the device. `window` counts keys, the query's own included; None: all. `scale` is positive. Nothing but
-    visible keys is read from the caches.
+    `tile`), on the device. `window` counts keys, the query's own included; None: all. `scale` is positive. `piece`:
+    keys of a piece, in batch-invariant mode (pieces.py). Nothing but visible keys is read from the caches.
     """
     assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
     kv_heads, dim = k_cache.shape[1:]
@@ -235,6 +269,7 @@ def extend_attention(
         BLOCK_N=tile.block_n,
         WINDOWED=window is not None,
         TREE=tree is not None,
+        PIECE=piece,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

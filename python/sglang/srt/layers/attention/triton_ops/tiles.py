@@ -55,6 +55,29 @@ DECODE = {"sm80": _DECODE, "sm86": _DECODE, "sm90": _DECODE_SM90, "sm100": _DECO
 FLOAT32_EXTEND = ExtendTile(16, 16, 4, 1)
 FLOAT32_DECODE = DecodeTile(16, 4, 1)
 
+# Batch-invariant mode (pieces.py): tiles of prefill and decode that give a row the same bits. They walk over as many
+# keys at a time, and both multiply by mma.sync: wgmma, which Hopper takes from 64 rows and four warps on, and what
+# Blackwell has in its place, need not add in the same order. Not measured yet.
+_PIECES = (
+    (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
+    (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
+    (ExtendTile(32, 64, 8, 2), DecodeTile(64, 4, 2)),
+    (ExtendTile(32, 32, 8, 2), DecodeTile(32, 8, 2)),
+)
+_PIECES_SMALL = (
+    (ExtendTile(32, 64, 4, 2), DecodeTile(64, 4, 2)),
+    (ExtendTile(32, 64, 4, 1), DecodeTile(64, 4, 2)),
+    (ExtendTile(32, 32, 8, 1), DecodeTile(32, 4, 1)),
+    (ExtendTile(32, 16, 8, 1), DecodeTile(16, 4, 1)),
+)
+PIECES = {"sm80": _PIECES, "sm86": _PIECES_SMALL, "sm90": _PIECES, "sm100": _PIECES, "sm120": _PIECES_SMALL}
+
+
+def piece_tiles(capability: tuple[int, int], head_dim: int, itemsize: int = 2) -> tuple[ExtendTile, DecodeTile]:
+    """The tiles of batch-invariant mode; arguments as in extend_tile."""
+    arch = architecture(capability)
+    return (FLOAT32_EXTEND, FLOAT32_DECODE) if itemsize == 4 else PIECES[arch][_class(head_dim)]
+
 
 def extend_tile(capability: tuple[int, int], head_dim: int, itemsize: int = 2) -> ExtendTile:
     """The prefill tile on a GPU of `capability` (major, minor) for heads of `head_dim`, `itemsize` bytes an element."""

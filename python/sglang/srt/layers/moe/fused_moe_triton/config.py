@@ -72,6 +72,12 @@ def default_tiles(tokens: int, num_experts: int) -> Tiles:
     return Tiles(16, 32, 64, 1) if tokens <= num_experts else Tiles(64, 64, 32, 8)
 
 
+def invariant_tiles(tokens: int, num_experts: int) -> Tiles:
+    """For batch-invariant mode: both multiply by mma.sync, in the same steps of the depth (see batch_invariant_ops/
+    matmul.py), so a row's bits do not depend on the choice."""
+    return Tiles(16, 64, 64, 1, 4, 4) if tokens <= num_experts else Tiles(64, 64, 64, 8, 2, 3)
+
+
 def nearest(table: Table, tokens: int) -> Tiles:
     """The entry whose token count is nearest; of two equally near, the smaller."""
     return table[min(table, key=lambda key: (abs(key - tokens), key))]
