@@ -49,6 +49,20 @@ OPTIMIZATIONS = [
         kernel="qkv norm, sliding",
         case="64 tokens",
     ),
+    Optimization(
+        "fused router norm",
+        {"SGLANG_DISABLE_FUSED_ROUTER_NORM": "1"},
+        (f"{KERNELS}/bench_router.py", "--kernels", "router-norm", "--tokens", "1", "8", "26", "64"),
+        kernel="router-norm",
+        case="26 tokens",
+    ),
+    Optimization(
+        "fused expert choice",
+        {"SGLANG_DISABLE_FUSED_TOPK_SOFTMAX": "1"},
+        (f"{KERNELS}/bench_router.py", "--kernels", "topk-softmax", "--tokens", "1", "8", "26", "64"),
+        kernel="topk-softmax",
+        case="26 tokens",
+    ),
 ]
 ALL_ON, ALL_OFF = "all on", "all off"
 

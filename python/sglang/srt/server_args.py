@@ -102,6 +102,13 @@ class ServerArgs:
         choices=("auto", "float32", "bfloat16", "float16"),
         metavar="DTYPE",
     )
+    router_logits_dtype: str = arg(
+        "model",
+        help="Type of the expert router's logits; float32 keeps the product's sums instead of rounding them.",
+        group=MODEL,
+        choices=("model", "float32"),
+        metavar="DTYPE",
+    )
     json_model_override_args: dict = arg(
         {}, help="Entries that replace those of config.json, e.g. '{\"sliding_window\": 64}'.", group=MODEL
     )

@@ -20,6 +20,7 @@ def compile_kernel(
     constexprs: dict[str, Any],
     num_warps: int = 4,
     num_stages: int = 3,
+    enable_fp_fusion: bool = True,
 ) -> Any:
     """Compile `kernel` for sm_`arch`. `signature` gives each run-time argument's type ("*bf16", "i32", "fp32").
 
@@ -35,7 +36,7 @@ def compile_kernel(
         if kind.startswith("*") or kind == "i32"
     }
     source = triton.compiler.ASTSource(kernel, signature=ordered, constexprs=constexprs, attrs=aligned)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": enable_fp_fusion}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     assert compiled.metadata.shared <= SHARED_MEMORY[arch], (
         f"{kernel.__name__} wants {compiled.metadata.shared} bytes of shared memory, sm_{arch} has "

@@ -102,6 +102,14 @@ def test_26b(load):
     assert text.layers[5].k_eq_v and not text.layers[4].k_eq_v
 
 
+def test_float32_router_logits_need_a_router(load):
+    assert not load(multimodal(MOE_26B)).text.float32_router_logits
+    assert load(multimodal(MOE_26B), router_logits_dtype="float32").text.float32_router_logits
+    for dense in (multimodal(E2B), LLAMA):
+        with pytest.raises(ValueError, match="--router-logits-dtype float32: this model has no expert router"):
+            load(dense, router_logits_dtype="float32")
+
+
 def test_e2b_shares_kv_and_doubles_width(load):
     config = load(multimodal(E2B))
     assert [spec.layer for spec in config.kv_layers] == list(range(15))

@@ -56,6 +56,7 @@ class Gemma4TextConfig:
     num_experts: int
     top_k_experts: int
     moe_intermediate_size: int
+    float32_router_logits: bool = False  # not the checkpoint's: a choice of the server (--router-logits-dtype)
 
     @property
     def window(self) -> int | None:

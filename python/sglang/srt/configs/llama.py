@@ -1,6 +1,7 @@
 """The plain dense family's config (Llama, Qwen2, Qwen3): parsed from raw JSON and checked."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang.srt.configs import fields
 from sglang.srt.configs.kv_layers import KVLayerSpec
@@ -32,6 +33,7 @@ class LlamaConfig:
     qk_norm: bool
     tie_word_embeddings: bool
     max_position: int
+    num_experts: ClassVar[int] = 0
 
     @property
     def window(self) -> int | None:

@@ -2,7 +2,7 @@
 files only, run no code from the folder and know nothing of devices or weights."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,17 +56,23 @@ class ModelConfig:
         json_override: dict | None = None,
         context_length: int | None = None,
         dtype: str = "auto",
+        router_logits_dtype: str = "model",
     ) -> "ModelConfig":
         """Read `path`/config.json and, if there, generation_config.json.
 
         `json_override` is merged into config.json, objects key by key. `context_length` None means the model's own
-        limit. Raises ValueError with one line for anything that cannot be served.
+        limit; `router_logits_dtype` is model or float32. Raises ValueError with one line for anything that cannot be
+        served.
         """
         raw = merge(_read_config(path, "model path"), json_override or {})
         architectures = _architectures(raw)
         parser = config_class(architectures)
         text_config = fields.mapping(raw, "text_config") or raw
         text = parser.from_dict(text_config)
+        if router_logits_dtype == "float32":
+            if text.num_experts == 0:
+                raise ValueError("--router-logits-dtype float32: this model has no expert router; leave it out")
+            text = replace(text, float32_router_logits=True)
         generation = Path(path) / "generation_config.json"
         generation_config = read_json(generation) if generation.is_file() else {}
         torch_dtype = _dtype(dtype, raw, text_config)

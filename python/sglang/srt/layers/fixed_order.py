@@ -12,11 +12,12 @@ from sglang.srt.utils.triton_runtime import tl, triton
 
 def halving_sum(x: Tensor) -> Tensor:
     """x [..., N] -> [..., 1]."""
-    size = 1 << (x.shape[-1] - 1).bit_length()
-    x = torch.nn.functional.pad(x, (0, size - x.shape[-1]))
-    while size > 1:
-        size //= 2
-        x = x[..., :size] + x[..., size:]
+    missing = (1 << (x.shape[-1] - 1).bit_length()) - x.shape[-1]
+    if missing:
+        x = torch.nn.functional.pad(x, (0, missing))
+    while x.shape[-1] > 1:
+        first, second = x.chunk(2, dim=-1)
+        x = first + second
     return x
 
 

@@ -57,7 +57,11 @@ def resolve_for_model(typed):
     from sglang.srt.server_args import choose_device, model_folder, resolve
 
     model_config = ModelConfig.load(
-        model_folder(typed), typed.json_model_override_args, typed.context_length, typed.dtype
+        model_folder(typed),
+        typed.json_model_override_args,
+        typed.context_length,
+        typed.dtype,
+        typed.router_logits_dtype,
     )
     args = resolve(typed, model_config, choose_device(typed))
     check_shapes(args, model_config)

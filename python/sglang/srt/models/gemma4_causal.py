@@ -105,7 +105,7 @@ class Gemma4DecoderLayer(nn.Module):
         self.pre_feedforward_layernorm = RMSNorm(hidden, eps)
         self.mlp = Gemma4MLP(hidden, layer.intermediate_size, tp)
         if self.is_moe:
-            self.router = Router(hidden, config.num_experts, config.top_k_experts, eps)
+            self.router = Router(hidden, config.num_experts, config.top_k_experts, eps, config.float32_router_logits)
             self.experts = Experts(config.num_experts, hidden, config.moe_intermediate_size, tp)
             self.pre_feedforward_layernorm_2 = RMSNorm(hidden, eps)
             self.post_feedforward_layernorm_1 = RMSNorm(hidden, eps)

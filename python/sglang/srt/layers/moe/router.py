@@ -1,34 +1,43 @@
-"""Gemma 4's router: a norm without weight, a learned scale, a projection to expert logits, the choice (topk.py).
+"""Gemma 4's router: its input (router_norm.py), a projection to expert logits, the choice (topk.py)."""
 
-r = norm(h) rounded; r * scale rounded; * H^(-1/2) rounded: three separate roundings, which decide near ties.
-"""
-
+import torch
 from torch import Tensor, nn
 
-from sglang.srt.layers.layernorm import rms_norm
+from sglang.srt.batch_invariant_ops import enabled, linear
 from sglang.srt.layers.linear import Linear
+from sglang.srt.layers.moe.router_norm import router_norm
 from sglang.srt.layers.moe.topk import topk_softmax
 from sglang.srt.layers.parameters import parameter
 
 
-def router_input(h: Tensor, scale: Tensor, root: float, eps: float) -> Tensor:
-    """h [T, H] raw residual stream, scale [H] in h's dtype, root = H^(-1/2) -> [T, H]. Exact op."""
-    return rms_norm(h, None, eps) * scale * root
+def float32_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T with its float32 sums as they are; x [T, K], weight [N, K] in one dtype -> [T, N] float32. Close op."""
+    if x.is_cuda and x.dtype != torch.float32 and not enabled():
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+    return linear(x.float(), weight.float())
 
 
 class Router(nn.Module):
-    """`scale` [H] acts on the input; `per_expert_scale` [E] on the chosen weights. Their names are the checkpoint's."""
+    """`scale` [H] acts on the input; `per_expert_scale` [E] on the chosen weights. Their names are the checkpoint's.
 
-    def __init__(self, hidden_size: int, num_experts: int, top_k: int, eps: float):
+    With `float32_logits` logits are not rounded to the model dtype, which no released model's own code does.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int, eps: float, float32_logits: bool = False):
         super().__init__()
         self.top_k = top_k
         self.eps = eps
         self.root = hidden_size**-0.5
+        self.float32_logits = float32_logits
         self.scale = parameter(hidden_size)
         self.per_expert_scale = parameter(num_experts)
         self.proj = Linear(hidden_size, num_experts)
 
+    def logits(self, r: Tensor) -> Tensor:
+        """r [T, H] from router_norm -> [T, E] in the model dtype or in float32."""
+        return float32_product(r, self.proj.weight) if self.float32_logits else self.proj(r)
+
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """h [T, H] -> weights [T, k] float32, expert ids [T, k] int64."""
-        logits = self.proj(router_input(h, self.scale, self.root, self.eps))
+        logits = self.logits(router_norm(h, self.scale, self.root, self.eps))
         return topk_softmax(logits, self.top_k, self.per_expert_scale)

@@ -1,0 +1,74 @@
+"""Times the router's kernels at 26B-A4B's shapes beside their floors (bytes read and written at 4.3 TB/s).
+
+    python benchmark/kernels/bench_router.py [--kernels router-norm topk-softmax] [--tokens 1 8 26 64 1024 8192]
+
+`apart` is what a server runs with SGLANG_DISABLE_FUSED_ROUTER_NORM=1 (the norm's kernel and two products) or
+SGLANG_DISABLE_FUSED_TOPK_SOFTMAX=1 (the reference in torch's kernels). Inputs rotate over buffers larger than the L2
+cache together, except where few tokens would need thousands of them. Needs a GPU.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from sglang.srt.layers import layernorm
+from sglang.srt.layers.moe import router_norm, topk
+from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
+
+BANDWIDTH = 4.3e12  # bytes a second, measured on an H200
+L2_BYTES = 50 << 20
+HIDDEN, EXPERTS, K, EPS = 2816, 128, 8, 1e-6
+ROOT = HIDDEN**-0.5
+
+
+def buffers(tokens: int, width: int) -> list[Tensor]:
+    count = min(64, 1 + 2 * L2_BYTES // (tokens * width * 2))
+    return [torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+
+
+def micros(inputs: list[Tensor], run: Callable, *rest) -> float:
+    """Median microseconds of `run(input, *rest)`; inputs take turns in 32 calls of one graph."""
+    source = cycle(inputs)
+    return graph_us([partial(run, next(source), *rest) for _ in range(32)], replays=20)
+
+
+def norm_apart(h: Tensor, scale: Tensor) -> Tensor:
+    return layernorm.launch(h, None, EPS) * scale * ROOT
+
+
+def time_router_norm(tokens: int) -> tuple[float, float, int]:
+    """Microseconds of the kernel and apart, bytes moved."""
+    hs, scale = buffers(tokens, HIDDEN), torch.ones(HIDDEN, device="cuda", dtype=torch.bfloat16)
+    return micros(hs, router_norm.launch, scale, ROOT, EPS), micros(hs, norm_apart, scale), 2 * hs[0].nbytes
+
+
+def time_topk_softmax(tokens: int) -> tuple[float, float, int]:
+    logits, scale = buffers(tokens, EXPERTS), torch.ones(EXPERTS, device="cuda", dtype=torch.bfloat16)
+    ours, apart = (micros(logits, f, K, scale) for f in (topk.launch, topk.topk_softmax_reference))
+    return ours, apart, logits[0].nbytes + tokens * K * 12
+
+
+TIMED = {"router-norm": time_router_norm, "topk-softmax": time_topk_softmax}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernels", nargs="+", choices=TIMED, default=[*TIMED])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 26, 64, 1024, 8192])
+    add_json_argument(parser)
+    args = parser.parse_args()
+    print("| kernel | tokens | floor us | ours us | apart us |\n|---|---|---|---|---|")
+    for kernel in args.kernels:
+        for tokens in args.tokens:
+            ours, apart, moved = TIMED[kernel](tokens)
+            floor = moved / BANDWIDTH * 1e6
+            print(f"| {kernel} | {tokens} | {floor:.2f} | {ours:.2f} | {apart:.2f} |", flush=True)
+            add_case(args.json, kernel, f"{tokens} tokens", ours, apart, floor)
+
+
+if __name__ == "__main__":
+    main()

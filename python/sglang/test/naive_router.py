@@ -1,0 +1,22 @@
+"""Router fusions that look right and are not: known-bad examples, which the drift meter must see.
+
+Each takes the place of one op of sglang.srt.layers.moe and drops roundings or an order that decide near ties. They show
+why a fusion has to be exact; nothing serves with them.
+"""
+
+import torch
+from torch import Tensor
+
+from sglang.srt.layers.layernorm import rms_norm_ordered
+
+
+def folded_norm(h: Tensor, scale: Tensor, root: float, eps: float) -> Tensor:
+    """In place of router_norm: scale and root are one weight of a norm, which rounds once where there were three."""
+    return rms_norm_ordered(h, (scale.float() * root).to(h.dtype), eps)
+
+
+def topk_before_softmax(logits: Tensor, k: int, expert_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """In place of topk_softmax: ties as torch.topk has them, and weights rounded to the logits' dtype twice."""
+    top, ids = torch.topk(logits, k, dim=-1)
+    weights = torch.softmax(top, dim=-1, dtype=torch.float32).to(logits.dtype)
+    return (weights * expert_scale[ids].to(logits.dtype)).float(), ids

@@ -1,0 +1,65 @@
+"""The router's kernels compile for every GPU generation served, and what they compile to rounds where the references
+round. No GPU is needed."""
+
+import re
+import sys
+
+import pytest
+
+from sglang.srt.layers.layernorm import warps_for
+from sglang.srt.layers.moe.router_norm import _router_norm_kernel
+from sglang.srt.layers.moe.topk import _topk_softmax_kernel
+from sglang.srt.utils.triton_runtime import INTERPRETED
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.triton_compile import SHARED_MEMORY, compile_kernel
+
+register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="this process interprets its kernels")
+
+
+def float32_ops(ptx: str) -> set[str]:
+    """The float32 arithmetic in it, as add.rn or div.full; libdevice's exp looks at a float64's upper half by abs."""
+    return set(re.findall(r"\b((?:add|sub|mul|fma|mad|div|sqrt|rsqrt|rcp|ex2)\.[a-z.]*?)\.f32", ptx))
+
+
+def compile_topk(arch: int, experts: int, k: int, dtype: str) -> str:
+    signature = {
+        "logits": f"*{dtype}",
+        "expert_scale": f"*{dtype}",
+        "weights": "*fp32",
+        "ids": "*i64",
+        "logits_stride": "i32",
+    }
+    sizes = {"EXPERTS": experts, "LEVELS": (experts - 1).bit_length(), "K": k, "SLOT_LEVELS": (k - 1).bit_length()}
+    compiled = compile_kernel(_topk_softmax_kernel, arch, signature, sizes, num_warps=1, enable_fp_fusion=False)
+    return compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(("experts", "k"), [(1, 1), (16, 4), (128, 8), (1000, 16)])
+def test_topk_softmax(experts, k, dtype, arch):
+    ptx = compile_topk(arch, experts, k, dtype)
+    assert float32_ops(ptx) <= {"add.rn", "sub.rn", "mul.rn", "div.rn"}  # no fused product, no approximation, no flush
+    assert "fma.rn.f64" in ptx and "cvt.rn.f32.f64" in ptx  # exp is float64's, rounded once
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("width", [256, 2816])
+def test_router_norm(width, dtype, arch):
+    signature = {"h": f"*{dtype}", "scale": f"*{dtype}", "out": f"*{dtype}", "root": "fp32", "eps": "fp32"}
+    sizes = {"WIDTH": width, "LEVELS": (width - 1).bit_length()}
+    compiled = compile_kernel(
+        _router_norm_kernel, arch, signature, sizes, num_warps=warps_for(width), enable_fp_fusion=False
+    )
+    ptx = compiled.asm["ptx"]
+    assert float32_ops(ptx) <= {"add.rn", "mul.rn", "div.rn", "sqrt.rn"}
+    if dtype != "fp32":  # three roundings a number; that of a product of two may be the product's own
+        rounding = re.findall(r"\b(?:cvt\.rn|mul|mul\.rn|fma\.rn)\.b?f16(x2)?\b", ptx)
+        assert sum(2 if pair else 1 for pair in rounding) == 3 * 2 ** sizes["LEVELS"] // (32 * warps_for(width))
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
