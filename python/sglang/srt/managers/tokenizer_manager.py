@@ -33,7 +33,8 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.managers.stop_matcher import compile_stop_regex
-from sglang.srt.server_args import DETERMINISTIC_SEED, ServerArgs
+from sglang.srt.resolved_args import DETERMINISTIC_SEED
+from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
