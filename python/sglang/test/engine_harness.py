@@ -9,7 +9,8 @@ import torch
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.managers.tp_worker import make_worker
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.server_args import ResolvedArgs, ServerArgs, resolve
+from sglang.srt.resolved_args import ResolvedArgs, resolve
+from sglang.srt.server_args import ServerArgs
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_models import VOCAB
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from sglang.srt.arg_fields import all_flags, flag_of, kinds, specs
-from sglang.srt.server_args import ResolvedArgs, ServerArgs, default_chunked_prefill_size, prepare_server_args, resolve
+from sglang.srt.resolved_args import ResolvedArgs, default_chunked_prefill_size, resolve
+from sglang.srt.server_args import ServerArgs, prepare_server_args
 from sglang.srt.unsupported_flags import refusal
 from sglang.test.ci.ci_register import register_cpu_ci
 

@@ -11,7 +11,8 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.managers.tp_worker import InlineWorker
 from sglang.srt.model_executor.cuda_graph_runner import padded
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.server_args import ServerArgs, resolve
+from sglang.srt.resolved_args import resolve
+from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cuda_ci
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_models import VOCAB, make_tiny_gemma4

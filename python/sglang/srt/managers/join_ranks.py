@@ -6,7 +6,8 @@ import os
 import msgspec
 
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
-from sglang.srt.server_args import ResolvedArgs, ServerArgs
+from sglang.srt.resolved_args import ResolvedArgs
+from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.child import LaunchConfig
 
 OWN = ("model_path", "tokenizer_path", "served_model_name", "node_rank", "log_level")  # a machine may have its own

@@ -54,7 +54,8 @@ def run(scheduler, tp_size: int) -> None:
 def resolve_for_model(typed):
     """(ResolvedArgs, ModelConfig). Raises ValueError for what the model or this machine can't take."""
     from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.server_args import choose_device, model_folder, resolve
+    from sglang.srt.resolved_args import choose_device, resolve
+    from sglang.srt.server_args import model_folder
 
     model_config = ModelConfig.load(
         model_folder(typed),
@@ -131,7 +132,7 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     from sglang.srt.managers.scheduler_stats import SchedulerStats
     from sglang.srt.managers.tp_worker import make_worker
     from sglang.srt.model_executor.model_runner import ModelRunner
-    from sglang.srt.server_args import choose_device
+    from sglang.srt.resolved_args import choose_device
 
     if launch.tp_rank % (typed.tp_size // typed.nnodes) == 0:
         # What is wrong for all ranks is said once on each node: the node's other ranks wait in join() meanwhile.

@@ -24,7 +24,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.model_loader.loader import load_drafter, load_model
-from sglang.srt.server_args import ResolvedArgs
+from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
 from sglang.srt.utils.device_copies import to_device, to_host
 

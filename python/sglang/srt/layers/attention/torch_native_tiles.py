@@ -8,7 +8,8 @@ takes (request, KV head) pairs one by one, each on one thread, so a rectangle's 
 rows of a call is one that agrees (batch_invariant_ops/agreement.py). K and V are widened to float32 for it: there the
 kernel has one way of multiplying, in bfloat16 it picks one by the batch. Close op.
 
-A node of a draft is a decode row like any other: the key at each position is that of its own path.
+A draft that is a line is computed as new tokens of its request are. A node of a tree is a decode row like any other:
+the key at each position is that of its own path.
 
 A tile's keys that no row of the step sees (given back, or not there yet) are read from slot 0, which is finite.
 """
@@ -119,8 +120,13 @@ def _plan(batch: ForwardBatch, table: Tensor, window: int | None) -> _Plan:
         new, total = batch.extend_seq_lens_cpu[row], batch.seq_lens_cpu[row]
         prefills.append(_plan_prefill(table[int(batch.req_pool_indices[row])], start, total - new, total, window))
         start += new
-    alike = defaultdict(list)  # decode rows by their rectangle's length
     lengths = batch.seq_lens.tolist()  # the host's copies are too long for nodes of a draft
+    if batch.drafts is not None and batch.drafts.paths is None:  # a line is new tokens of its request, one by one
+        for row in range(0, batch.batch_size, batch.drafts.nodes):
+            slots, before = table[int(batch.req_pool_indices[row])], lengths[row] - 1
+            prefills.append(_plan_prefill(slots, row, before, before + batch.drafts.nodes, window))
+        return _Plan(prefills, [])
+    alike = defaultdict(list)  # decode rows by their rectangle's length
     for row in range(batch.num_extends, batch.batch_size):
         begin, end = rectangle(lengths[row] - 1, window)
         alike[end - begin].append((start + row - batch.num_extends, row, begin))
