@@ -61,7 +61,7 @@ def test_naive_fusions_are_seen(loaded, chats, naive):
 
 def test_kernels_change_nothing(loaded, chats):
     eager, fused = parse_variant("eager"), parse_variant("fused")
-    texts, new = (chats, 16) if DEVICE == "cuda" else ([chats[0][:14]], 2)
+    texts, new = (chats, 64) if DEVICE == "cuda" else ([chats[0][:14]], 2)
     answers = generate(loaded, eager, texts, new, 12)
     assert generate(loaded, fused, texts, new, 12) == answers
     nothing = Change(0, 0, 0, 0.0)

@@ -179,10 +179,10 @@ LOGITS = st.one_of(
 
 
 @settings(max_examples=2000 if GPU else 60, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from(DTYPES), st.integers(1, 40))
+@given(st.data(), st.sampled_from(DTYPES), st.sampled_from([1, 2, 5, 16, 40]))  # few: each is a compilation
 def test_topk_softmax_of_anything(data, dtype, experts):
     row = data.draw(st.lists(LOGITS, min_size=experts, max_size=experts))
-    k = data.draw(st.integers(1, min(16, experts)))
+    k = data.draw(st.sampled_from([k for k in (1, 3, 8, 16) if k <= experts]))
     logits = torch.tensor([row], device=DEVICE).to(dtype)
     check_topk(logits, k, torch.linspace(0.25, 2.0, experts, device=DEVICE).to(dtype))
 
