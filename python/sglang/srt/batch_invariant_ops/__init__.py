@@ -7,7 +7,7 @@ already. docs/numerics.md says what the mode promises and why each op keeps it.
 from sglang.srt.batch_invariant_ops.elementwise import gelu_tanh, silu
 from sglang.srt.batch_invariant_ops.linear import linear, prepare
 from sglang.srt.batch_invariant_ops.mode import batch_invariant, enabled, set_enabled
-from sglang.srt.batch_invariant_ops.sums import row_mean, row_sum
+from sglang.srt.batch_invariant_ops.sums import row_mean
 
 __all__ = [
     "batch_invariant",
@@ -16,7 +16,6 @@ __all__ = [
     "linear",
     "prepare",
     "row_mean",
-    "row_sum",
     "set_enabled",
     "silu",
 ]

@@ -1,4 +1,4 @@
-"""Sums over the last dimension, for float32 rows.
+"""Means over the last dimension, for float32 rows.
 
 torch's sums on a CPU take a row's numbers in an order that follows from the row's length alone. On CUDA it follows from
 the number of rows too, so there the mode has an order of its own.
@@ -8,11 +8,6 @@ from torch import Tensor
 
 from sglang.srt.batch_invariant_ops.mode import enabled
 from sglang.srt.layers.fixed_order import halving_sum
-
-
-def row_sum(x: Tensor) -> Tensor:
-    """x [..., N] -> [..., 1]."""
-    return halving_sum(x) if enabled() and x.is_cuda else x.sum(dim=-1, keepdim=True)
 
 
 def row_mean(x: Tensor) -> Tensor:
