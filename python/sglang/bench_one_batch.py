@@ -95,7 +95,7 @@ class Bench:
         """Run the case once; every slot is free again afterwards."""
         worker = worker or self.worker
         with self.batch(case) as batch:
-            self._synchronize()
+            self.synchronize()
             start = time.perf_counter()
             pending = [worker.submit(step) for step in batch.prefill_steps()]
             pending[-1].result()
@@ -110,7 +110,7 @@ class Bench:
         self.kv.check_idle()
         return Run(prefill, len(pending), decodes, tokens)
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
         if self.args.device == "cuda":
             import torch
 

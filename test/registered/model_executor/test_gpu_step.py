@@ -61,7 +61,7 @@ def test_graph_equals_eager(runner: ModelRunner, batch: int):
     ]
     size = next(s for s in runner.graphs.sizes if s >= batch)
     same = torch.as_tensor(padded(inputs, size, runner.graphs.padding), device="cuda")
-    eager = runner._decode(same, [1] * size)[:batch]
+    eager = runner.decode(same, [1] * size)[:batch]
     assert torch.isfinite(eager).all() and torch.equal(eager, replayed)
     now = [t for pool in (runner.kv_pool.full, runner.kv_pool.swa) for kv in pool.buffers.values() for t in kv]
     assert all(torch.equal(a[1:], b[1:]) for a, b in zip(cached, now, strict=True))  # slot 0 is padding

@@ -99,7 +99,7 @@ def teach(h: Harness, answers: dict[str, tuple[list[int], list[int]]], sure: flo
 
 
 def speculation_of(h: Harness):
-    return h.worker._runner.speculation
+    return h.worker.runner.speculation
 
 
 def serve(h: Harness, **request) -> dict[str, list[int]]:

@@ -39,7 +39,7 @@ def harness(request, tmp_path_factory):
 @pytest.mark.parametrize("flags", [DRAFT_FLAGS & 0, DRAFT_FLAGS])
 @pytest.mark.parametrize("batch", [1, 3, ROWS])
 def test_graph_equals_eager(harness, batch: int, flags):
-    runner = harness.worker._runner
+    runner = harness.worker.runner
     rounds, nodes = runner.speculation, runner.speculation.settings.num_draft_tokens
     rows, before = np.arange(1, batch + 1), np.arange(batch) * 3 + 1
     slots = 100 + np.arange(batch * nodes).reshape(nodes, batch)
@@ -50,7 +50,7 @@ def test_graph_equals_eager(harness, batch: int, flags):
     replayed = [replayed.draft.tokens.clone(), replayed.hidden.clone(), replayed.logits.clone()]
     size = next(s for s in graphs.sizes if s >= batch)
     same = torch.as_tensor(padded(inputs, size, graphs.padding), device="cuda")
-    eager = rounds._round(same, [1] * size, flags).cut(batch)
+    eager = rounds.make_round(same, [1] * size, flags).cut(batch)
     for a, b in zip((eager.draft.tokens, eager.hidden, eager.logits), replayed, strict=True):
         assert torch.isfinite(a).all() and torch.equal(a, b)
 
@@ -74,7 +74,7 @@ SAMPLING = [
 
 
 def test_no_launch_waits_for_the_device(harness):
-    runner = harness.worker._runner
+    runner = harness.worker.runner
     for worker in (InlineWorker(runner), StrictWorker(runner)):  # the first compiles what the second may then only run
         harness.scheduler.worker = worker
         harness.received.clear()

@@ -14,17 +14,17 @@ class InlineWorker:
     """Launches on the caller's thread: no hand-over, and no second thread that holds Python's lock."""
 
     def __init__(self, runner: ModelRunner):
-        self._runner = runner
+        self.runner = runner
 
     def submit(self, step: StepInput) -> LaunchedStep:
-        return self._runner.launch(step)
+        return self.runner.launch(step)
 
 
 class ThreadWorker:
     """A step's failure comes out of its `result()`; later steps still run, so the caller must stop on it."""
 
     def __init__(self, runner: ModelRunner):
-        self._runner = runner
+        self.runner = runner
         self._steps: queue.SimpleQueue[tuple[StepInput, Future]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="forward", daemon=True).start()
 
@@ -37,7 +37,7 @@ class ThreadWorker:
         while True:
             step, done = self._steps.get()
             try:
-                done.set_result(self._runner.launch(step).result())
+                done.set_result(self.runner.launch(step).result())
             except Exception as e:
                 done.set_exception(e)
 

@@ -114,7 +114,7 @@ class ModelRunner:
     @torch.inference_mode()
     def _capture(self, sizes: list[int]) -> CudaGraphRunner[Tensor]:
         padding = [0, 1, 0, 0]  # one token of request row 0, in the padding slots
-        return CudaGraphRunner(lambda inputs: self._decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
+        return CudaGraphRunner(lambda inputs: self.decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
 
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep:
@@ -153,9 +153,9 @@ class ModelRunner:
             inputs, logits = self.graphs.run(inputs)
             return inputs, logits[: len(step.rows)]
         inputs = self.tensor(inputs)
-        return inputs, self._decode(inputs, step.seq_lens.tolist())
+        return inputs, self.decode(inputs, step.seq_lens.tolist())
 
-    def _decode(self, inputs: Tensor, seq_lens_cpu: list[int]) -> Tensor:
+    def decode(self, inputs: Tensor, seq_lens_cpu: list[int]) -> Tensor:
         """One token for each request of `inputs` (see _run_decode): logits [B, V]. The part that graphs capture."""
         rows, seq_lens, out_cache_loc, out_cache_loc_swa = inputs.unbind()
         positions = seq_lens - 1

@@ -77,7 +77,7 @@ class FrozenKVMTP:
         padding = [0, 1] + [0] * (2 * nodes)  # request row 0 with one token, padding slots
         for flags in (SamplingFlags(0), DRAFT_FLAGS):
             self.graphs[flags] = CudaGraphRunner(
-                lambda inputs, flags=flags: self._round(inputs, [1] * inputs.shape[1], flags),
+                lambda inputs, flags=flags: self.make_round(inputs, [1] * inputs.shape[1], flags),
                 padding, sizes, self.runner.device,
             )  # fmt: skip
 
@@ -97,16 +97,16 @@ class FrozenKVMTP:
             done = done.cut(count)
         else:
             inputs = runner.tensor(inputs)
-            done = self._round(inputs, before.tolist(), draft_flags)
+            done = self.make_round(inputs, before.tolist(), draft_flags)
         self._accept(step, inputs[0], inputs[1], done, launched)
 
-    def _round(self, inputs: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Round:
+    def make_round(self, inputs: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Round:
         """inputs [2 + 2 * nodes, B]: request rows, tokens with KV, then new slots in the full and the sliding pool.
         `before_cpu`: the tokens with KV, for backends that plan on the host. The part that graphs capture."""
         nodes = self.settings.num_draft_tokens
         rows, before = inputs[0], inputs[1]
         full, swa = (slots.T.flatten() for slots in inputs[2:].split(nodes))
-        draft = self._draft(rows, before, before_cpu, flags)
+        draft = self.make_draft(rows, before, before_cpu, flags)
         return self._verify(draft, rows, before, full, swa, before_cpu)
 
     def _accept(self, step: StepInput, rows: Tensor, before: Tensor, done: Round, launched: LaunchedStep) -> None:
@@ -132,7 +132,7 @@ class FrozenKVMTP:
         if step.output_logprobs is not None:
             self._logprobs(step, scaled.view(len(rows), nodes, -1), accepted, next_ids, launched)
 
-    def _draft(self, rows: Tensor, before: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Draft:
+    def make_draft(self, rows: Tensor, before: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Draft:
         newest, prev = self.runner.last_tokens[rows], self.hidden[rows]
         topk, steps = self.settings.topk, self.settings.num_steps
         batch = self._draft_batch(rows, before, before_cpu)
