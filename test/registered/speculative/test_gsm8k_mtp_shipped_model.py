@@ -1,4 +1,4 @@
-"""The registered GSM8K test on the shipped model and its drafter: 200 problems, 5 worked examples, with drafts and without.
+"""The registered GSM8K test on the shipped model and its drafter: 200 problems, 5 worked examples, drafts on and off.
 Two ranks on a CPU, one GPU where there is one. Stronger than a score: drafts change no answer at all.
 
 Calibration: docs/numerics.md. The score and every answer repeat; the accept length varies in its second place, since a
