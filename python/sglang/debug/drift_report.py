@@ -24,6 +24,7 @@ class Drift:
     first_differences: list[int]  # in output tokens, of the answers that differ, ascending
     layers: list[LayerDrift]
     scores: Comparison | None
+    accept_lengths: list[float] | None = None  # of a and of b, with a drafter
 
     @property
     def changed(self) -> bool:
@@ -71,6 +72,9 @@ def to_text(drift: Drift) -> str:
             f"B scores {drift.scores.score_b}",
             f"B wins {won} and loses {lost} questions: McNemar's exact p = {drift.scores.p:.3g}",
         ]
+    if drift.accept_lengths:
+        a, b = drift.accept_lengths
+        lines.append(f"Accept length of drafts: A {a:.3f}, B {b:.3f} ({b - a:+.3f})")
     return "\n".join(lines)
 
 

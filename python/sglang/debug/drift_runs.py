@@ -10,9 +10,12 @@ from torch import nn
 from sglang.debug.router_variants import Variant, routed_by
 from sglang.debug.routing_record import LayerDrift, compare_records, recording
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.managers.tp_worker import InlineWorker
+from sglang.test.engine_harness import load as load_engine
 from sglang.test.paged_harness import PagedHarness
 
 Tokens = list[int]
+DRAFT_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,31 @@ def _generate_batch(loaded: LoadedModel, prompts: list[Tokens], max_new: int) ->
 
 def _until_end(answer: Tokens, ends: set[int]) -> Tokens:
     return answer[: next((i for i, token in enumerate(answer) if token in ends), len(answer))]
+
+
+def accept_lengths(
+    folder: str, drafter: str, variants: tuple[Variant, ...], prompts: list[Tokens], max_new: int, **settings
+) -> list[float]:
+    """The mean accept length of `drafter` behind the target in `folder` with each variant: greedy answers through the
+    engine, lines of DRAFT_STEPS tokens. `settings`: more server arguments. ValueError if the drafter does not fit.
+    """
+    loaded = load_engine(
+        folder,
+        speculative_algorithm="NEXTN",
+        speculative_draft_model_path=drafter,
+        speculative_num_steps=DRAFT_STEPS,
+        **settings,
+    )
+    lengths = []
+    for variant in variants:
+        harness = loaded.harness(worker=InlineWorker(loaded.runner))
+        for i, prompt in enumerate(prompts):
+            harness.add(str(i), prompt, max_new, ignore_eos=False, params={"top_k": 1})
+        with routed_by(loaded.runner.model, variant):
+            harness.run()
+        stats = harness.scheduler.stats
+        lengths.append(stats.accepted_tokens / max(1, stats.verified))
+    return lengths
 
 
 def first_difference(a: Tokens, b: Tokens) -> int | None:

@@ -1,10 +1,11 @@
 """Does another way of routing change what a model does? `python -m sglang.debug.routing_drift --a eager --b fused`
 
 Runs two variants of the expert router on one model in one process. Free-running: both answer the same prompts greedily;
-where do the answers part, and does the score change? Teacher-forced: both read the same tokens; how many tokens get
-other experts, another order, other weights, in each layer? A variant is `eager` (the reference), `fused` (the kernels,
-interpreted where there is no GPU: seconds a token), `transformers`, `float32-logits`, or NORM,CHOICE with functions of
-your own as FILE.py:FUNCTION. Exit codes: 0; 1 with --fail-if-changed when anything differs; 2 wrong flags.
+where do the answers part, does the score change, and, with a drafter, its accept length? Teacher-forced: both read the
+same tokens; how many tokens get other experts, another order, other weights, in each layer? A variant is `eager` (the
+reference), `fused` (the kernels, interpreted where there is no GPU: seconds a token), `transformers`, `float32-logits`,
+or NORM,CHOICE with functions of your own as FILE.py:FUNCTION. Exit codes: 0; 1 with --fail-if-changed when anything
+differs; 2 wrong flags.
 """
 
 import argparse
@@ -33,6 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-prompts", type=at_least(1), default=16, metavar="N", help="(16)")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=128, metavar="N", help="of an answer (128)")
     parser.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="answers made together (16)")
+    parser.add_argument(
+        "--speculative-draft-model-path", metavar="FOLDER", help="a drafter, whose accept length is compared too"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the result as JSON")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="a PNG of it, layer by layer (needs matplotlib)")
     parser.add_argument("--fail-if-changed", action="store_true", help="exit code 1 when anything at all differs")
@@ -79,6 +83,12 @@ def measure(args: argparse.Namespace):
     router_variants.routers(loaded.model)
     answers = [drift_runs.generate(loaded, v, prompts.ids, args.max_new_tokens, args.batch_size) for v in (a, b)]
     pairs = list(zip(*answers, strict=True))
+    accepted = None
+    if args.speculative_draft_model_path:
+        accepted = drift_runs.accept_lengths(
+            folder, args.speculative_draft_model_path, (a, b), prompts.ids, args.max_new_tokens,
+            load_format=args.load_format, dtype=args.dtype,
+        )  # fmt: skip
     texts = [prompt + answer for prompt, (answer, _) in zip(prompts.ids, pairs, strict=True)]
     layers = drift_runs.teacher_forced(loaded, a, b, texts)
     return drift_report.Drift(
@@ -90,6 +100,7 @@ def measure(args: argparse.Namespace):
         first_differences=sorted(i for pair in pairs if (i := drift_runs.first_difference(*pair)) is not None),
         layers=layers,
         scores=prompts.compare(*answers, args.max_new_tokens),
+        accept_lengths=accepted,
     )
 
 

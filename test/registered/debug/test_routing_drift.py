@@ -13,7 +13,7 @@ import torch
 from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 
-from sglang.assets import shipped_model_path
+from sglang.assets import shipped_drafter_path, shipped_model_path
 from sglang.debug import drift_report, routing_drift
 from sglang.debug.drift_runs import LoadedModel, first_difference, generate, teacher_forced
 from sglang.debug.router_variants import parse_variant, routed_by, routers
@@ -120,11 +120,14 @@ def run(capsys, *flags: str) -> tuple[int, str]:
 def test_command(capsys, tmp_path):
     output, chart = tmp_path / "drift.json", tmp_path / "drift.png"
     flags = ["--num-prompts", "3", "--max-new-tokens", "12", "--output", str(output)]
+    flags += ["--speculative-draft-model-path", str(shipped_drafter_path())]
     drawn = ["--chart", str(chart)] if drift_report.can_draw() else []
     code, text = run(capsys, "--b", FOLDED, *flags, *drawn, "--fail-if-changed")
     result = json.loads(output.read_text())
     assert code == 1 and result["prompts"] == 3 and result["output_tokens"] == 36
     assert len(result["layers"]) == 6 and result["scores"]["n"] == 3 and 0 <= result["scores"]["p"] <= 1
+    assert all(1.5 < length <= 6 for length in result["accept_lengths"])
+    assert f"Accept length of drafts: A {result['accept_lengths'][0]:.3f}, B " in text
     assert "| 5 | " in text and "McNemar's exact p" in text and "Free-running: " in text
     assert chart.exists() == bool(drawn)
 
@@ -149,6 +152,19 @@ def test_nothing_changed_between_equals(capsys, tmp_path):
         (["--b", "eager", "--split", "seen", "--random-input-len", "4"], "prompts that are no questions"),
         (["--b", "eager", "--output", "/nowhere/x.json"], "there is no folder /nowhere"),
         (["--b", "eager", "--model-path", "/nowhere"], "is not a folder"),
+        (
+            [
+                "--b",
+                "eager",
+                "--speculative-draft-model-path",
+                "/nowhere",
+                "--num-prompts",
+                "1",
+                "--max-new-tokens",
+                "1",
+            ],
+            "'/nowhere' is not a folder",
+        ),
         (["--b", "eager", "--max-new-tokens", "5000", "--num-prompts", "1"], "the model takes 4096"),
     ],
 )
