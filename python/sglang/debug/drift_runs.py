@@ -74,7 +74,8 @@ def accept_lengths(
     for variant in variants:
         harness = loaded.harness(worker=InlineWorker(loaded.runner))
         for i, prompt in enumerate(prompts):
-            harness.add(str(i), prompt, max_new, ignore_eos=False, params={"top_k": 1})
+            params = {"top_k": 1, "stop_token_ids": loaded.config.eos_token_ids}
+            harness.add(str(i), prompt, max_new, params=params)
         with routed_by(loaded.runner.model, variant):
             harness.run()
         stats = harness.scheduler.stats
