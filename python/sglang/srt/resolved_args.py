@@ -40,6 +40,11 @@ class ResolvedArgs(ServerArgs):
             POSITION_OFFSETS[self.speculative_position_rule],
         )
 
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens that a decode step computes for a request."""
+        return 1 if self.speculation is None else self.speculation.num_draft_tokens
+
 
 def choose_device(args: ServerArgs) -> str:
     """cpu or cuda. Raises ValueError when cuda was asked for and there is none."""

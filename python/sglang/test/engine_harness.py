@@ -28,20 +28,19 @@ class LoadedModel:
     def harness(self, **changes) -> Harness:
         """A scheduler with an empty cache, set up as the arguments say; `changes` are Harness's own arguments."""
         args, runner = self.args, self.runner
-        decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
         settings = dict(
             full_size=runner.full_size,
             swa_size=runner.swa_size,
             window=self.config.sliding_window if runner.swa_size else None,
             rows=args.max_running_requests,
-            max_len=min(args.context_length, runner.full_size - decode_tokens + 1),
+            max_len=min(args.context_length, runner.full_size - args.decode_tokens + 1),
             chunk=args.chunked_prefill_size,
             mixed=args.enable_mixed_chunk,
             overlap=not args.disable_overlap_schedule,
             cache=not args.disable_radix_cache,
             conservativeness=args.schedule_conservativeness,
             vocab_size=self.config.vocab_size,
-            decode_tokens=decode_tokens,
+            decode_tokens=args.decode_tokens,
             worker=make_worker(runner, args.device),
         )
         return Harness(**(settings | changes))

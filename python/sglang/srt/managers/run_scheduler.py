@@ -89,7 +89,7 @@ def make_kv_manager(args, model_config, runner):
     """(KVManager over the runner's pools, tokens of prompt and output together that a request may have)."""
     from sglang.srt.managers.kv_manager import KVManager
 
-    decode_tokens = args.speculation.num_draft_tokens if args.speculation else 1
+    decode_tokens = args.decode_tokens
     max_len = min(args.context_length, runner.full_size - decode_tokens + 1)
     if args.chunked_prefill_size < 0 and runner.swa_size:  # the whole prompt has sliding slots while it is computed
         max_len = min(max_len, runner.swa_size - decode_tokens + 1)

@@ -20,7 +20,7 @@ from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.mem_cache.memory_pool import HybridKVPool, pool_sizes
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.model_loader.loader import load_drafter, load_model
@@ -50,16 +50,18 @@ class ModelRunner:
         free_before = free_memory(self.device)
         if self.device.type == "cpu":
             free_before //= tp.size  # they share it
-        speculation, drafter = args.speculation, None
-        decode_tokens = speculation.num_draft_tokens if speculation else 1
+        speculation, decode_tokens = args.speculation, args.decode_tokens
         self.model = load_model(config, args.load_format, self.device, tp)
+        modules = [self.model]
         if speculation:
             path = args.speculative_draft_model_path
-            drafter = load_drafter(path, config, self.model, args.load_format, config.torch_dtype, self.device, tp)
-        weights = sum(_bytes(module) for module in (self.model, drafter) if module is not None)
+            modules.append(
+                load_drafter(path, config, self.model, args.load_format, config.torch_dtype, self.device, tp)
+            )
+        weights = sum(t.numel() * t.element_size() for m in modules for t in (*m.parameters(), *m.buffers()))
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
         if args.enable_deterministic_inference:
-            for module in (self.model, drafter) if drafter is not None else (self.model,):
+            for module in modules:
                 batch_invariant_ops.prepare(module.parameters())
 
         budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
@@ -92,7 +94,7 @@ class ModelRunner:
         self.sampling = SamplingState(rows, config.vocab_size, self.device)
         most_rows = rows * (max(decode_tokens, speculation.topk) if speculation else 1)
         self.attn_backend = self._attention_backend(args, most_rows)
-        self.speculation = FrozenKVMTP(self, drafter, speculation) if speculation else None
+        self.speculation = FrozenKVMTP(self, modules[1], speculation) if speculation else None
         self.graphs: CudaGraphRunner[Tensor] | None = None
         if not args.disable_cuda_graph:
             sizes = capture_sizes(args.cuda_graph_max_bs)
@@ -160,20 +162,8 @@ class ModelRunner:
         rows, seq_lens, out_cache_loc, out_cache_loc_swa = inputs.unbind()
         positions = seq_lens - 1
         self.note_slots(rows, positions, out_cache_loc, out_cache_loc_swa)
-        batch = self.make_batch(
-            input_ids=self.last_tokens[rows],
-            positions=positions,
-            req_pool_indices=rows,
-            seq_lens=seq_lens,
-            extend_seq_lens=torch.ones_like(rows),
-            extend_prefix_lens=positions,
-            extend_start_loc=torch.arange(len(seq_lens_cpu), device=self.device),
-            out_cache_loc=out_cache_loc,
-            out_cache_loc_swa=out_cache_loc_swa,
-            num_extends=0,
-            seq_lens_cpu=seq_lens_cpu,
-            extend_seq_lens_cpu=[1] * len(seq_lens_cpu),
-        )
+        ids, slots = self.last_tokens[rows], (out_cache_loc, out_cache_loc_swa)
+        batch = self.decode_batch(ids, positions, rows, seq_lens, positions, seq_lens_cpu, slots)
         return self.model.compute_logits(self.forward(batch))
 
     def _sample(self, step: StepInput, logits: Tensor, rows: Tensor, lengths: Tensor, launched: LaunchedStep) -> None:
@@ -181,11 +171,18 @@ class ModelRunner:
         self.last_tokens[rows] = next_ids
         launched.next_ids = to_host(next_ids)
         if step.output_logprobs is not None:
-            asked = [i for i, request in enumerate(step.output_logprobs) if request is not None]
-            index = self.tensor(asked)
-            top, selected = zip(*(step.output_logprobs[i] for i in asked), strict=True)
-            pending = token_logprobs(scaled[index], next_ids[index], list(top), list(selected))
-            launched.output_logprobs = asked, pending
+            places = torch.arange(len(next_ids), device=self.device)[:, None]
+            self.output_logprobs(step, scaled, places, next_ids[:, None], launched)
+
+    def output_logprobs(
+        self, step: StepInput, scaled: Tensor, places: Tensor, ids: Tensor, launched: LaunchedStep
+    ) -> None:
+        """Start those of the requests that asked: of `ids` [S, W], by rows `places` [S, W] of `scaled` [rows, V]."""
+        asked = [i for i, request in enumerate(step.output_logprobs) if request is not None]
+        index, width = self.tensor(asked), ids.shape[1]
+        top, selected = zip(*(step.output_logprobs[i] for i in asked for _ in range(width)), strict=True)
+        pending = token_logprobs(scaled[places[index].flatten()], ids[index].flatten(), list(top), list(selected))
+        launched.output_logprobs = asked, pending
 
     def _prompt_logprobs(self, step: StepInput, hidden: Tensor, launched: LaunchedStep) -> None:
         for wanted in step.prompt_logprobs:
@@ -217,7 +214,35 @@ class ModelRunner:
         self.req_to_token[rows, positions] = full.int()
         self.req_to_token_swa[rows, positions] = swa.int()
 
-    def make_batch(self, **fields) -> ForwardBatch:
+    def decode_batch(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        seq_lens: Tensor,
+        prefix_lens: Tensor,
+        seq_lens_cpu: list[int],
+        slots: tuple[Tensor, Tensor],
+        drafts: DraftRows | None = None,
+    ) -> ForwardBatch:
+        """One token a row; `rows` of requests, `prefix_lens` seq_lens - 1, `slots` in the full and the sliding pool."""
+        return self._batch(
+            input_ids=input_ids,
+            positions=positions,
+            req_pool_indices=rows,
+            seq_lens=seq_lens,
+            extend_seq_lens=torch.ones_like(rows),
+            extend_prefix_lens=prefix_lens,
+            extend_start_loc=torch.arange(len(seq_lens_cpu), device=self.device),
+            out_cache_loc=slots[0],
+            out_cache_loc_swa=slots[1],
+            num_extends=0,
+            seq_lens_cpu=seq_lens_cpu,
+            extend_seq_lens_cpu=[1] * len(seq_lens_cpu),
+            drafts=drafts,
+        )
+
+    def _batch(self, **fields) -> ForwardBatch:
         """A ForwardBatch over this runner's tables and pools."""
         return ForwardBatch(
             **fields,
@@ -248,7 +273,7 @@ class ModelRunner:
         rows, token_rows, positions, out_cache_loc, out_cache_loc_swa, prefill_ids = parts[:6]
         seq_lens, extend_lens, prefix_lens, starts = parts[6:]
         self.note_slots(token_rows, positions, out_cache_loc, out_cache_loc_swa)
-        return self.make_batch(
+        return self._batch(
             input_ids=torch.cat([prefill_ids, self.last_tokens[rows[step.num_extends :]]]),
             positions=positions,
             req_pool_indices=rows,
@@ -276,10 +301,6 @@ def _check_attention(backend: str, config: ModelConfig, device: torch.device) ->
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if reasons := TritonBackend.check(config.kv_layers, config.text.num_heads, config.torch_dtype, capability):
         raise ValueError(f"--attention-backend triton can't serve this model here: {'; '.join(reasons)}")
-
-
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
 def free_memory(device: torch.device) -> int:

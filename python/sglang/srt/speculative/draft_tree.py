@@ -27,6 +27,10 @@ class Draft:
         None  # [B, N, steps + 1] int64: the node's ancestors from the root on, then itself to the end
     )
 
+    def lengths(self, before: Tensor) -> Tensor:
+        """Tokens each node sees, itself included, where `before` [B] tokens precede the drafts: [B * N]."""
+        return (before[:, None] + self.depths + 1).flatten()
+
     def cut(self, requests: int) -> "Draft":
         """The first `requests` drafts."""
         tables = (None if table is None else table[:requests] for table in (self.parents, self.paths))

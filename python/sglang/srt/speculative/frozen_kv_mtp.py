@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.sampler import SamplingFlags
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
@@ -113,10 +112,10 @@ class FrozenKVMTP:
         """Sample at every node, find the accepted ones, and leave the requests as the next round wants to find them."""
         draft, nodes = done.draft, self.settings.num_draft_tokens
         sampling, flags = self.runner.sampling, step.flags
-        lengths = (before[:, None] + draft.depths + 1).flatten()
         path = draft.path_tokens().flatten(0, 1) if flags & SamplingFlags.PENALTY else None
-        preferred, scaled = sampling.preferences(done.logits, rows.repeat_interleave(nodes), lengths, flags, path)
-        targets = preferred.argmax(-1).view(-1, nodes)
+        node_rows, lengths = rows.repeat_interleave(nodes), draft.lengths(before)
+        targets, scaled = sampling.choose(done.logits, node_rows, lengths, flags, path)
+        targets = targets.view(-1, nodes)
         accepted, counts = accept(draft, targets)
         next_ids = targets.gather(1, accepted)
 
@@ -129,63 +128,53 @@ class FrozenKVMTP:
         real = torch.arange(width, device=rows.device) < counts[:, None]
         sampling.count(rows.repeat_interleave(width), next_ids.flatten(), flags, real.flatten())
         launched.next_ids, launched.counts, launched.kept = to_host(next_ids), to_host(counts), to_host(accepted)
-        if step.output_logprobs is not None:
-            self._logprobs(step, scaled.view(len(rows), nodes, -1), accepted, next_ids, launched)
+        if step.output_logprobs is not None:  # of every token that may have been accepted
+            places = accepted + nodes * torch.arange(len(rows), device=rows.device)[:, None]
+            self.runner.output_logprobs(step, scaled, places, next_ids, launched)
 
     def make_draft(self, rows: Tensor, before: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Draft:
+        """What the requests would sample if the drafter were right. Drafts share the target's noise, so a drawn token
+        is guessed as well as a greedy one."""
         newest, prev = self.runner.last_tokens[rows], self.hidden[rows]
-        topk, steps = self.settings.topk, self.settings.num_steps
+        topk, steps, sampling = self.settings.topk, self.settings.num_steps, self.runner.sampling
         batch = self._draft_batch(rows, before, before_cpu)
         if topk == 1:
             drafted = [newest]
             for step in range(steps):
-                preferred, prev = self._drafter_step(drafted[-1], prev, batch, step, flags)
-                drafted.append(preferred.argmax(-1))
+                request, prev = self._drafter_step(drafted[-1], prev, batch, step)
+                drafted.append(sampling.choose(*request, flags)[0])
             return make_line(newest, drafted[1:])
         builder = TreeBuilder(newest, topk)
-        preferred, prev = self._drafter_step(newest, prev, batch, 0, flags)
-        tokens, origin = builder.grow(preferred[:, None])
+        request, prev = self._drafter_step(newest, prev, batch, 0)
+        tokens, origin = builder.grow(sampling.preferences(*request, flags)[:, None])
         wide = self._draft_batch(
             rows.repeat_interleave(topk), before.repeat_interleave(topk), [n for n in before_cpu for _ in range(topk)]
         )
         prev = prev[:, None]  # [B, beams, H]
         for step in range(1, steps):
             prev = prev.gather(1, origin[:, :, None].expand(-1, -1, prev.shape[2]))
-            preferred, prev = self._drafter_step(tokens.flatten(), prev.flatten(0, 1), wide, step, flags)
+            request, prev = self._drafter_step(tokens.flatten(), prev.flatten(0, 1), wide, step)
             prev = prev.unflatten(0, (-1, topk))
-            tokens, origin = builder.grow(preferred.unflatten(0, (-1, topk)))
+            tokens, origin = builder.grow(sampling.preferences(*request, flags).unflatten(0, (-1, topk)))
         return builder.finish(self.settings.num_draft_tokens)
 
     def _drafter_step(
-        self, ids: Tensor, prev: Tensor, batch: ForwardBatch, step: int, flags: SamplingFlags
-    ) -> tuple[Tensor, Tensor]:
-        """One token further: what the request would sample if the drafter were right, [N, V] (see preferences), and the
-        drafter's state. Drafts share the target's noise, so a drawn token is guessed as well as a greedy one."""
+        self, ids: Tensor, prev: Tensor, batch: ForwardBatch, step: int
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """One token further: the drafter's logits [N, V] with the request rows and indices of the tokens to sample, as
+        SamplingState takes them, and the drafter's state."""
         hidden, prev = self.drafter(ids, prev, batch.positions, batch)
         logits, columns = self.drafter.candidates(hidden)
         if columns is not None:  # the other tokens are out of the question
             all_tokens = logits.new_full((len(logits), self.runner.config.vocab_size), -torch.inf)
             logits = all_tokens.scatter_(1, columns, logits)
-        sampled_index = batch.seq_lens + 1 + step
-        return self.runner.sampling.preferences(logits, batch.req_pool_indices, sampled_index, flags)[0], prev
+        return (logits, batch.req_pool_indices, batch.seq_lens + 1 + step), prev
 
     def _draft_batch(self, rows: Tensor, before: Tensor, before_cpu: list[int]) -> ForwardBatch:
         """Decode rows that see the tokens with KV and write nothing."""
-        ones = torch.ones_like(rows)
-        batch = self.runner.make_batch(
-            input_ids=rows,  # unused: the drafter gets its tokens step by step
-            positions=self._positions(before + self.settings.position_offset),
-            req_pool_indices=rows,
-            seq_lens=before,
-            extend_seq_lens=ones,
-            extend_prefix_lens=before - 1,
-            extend_start_loc=torch.arange(len(before_cpu), device=rows.device),
-            out_cache_loc=rows,
-            out_cache_loc_swa=rows,
-            num_extends=0,
-            seq_lens_cpu=before_cpu,
-            extend_seq_lens_cpu=[1] * len(before_cpu),
-        )
+        positions = self._positions(before + self.settings.position_offset)
+        # ids and slots are unused: the drafter gets its tokens step by step
+        batch = self.runner.decode_batch(rows, positions, rows, before, before - 1, before_cpu, (rows, rows))
         self.runner.attn_backend.prepare(batch)
         return batch
 
@@ -197,21 +186,10 @@ class FrozenKVMTP:
         node_rows = rows.repeat_interleave(nodes)
         places = (before[:, None] + torch.arange(nodes, device=rows.device)).flatten()
         runner.note_slots(node_rows, places, full, swa)
-        lengths = (before[:, None] + draft.depths + 1).flatten()
-        batch = runner.make_batch(
-            input_ids=draft.tokens.flatten(),
-            positions=self._positions(lengths - 1),
-            req_pool_indices=node_rows,
-            seq_lens=lengths,
-            extend_seq_lens=torch.ones_like(lengths),
-            extend_prefix_lens=lengths - 1,
-            extend_start_loc=torch.arange(len(before_cpu) * nodes, device=rows.device),
-            out_cache_loc=full,
-            out_cache_loc_swa=swa,
-            num_extends=0,
-            seq_lens_cpu=[n + nodes for n in before_cpu for _ in range(nodes)],
-            extend_seq_lens_cpu=[1] * (len(before_cpu) * nodes),
-            drafts=DraftRows(nodes, draft.paths),
+        lengths, bounds = draft.lengths(before), [n + nodes for n in before_cpu for _ in range(nodes)]
+        prefix, drafts = lengths - 1, DraftRows(nodes, draft.paths)
+        batch = runner.decode_batch(
+            draft.tokens.flatten(), self._positions(prefix), node_rows, lengths, prefix, bounds, (full, swa), drafts
         )
         hidden = runner.forward(batch)
         return Round(draft, hidden, runner.model.compute_logits(hidden))
@@ -219,15 +197,3 @@ class FrozenKVMTP:
     def _positions(self, positions: Tensor) -> Tensor:
         """Drafts may go past the context's end, where no token is accepted; RoPE knows no such place."""
         return positions.clamp(0, self.runner.config.context_len - 1)
-
-    def _logprobs(
-        self, step: StepInput, scaled: Tensor, accepted: Tensor, next_ids: Tensor, launched: LaunchedStep
-    ) -> None:
-        """Of every token that may have been accepted, for the requests that asked."""
-        asked = [i for i, request in enumerate(step.output_logprobs) if request is not None]
-        index, width = self.runner.tensor(asked), next_ids.shape[1]
-        logits = scaled[index[:, None], accepted[index]].flatten(0, 1)
-        wanted = [step.output_logprobs[i] for i in asked for _ in range(width)]
-        top, selected = zip(*wanted, strict=True)
-        pending = token_logprobs(logits, next_ids[index].flatten(), list(top), list(selected))
-        launched.output_logprobs = asked, pending
