@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sglang.srt.configs.model_config import ModelConfig
-from sglang.srt.managers.tp_worker import make_worker
+from sglang.srt.managers.tp_worker import InlineWorker, make_worker
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.resolved_args import ResolvedArgs, resolve
 from sglang.srt.server_args import ServerArgs
@@ -67,3 +67,14 @@ def prompts() -> list[list[int]]:
     shared = rng.choices(range(3, VOCAB), k=37)
     some = [rng.choices(range(3, VOCAB), k=n) for n in (1, 5, 16, 17, 60)]
     return some + [shared, shared + [7, 8], shared[:20] + some[1], shared]
+
+
+class StrictWorker(InlineWorker):
+    """Any wait for the device during a launch is an error."""
+
+    def submit(self, step):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return super().submit(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -14,6 +14,7 @@ from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.resolved_args import resolve
 from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cuda_ci
+from sglang.test.engine_harness import StrictWorker
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_models import VOCAB, make_tiny_gemma4
 
@@ -65,17 +66,6 @@ def test_graph_equals_eager(runner: ModelRunner, batch: int):
     assert torch.isfinite(eager).all() and torch.equal(eager, replayed)
     now = [t for pool in (runner.kv_pool.full, runner.kv_pool.swa) for kv in pool.buffers.values() for t in kv]
     assert all(torch.equal(a[1:], b[1:]) for a, b in zip(cached, now, strict=True))  # slot 0 is padding
-
-
-class StrictWorker(InlineWorker):
-    """Any wait for the device during a launch is an error."""
-
-    def submit(self, step):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return super().submit(step)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 SAMPLING = [

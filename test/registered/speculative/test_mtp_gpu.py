@@ -12,7 +12,7 @@ from sglang.srt.managers.tp_worker import InlineWorker
 from sglang.srt.model_executor.cuda_graph_runner import padded
 from sglang.srt.speculative.frozen_kv_mtp import DRAFT_FLAGS
 from sglang.test.ci.ci_register import register_cuda_ci
-from sglang.test.engine_harness import engine
+from sglang.test.engine_harness import StrictWorker, engine
 from sglang.test.tiny_models import VOCAB, make_tiny_assistant, make_tiny_gemma4
 
 register_cuda_ci(est_time=40, stage="base-b", runner_config="1-gpu-large")
@@ -53,17 +53,6 @@ def test_graph_equals_eager(harness, batch: int, flags):
     eager = rounds.make_round(same, [1] * size, flags).cut(batch)
     for a, b in zip((eager.draft.tokens, eager.hidden, eager.logits), replayed, strict=True):
         assert torch.isfinite(a).all() and torch.equal(a, b)
-
-
-class StrictWorker(InlineWorker):
-    """Any wait for the device during a launch is an error."""
-
-    def submit(self, step):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return super().submit(step)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 SAMPLING = [

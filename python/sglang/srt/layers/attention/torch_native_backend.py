@@ -7,7 +7,9 @@ are gathered: on sliding layers those of earlier positions may have been given b
 their keys: they stand beside each other in the rectangle, and the mask says what each sees.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 
 # Bounds a prefill mask to QUERY_BLOCK x (keys), and a sliding layer's work to QUERY_BLOCK + W keys a query.
 QUERY_BLOCK = 1024
+
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,22 @@ class _Plan:
     decode: _Decode | None
 
 
-class TorchNativeBackend(AttentionBackend):
-    """Holds the plans of the step that prepare() announced, by window."""
+class PlanningBackend(AttentionBackend, Generic[Plan]):
+    """A backend in torch: a step's work is planned by the first layer of each window and shared by the others."""
 
     def __init__(self) -> None:
-        self._plans: dict[int | None, _Plan] = {}
+        self._plans: dict[int | None, Plan] = {}
+
+    @abstractmethod
+    def plan(self, batch: ForwardBatch, table: Tensor, window: int | None) -> Plan:
+        """The step's work for layers with this window, whose slots are in `table`."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Plan, scale: float) -> Tensor:
+        """q [T, Hq, D] -> [T, Hq, D]."""
 
     def prepare(self, batch: ForwardBatch) -> None:
-        """Forget the last step's plans. Making one reads lengths from the host's copies, so it never waits."""
+        """Forget the last step's plans."""
         self._plans.clear()
 
     def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
@@ -64,17 +77,26 @@ class TorchNativeBackend(AttentionBackend):
         if k is not None:
             batch.kv_pool.set_kv(layer.kv_layer, batch.out_cache_loc_swa if sliding else batch.out_cache_loc, k, v)
         if window not in self._plans:
-            self._plans[window] = _plan(batch, batch.req_to_token_swa if sliding else batch.req_to_token, window)
-        plan = self._plans[window]
-        k_cache, v_cache = batch.kv_pool.get_kv(layer.kv_layer)
+            self._plans[window] = self.plan(batch, batch.req_to_token_swa if sliding else batch.req_to_token, window)
+        return self.attend(q, *batch.kv_pool.get_kv(layer.kv_layer), self._plans[window], layer.scale).flatten(1)
+
+
+class TorchNativeBackend(PlanningBackend[_Plan]):
+    """The reference: torch's kernel over rectangles of queries by keys."""
+
+    def plan(self, batch: ForwardBatch, table: Tensor, window: int | None) -> _Plan:
+        """Reads lengths from the host's copies, so it never waits."""
+        return _plan(batch, table, window)
+
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: _Plan, scale: float) -> Tensor:
         if plan.decode is not None and not plan.prefills:
-            return _decode(q, k_cache, v_cache, plan.decode, layer.scale).flatten(1)
+            return _decode(q, k_cache, v_cache, plan.decode, scale)
         out = torch.empty_like(q)
         for item in plan.prefills:
-            out[item.start : item.end] = _prefill(q[item.start : item.end], k_cache, v_cache, item, layer.scale)
+            out[item.start : item.end] = _prefill(q[item.start : item.end], k_cache, v_cache, item, scale)
         if plan.decode is not None:
-            out[plan.decode.first :] = _decode(q[plan.decode.first :], k_cache, v_cache, plan.decode, layer.scale)
-        return out.flatten(1)
+            out[plan.decode.first :] = _decode(q[plan.decode.first :], k_cache, v_cache, plan.decode, scale)
+        return out
 
 
 def _plan(batch: ForwardBatch, table: Tensor, window: int | None) -> _Plan:

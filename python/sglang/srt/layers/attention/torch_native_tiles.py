@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sglang.srt.batch_invariant_ops.agreement import agreeing_sizes, next_size, zero_sums
-from sglang.srt.layers.attention.base import Attention, AttentionBackend
+from sglang.srt.layers.attention.torch_native_backend import PlanningBackend
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 
 TILE = 32  # positions
@@ -67,43 +67,31 @@ class _Plan:
     decodes: list[_Decodes]
 
 
-class TorchNativeTilesBackend(AttentionBackend):
-    """Holds the plans of the step that prepare() announced, by window.
-
-    Raises ValueError where attention over heads of the sizes `head_dims` can't keep rows apart on this machine.
-    """
+class TorchNativeTilesBackend(PlanningBackend[_Plan]):
+    """Raises ValueError where attention over heads of the sizes `head_dims` can't keep rows apart on this machine."""
 
     def __init__(self, head_dims: Iterable[int] = ()) -> None:
+        super().__init__()
         for dim in head_dims:
             row_sizes(dim, dim)
-        self._plans: dict[int | None, _Plan] = {}
 
-    def prepare(self, batch: ForwardBatch) -> None:
-        """Forget the last step's plans."""
-        self._plans.clear()
+    def plan(self, batch: ForwardBatch, table: Tensor, window: int | None) -> _Plan:
+        return _plan(batch, table, window)
 
-    def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
-        """See Attention.forward."""
-        sliding, window = batch.kv_pool.is_sliding(layer.kv_layer), layer.sliding_window
-        if k is not None:
-            batch.kv_pool.set_kv(layer.kv_layer, batch.out_cache_loc_swa if sliding else batch.out_cache_loc, k, v)
-        if window not in self._plans:
-            self._plans[window] = _plan(batch, batch.req_to_token_swa if sliding else batch.req_to_token, window)
-        plan = self._plans[window]
-        k_cache, v_cache = batch.kv_pool.get_kv(layer.kv_layer)
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: _Plan, scale: float) -> Tensor:
         out = torch.empty_like(q)
         for item in plan.prefills:
             keys, values = (cache.index_select(0, item.slots).float().transpose(0, 1) for cache in (k_cache, v_cache))
             for chunk in item.chunks:
                 mine = slice(chunk.start, chunk.end)
                 seen = slice(chunk.first, chunk.last)
-                out[mine] = _attend_chunk(q[mine], keys[:, seen], values[:, seen], chunk.mask, layer.scale)
+                out[mine] = _attend_chunk(q[mine], keys[:, seen], values[:, seen], chunk.mask, scale)
         for item in plan.decodes:
             size = max(1, MAX_ELEMENTS // (item.slots.shape[1] * k_cache[0].numel()))
             parts = (part.split(size) for part in (item.rows, item.slots, item.mask))
             for rows, slots, mask in zip(*parts, strict=True):
-                out[rows] = _attend_decodes(q[rows], k_cache, v_cache, slots, mask, layer.scale)
-        return out.flatten(1)
+                out[rows] = _attend_decodes(q[rows], k_cache, v_cache, slots, mask, scale)
+        return out
 
 
 def rectangle(position: int, window: int | None) -> tuple[int, int]:
