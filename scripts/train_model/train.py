@@ -93,17 +93,51 @@ def save(path: Path, step: int, model, opts) -> None:
     path.with_suffix(".new").replace(path)
 
 
+def resume(path: Path, model, opts, device: str) -> int:
+    """The step to go on from, with model and optimizers as they were; 0 without a checkpoint."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device)
+    model.load_state_dict(state["model"])
+    for o, s in zip(opts, state["optimizers"], strict=True):
+        o.load_state_dict(s)
+    print(f"resumed at step {state['step']}")
+    return state["step"]
+
+
+def set_rates(opts, base_rates: list[list[float]], factor: float) -> None:
+    """The learning rate of every parameter group of every optimizer."""
+    for o, rates in zip(opts, base_rates, strict=True):
+        for group, lr in zip(o.param_groups, rates, strict=True):
+            group["lr"] = lr * factor
+
+
+def add_schedule_flags(parser: argparse.ArgumentParser, decay_from: float, rows: int) -> None:
+    """What the trainings of model and drafter share: length, rates, rows, data and log."""
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument(
+        "--max-seconds", type=float, default=3600, help="the schedule ends here if the steps do not end it before"
+    )
+    parser.add_argument(
+        "--decay-from", type=float, default=decay_from, help="part of the run after which the learning rate falls"
+    )
+    parser.add_argument("--lr-scale", type=float, default=1.0)
+    parser.add_argument("--rows", type=int, default=rows, help="rows a step")
+    parser.add_argument("--length", type=int, default=896, help="tokens a row")
+    parser.add_argument("--chat-share", type=float, default=0.8, help="share of documents in chat form")
+    parser.add_argument("--shots", type=int, default=6, help="most worked examples before a completion")
+    parser.add_argument("--gsm-symbolic", type=Path, help="JSONL of gsm_symbolic problems to mix in")
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--save-every", type=int, default=0)
+
+
 def train(args, model, device: str) -> None:
     opts = optimizers(model, device)
     base_rates = [[g["lr"] * args.lr_scale for g in o.param_groups] for o in opts]
-    checkpoint, first = args.out / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device)
-        model.load_state_dict(state["model"])
-        for o, s in zip(opts, state["optimizers"], strict=True):
-            o.load_state_dict(s)
-        first = state["step"]
-        print(f"resumed at step {first}")
+    checkpoint = args.out / "checkpoint.pt"
+    first = resume(checkpoint, model, opts, device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     fast = FastForward(model, CONFIG, dtype, compile=device == "cuda")
     loader = Loader(
@@ -118,9 +152,7 @@ def train(args, model, device: str) -> None:
         if done >= 1:
             break
         factor = rate(done, args.decay_from)
-        for o, rates in zip(opts, base_rates, strict=True):
-            for group, lr in zip(o.param_groups, rates, strict=True):
-                group["lr"] = lr * factor
+        set_rates(opts, base_rates, factor)
         refill(blocks, loader, args.rows)
         loss, answer_loss, balance = fast.loss(*batch_of(blocks, args.rows, device))
         (loss + BALANCE_WEIGHT * balance).backward()
@@ -158,23 +190,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--tokenizer", type=Path, default=ASSETS, help="folder made by make_tokenizer.py")
     parser.add_argument("--init-from", type=Path, help="start from this exported model's weights")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument(
-        "--max-seconds", type=float, default=3600, help="the schedule ends here if the steps do not end it before"
-    )
-    parser.add_argument(
-        "--decay-from", type=float, default=0.5, help="part of the run after which the learning rate falls"
-    )
-    parser.add_argument("--lr-scale", type=float, default=1.0)
-    parser.add_argument("--rows", type=int, default=144, help="rows a step")
-    parser.add_argument("--length", type=int, default=896, help="tokens a row")
-    parser.add_argument("--chat-share", type=float, default=0.8, help="share of documents in chat form")
-    parser.add_argument("--shots", type=int, default=6, help="most worked examples before a completion")
-    parser.add_argument("--gsm-symbolic", type=Path, help="JSONL of gsm_symbolic problems to mix in")
-    parser.add_argument("--workers", type=int, default=14)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-every", type=int, default=20)
-    parser.add_argument("--save-every", type=int, default=0)
+    add_schedule_flags(parser, decay_from=0.5, rows=144)
     parser.add_argument("--eval-limit", type=int, default=500)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from model_config import DRAFTER_CONFIG
 from muon import Muon
 from torch import Tensor, nn
 from tqdm import tqdm
-from train import ASSETS, batch_of, rate, refill, save
+from train import ASSETS, add_schedule_flags, batch_of, rate, refill, resume, save, set_rates
 from transformers import AutoConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM
 
 POSITION_RULES = ("n", "n-1")
@@ -112,14 +112,8 @@ def draft_loss(
 def train(args, drafter, target: FastForward, device: str) -> None:
     opts = optimizers(drafter, device)
     base_rates = [[g["lr"] * args.lr_scale for g in o.param_groups] for o in opts]
-    checkpoint, first = args.out / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device)
-        drafter.load_state_dict(state["model"])
-        for o, s in zip(opts, state["optimizers"], strict=True):
-            o.load_state_dict(s)
-        first = state["step"]
-        print(f"resumed at step {first}")
+    checkpoint = args.out / "checkpoint.pt"
+    first = resume(checkpoint, drafter, opts, device)
     draft = DraftForward(drafter, target, compile=device == "cuda")
     loader = Loader(
         args.workers, args.target, args.seed + first, args.length, args.chat_share, args.shots, args.gsm_symbolic
@@ -132,9 +126,7 @@ def train(args, drafter, target: FastForward, device: str) -> None:
         if done >= 1:
             break
         factor = rate(done, args.decay_from)
-        for o, rates in zip(opts, base_rates, strict=True):
-            for group, lr in zip(o.param_groups, rates, strict=True):
-                group["lr"] = lr * factor
+        set_rates(opts, base_rates, factor)
         refill(blocks, loader, args.rows)
         ids, doc, targets, weights = batch_of(blocks, args.rows, device)
         at = choose_rounds(doc, weights, args.rounds)
@@ -178,28 +170,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument("--target", type=Path, default=ASSETS, help="folder of the model that verifies")
     parser.add_argument("--init-from", type=Path, help="start from this exported drafter's weights")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument(
-        "--max-seconds", type=float, default=3600, help="the schedule ends here if the steps do not end it before"
-    )
-    parser.add_argument(
-        "--decay-from", type=float, default=0.4, help="part of the run after which the learning rate falls"
-    )
-    parser.add_argument("--lr-scale", type=float, default=1.0)
-    parser.add_argument("--rows", type=int, default=32, help="rows a step")
-    parser.add_argument("--length", type=int, default=896, help="tokens a row")
+    add_schedule_flags(parser, decay_from=0.4, rows=32)
     parser.add_argument("--rounds", type=int, default=256, help="rounds a row")
     parser.add_argument("--steps-a-round", type=int, default=5)
     parser.add_argument("--position-rule", choices=POSITION_RULES, default="n", help="position of a round's queries")
-    parser.add_argument("--chat-share", type=float, default=0.8, help="share of documents in chat form")
-    parser.add_argument("--shots", type=int, default=6, help="most worked examples before a completion")
-    parser.add_argument("--gsm-symbolic", type=Path, help="JSONL of gsm_symbolic problems to mix in")
-    parser.add_argument("--workers", type=int, default=14)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the products")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
-    parser.add_argument("--log-every", type=int, default=20)
-    parser.add_argument("--save-every", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch._dynamo.config.recompile_limit = 64

@@ -1,5 +1,6 @@
 """A Scheduler on a fake worker, fed and read by hand: no processes, sockets or model."""
 
+import random
 from dataclasses import dataclass, field
 
 from sglang.srt.managers.io_struct import BatchTokenOutput, Logprobs, Message, TokenizedGenerateReq, TokenOutput
@@ -107,3 +108,22 @@ class Harness:
                 return
             self.step()
         raise AssertionError(f"not idle after {limit} steps: {self.kv.usage()}")
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return random.Random(f"{length}/{seed}").choices(range(VOCAB - 1), k=length)
+
+
+def feed_sharing_requests(h: Harness, rng: random.Random) -> dict[str, tuple[list[int], int]]:
+    """60 requests, most of which begin with the same tokens, come while others run, and all are served. Prompt and
+    output length of each."""
+    shared = prompt_of(40, seed=9)
+    wanted = {}
+    for i in range(60):
+        prompt = shared[: rng.randrange(0, 41)] + prompt_of(rng.randrange(1, 30), seed=i)
+        wanted[f"r{i}"] = (prompt, rng.randrange(1, 50))
+        h.add(f"r{i}", *wanted[f"r{i}"])
+        for _ in range(rng.randrange(0, 4)):
+            h.step()
+    h.run()
+    return wanted

@@ -8,13 +8,9 @@ import pytest
 from sglang.srt.managers.io_struct import AbortReq, InternalStateReq, StopReq
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import expected_output
-from sglang.test.scheduler_harness import VOCAB, Harness
+from sglang.test.scheduler_harness import VOCAB, Harness, feed_sharing_requests, prompt_of
 
 register_cpu_ci(est_time=10, suite="base-a-test-cpu")
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    return random.Random(f"{length}/{seed}").choices(range(VOCAB - 1), k=length)
 
 
 def make(**settings) -> Harness:
@@ -51,15 +47,7 @@ def test_many_requests_under_pressure(window: int | None, policy: str):
         full_size=150, swa_size=max(110, 2 * (window or 0) + 70), window=window, rows=6, chunk=12, policy=policy,
         conservativeness=0.5,
     )  # fmt: skip
-    shared = prompt_of(40, seed=9)
-    wanted = {}
-    for i in range(60):
-        prompt = shared[: rng.randrange(0, 41)] + prompt_of(rng.randrange(1, 30), seed=i)
-        wanted[f"r{i}"] = (prompt, rng.randrange(1, 50))
-        h.add(f"r{i}", *wanted[f"r{i}"])
-        for _ in range(rng.randrange(0, 4)):
-            h.step()
-    h.run()
+    wanted = feed_sharing_requests(h, rng)
     for rid, (prompt, count) in wanted.items():
         check(h, rid, prompt, count)
     assert h.scheduler.stats.retractions > 0, "the test is meant to run out of slots"
