@@ -13,7 +13,7 @@ import argparse
 import sys
 
 import study_charts
-from optimizations import ALL_OFF, ALL_ON, OPTIMIZATIONS, all_off
+from optimizations import ALL_OFF, ALL_ON, OPTIMIZATIONS, switched_off
 from serving_runs import Commands, Setting
 from study import Step, interleave
 from study_cli import make_parser, parse, rate_workload, run_study
@@ -28,7 +28,7 @@ BATCH_OUTPUT = 64  # tokens of each request of a static batch: enough decode ste
 
 def all_settings() -> list[Setting]:
     singles = [Setting(without(optimization), optimization.env) for optimization in OPTIMIZATIONS]
-    return [Setting(ALL_ON), *singles, Setting(ALL_OFF, all_off())]
+    return [Setting(ALL_ON), *singles, Setting(ALL_OFF, switched_off(OPTIMIZATIONS))]
 
 
 def make_arguments() -> argparse.ArgumentParser:

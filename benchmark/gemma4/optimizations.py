@@ -64,9 +64,10 @@ OPTIMIZATIONS = [
         case="26 tokens",
     ),
 ]
-ALL_ON, ALL_OFF = "all on", "all off"
+PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
+ALL_ON, ALL_OFF, PULL_REQUEST_OFF = "all on", "all off", "PR's three off"
 
 
-def all_off() -> dict[str, str]:
-    """The environment that switches every optimization off."""
-    return {name: value for optimization in OPTIMIZATIONS for name, value in optimization.env.items()}
+def switched_off(optimizations: list[Optimization]) -> dict[str, str]:
+    """The environment that switches them off."""
+    return {name: value for optimization in optimizations for name, value in optimization.env.items()}

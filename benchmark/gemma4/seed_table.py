@@ -1,6 +1,6 @@
 """PR #26588's own experiment for two settings side by side: 80 prompts of 1024 tokens, 256 out, 8 a second, 64 at once.
 
-    python benchmark/gemma4/seed_table.py                                     # its optimizations off (A) and on (B)
+    python benchmark/gemma4/seed_table.py                                     # what it kept off (A) and on (B)
     python benchmark/gemma4/seed_table.py --a "off: SGLANG_DISABLE_MOE_CONFIGS=1" --b "on:" -- --cuda-graph-max-bs 64
     python benchmark/gemma4/seed_table.py --a-path ../before --b-path .       # two checkouts
 
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import study_charts
-from optimizations import ALL_OFF, ALL_ON, all_off
+from optimizations import ALL_ON, PULL_REQUEST, PULL_REQUEST_OFF, switched_off
 from serving_runs import Commands, Setting
 from study import interleave
 from study_cli import make_parser, package_of, parse, parse_setting, rate_workload, run_study
@@ -27,8 +27,8 @@ NAME = "seed_table"
 def make_arguments() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, NAME)
     form = "'[name:] [ENV=value ...] [--flag value ...]'"
-    parser.add_argument("--a", metavar="SET", help=f"the first setting, {form} (all optimizations off)")
-    parser.add_argument("--b", metavar="SET", help="the second (all optimizations on)")
+    parser.add_argument("--a", metavar="SET", help=f"the first setting, {form} (what the pull request kept off)")
+    parser.add_argument("--b", metavar="SET", help="the second (everything on)")
     parser.add_argument("--a-path", type=Path, metavar="DIR", help="checkout or installation that A runs")
     parser.add_argument("--b-path", type=Path, metavar="DIR", help="the same for B")
     parser.add_argument("--keep-alive", action="store_true", help="both servers alive at once, where memory allows")
@@ -46,7 +46,7 @@ def two_settings(args: argparse.Namespace) -> tuple[Setting, Setting]:
     elif args.a_path:
         a, b = Setting("A"), Setting("B")
     else:
-        a, b = Setting(ALL_OFF, all_off()), Setting(ALL_ON)
+        a, b = Setting(PULL_REQUEST_OFF, switched_off(PULL_REQUEST)), Setting(ALL_ON)
     if a.name == b.name:
         raise ValueError(f"both settings are called '{a.name}'")
     if args.a_path:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from optimizations import ALL_OFF, ALL_ON, OPTIMIZATIONS, Optimization
+from optimizations import ALL_OFF, ALL_ON, OPTIMIZATIONS, PULL_REQUEST_OFF, Optimization
 from workloads import OneBatch, Serving, as_json
 
 NONE = "–"
@@ -125,7 +125,7 @@ def seed_tables(records: list[dict], a: str, b: str) -> list[str]:
     """The pull request's table for the two settings, then every figure with the ratio of paired repeats. Where both
     are the pull request's, what it says of itself stands beside."""
     workload = records[0]["workload"]["name"]
-    is_the_same = (a, b) == (ALL_OFF, ALL_ON) and records[0]["workload"] == PULL_REQUEST.workload
+    is_the_same = (a, b) == (PULL_REQUEST_OFF, ALL_ON) and records[0]["workload"] == PULL_REQUEST.workload
     published = PULL_REQUEST if is_the_same else None
     figures = {figure.title: figure for figure in serving_figures(workload)}
     rows = []

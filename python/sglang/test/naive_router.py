@@ -16,7 +16,8 @@ def folded_norm(h: Tensor, scale: Tensor, root: float, eps: float) -> Tensor:
 
 
 def topk_before_softmax(logits: Tensor, k: int, expert_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """In place of topk_softmax: ties as torch.topk has them, and weights rounded to the logits' dtype twice."""
-    top, ids = torch.topk(logits, k, dim=-1)
+    """In place of topk_softmax: among ties the last expert, and weights rounded to the logits' dtype twice."""
+    top, places = torch.sort(logits.flip(-1), dim=-1, descending=True, stable=True)
+    top, ids = top[:, :k], logits.shape[-1] - 1 - places[:, :k]
     weights = torch.softmax(top, dim=-1, dtype=torch.float32).to(logits.dtype)
     return (weights * expert_scale[ids].to(logits.dtype)).float(), ids

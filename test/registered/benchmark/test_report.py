@@ -82,7 +82,7 @@ def test_without_results_the_page_says_so(site):
 
 
 def test_records_become_tables_with_their_own_facts(site, capsys):
-    site.add("h200/records.jsonl", [record("all off"), record("all on"), record("all off", 1), record("all on", 1)])
+    site.add("h200/records.jsonl", [record("PR's three off"), record("all on"), record("PR's three off", 1), record("all on", 1)])
     assert site.run("--no-chart") == 0
     text = site.text()
     assert "### Two settings under the pull request's workload: NVIDIA H200" in text
@@ -93,7 +93,7 @@ def test_records_become_tables_with_their_own_facts(site, capsys):
     assert "| median TPOT ms | 20.5 | 16.62 | 12 | 14.0, then 13.0 | 15.00 |" in text
     assert "No runs" not in text and not (site.page.parent / "img").exists()
     assert site.run("--check") == 0
-    site.add("h200/records.jsonl", [record("all off"), record("all on", result={"median_tpot_ms": 12.5})])
+    site.add("h200/records.jsonl", [record("PR's three off"), record("all on", result={"median_tpot_ms": 12.5})])
     assert site.run("--check") == 1
     assert "is out of date: run python benchmark/report.py" in capsys.readouterr().err
     assert site.run("--no-chart") == 0 and "| 12.50 |" in site.text()
@@ -102,7 +102,7 @@ def test_records_become_tables_with_their_own_facts(site, capsys):
 
 def test_an_ablation_and_an_unpaired_setting_are_shown(site):
     site.add("a.jsonl", [record("all on", study="ablation"), record("without tuned expert tiles", study="ablation")])
-    site.add("b.jsonl", [record("all off")])
+    site.add("b.jsonl", [record("PR's three off")])
     assert site.run("--no-chart") == 0
     assert "### What each optimization is worth: NVIDIA H200" in site.text()
     assert "| rate 8, up to 64 at once: median TPOT ms | 15.00 | 1.000 |" in site.text()
@@ -112,7 +112,7 @@ def test_an_ablation_and_an_unpaired_setting_are_shown(site):
 def test_only_the_plain_server_counts_as_ours():
     rate = ("median TPOT ms", "8 a second, 64 at once")
     assert read(*rate, [record()]) == {"NVIDIA H200": 15.0}
-    assert read(*rate, [record("all off")]) == {}
+    assert read(*rate, [record("PR's three off")]) == {}
     assert read(*rate, [record(flags=["--attention-backend", "torch_native"])]) == {}
     assert read(*rate, [record(server_flags=["--model-path", "other"])]) == {}
     assert read(*rate, [record(workload={"num_prompts": 79})]) == {}

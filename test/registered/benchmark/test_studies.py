@@ -19,7 +19,7 @@ import seed_table
 import serving_runs
 import study
 import study_charts
-from optimizations import OPTIMIZATIONS, Optimization, all_off
+from optimizations import OPTIMIZATIONS, PULL_REQUEST, Optimization, switched_off
 from serving_runs import Commands, Setting
 from study import Step, interleave
 from study_cli import parse_setting
@@ -203,7 +203,7 @@ def test_seed_table_runs_both_and_writes_records_table_and_chart(fake, capsys):
 def test_the_default_sets_are_the_pull_requests(fake):
     assert fake(seed_table.main, "--repeats", "1", "--warmup-prompts", "0", "--no-chart") == 0
     off, on = fake.records()
-    assert (off["set"]["name"], off["set"]["env"]) == ("all off", all_off())
+    assert (off["set"]["name"], off["set"]["env"]) == ("PR's three off", switched_off(PULL_REQUEST))
     assert (on["set"]["name"], on["set"]["env"]) == ("all on", {})
     assert "PR #26588, patched, its own figures | 1671 | 74.04 | 16.62 | 4339" in (fake.out / "table.md").read_text()
     assert not (fake.out / "chart.png").exists()
@@ -364,7 +364,7 @@ def test_ablation_switches_off_one_at_a_time(fake):
         ["cold_start"] + ["serving"] * 3 * sets + ["one_batch"] * sets + ["kernel"] * len(OPTIMIZATIONS)
     )
     serving = [r for r in records if r["workload"]["kind"] == "serving"][::3]
-    assert [r["set"]["env"] for r in serving] == [{}, *(o.env for o in OPTIMIZATIONS), all_off()]
+    assert [r["set"]["env"] for r in serving] == [{}, *(o.env for o in OPTIMIZATIONS), switched_off(OPTIMIZATIONS)]
     assert [run[2:] for run in fake.log("run")[:3]] == [["80", "8.0", "64"], ["4", "inf", "1"], ["12", "inf", "4"]]
     text = (fake.out / "table.md").read_text()
     for row in ("rate 8, up to 64 at once: median TPOT ms", "concurrency 4: output tok/s", "cold start: ready after s"):

@@ -27,6 +27,7 @@ register_cuda_ci(est_time=300, stage="base-b", runner_config="1-gpu-large")
 torch.set_num_threads(1)
 COUNT, NEW_TOKENS = (64, 64) if DEVICE == "cuda" else (16, 12)
 WINDOW, LONGEST = 128, 400  # tokens: of the shipped model's sliding layers, of a prompt
+CRAMPED = WINDOW + NEW_TOKENS + 10  # tokens: one request of up to a window fits, two do not
 
 SAMPLING = [
     {"top_k": 1},
@@ -59,7 +60,7 @@ SETTINGS = {
     "small_chunks": Setting(harness={"chunk": 16, "rows": 24}),
     "no_overlap": Setting(harness={"overlap": False, "chunk": 100}),
     "unmixed": Setting(harness={"mixed": False, "chunk": 64}),
-    "pressure": Setting(harness={"full_size": 160, "max_len": 150, "conservativeness": 0.05}, longest=WINDOW),
+    "pressure": Setting(harness={"full_size": CRAMPED + 10, "max_len": CRAMPED, "conservativeness": 0.05}, longest=WINDOW),
     "line_of_drafts": Setting(drafting(5, 1, 6), rounds=2),
     "tree_of_drafts": Setting(drafting(5, 3, 12), rounds=2),
 }

@@ -96,6 +96,7 @@ def teach(h: Harness, answers: dict[str, tuple[list[int], list[int]]], sure: flo
         tokens = prompt + output
         told |= {(tokens[i - 1], i): tokens[i] for i in range(1, len(tokens))}
     speculation_of(h).drafter = Hearsay(told, sure)
+    speculation_of(h).graphs.clear()  # they hold the drafter that was there
 
 
 def speculation_of(h: Harness):

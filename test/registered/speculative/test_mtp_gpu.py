@@ -35,6 +35,20 @@ def harness(request, tmp_path_factory):
     )
 
 
+def cached(runner, lengths) -> None:
+    """Request rows 1, 2, .. have so many tokens with K and V, a newest token and a hidden state, all at random."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    for pool in (runner.kv_pool.full, runner.kv_pool.swa):
+        for keys_and_values in pool.buffers.values():
+            for t in keys_and_values:
+                t.normal_(generator=generator)
+    for i, length in enumerate(lengths.tolist()):
+        slots = 100 + 40 * i + torch.arange(length, device="cuda")
+        runner.note_slots(torch.full_like(slots, i + 1), torch.arange(length, device="cuda"), slots, slots)
+    runner.last_tokens.random_(3, VOCAB, generator=generator)
+    runner.speculation.hidden.normal_(generator=generator)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("flags", [DRAFT_FLAGS & 0, DRAFT_FLAGS])
 @pytest.mark.parametrize("batch", [1, 3, ROWS])
@@ -42,7 +56,8 @@ def test_graph_equals_eager(harness, batch: int, flags):
     runner = harness.worker.runner
     rounds, nodes = runner.speculation, runner.speculation.settings.num_draft_tokens
     rows, before = np.arange(1, batch + 1), np.arange(batch) * 3 + 1
-    slots = 100 + np.arange(batch * nodes).reshape(nodes, batch)
+    cached(runner, before)
+    slots = 600 + np.arange(batch * nodes).reshape(nodes, batch)
     inputs = np.concatenate([rows[None], before[None], slots, slots])
     graphs = rounds.graphs[flags]
     _, replayed = graphs.run(inputs)

@@ -239,7 +239,7 @@ def test_decode_rows_on_paths_of_a_tree(window, splits):
     for node in range(1, len(parents)):
         paths.append([*paths[parents[node]], node])
     nodes, longest = len(parents), max(map(len, paths))
-    rows, window = grown([(30, nodes), (1, nodes), (17, nodes)], window)
+    rows, window = [(n * GROW, nodes) for n in (30, 1, 17)], window and window * GROW
     case = make_case(rows, (4, 2, 32, 32), torch.float32, window)
     flat = [(request, n, path) for request, (n, _) in enumerate(case.rows) for path in paths]
     table, own = case.table, torch.zeros(len(flat), case.table.shape[1], dtype=torch.int32, device=DEVICE)
