@@ -10,16 +10,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sglang.srt.batch_invariant_ops import batch_invariant, linear, matmul
+from sglang.srt.batch_invariant_ops import batch_invariant, linear, matmul, prepare
 from sglang.srt.batch_invariant_ops.agreement import zero_sums
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
+linear_module = sys.modules["sglang.srt.batch_invariant_ops.linear"]
 ON_GPU = DEVICE == "cuda"
 on_gpu = pytest.mark.skipif(not ON_GPU, reason="tensor cores have no interpreter")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+ROWS_AND_COLUMNS = [
+    (1, 2816), (16, 4224), (17, 8192), (32, 9216), (33, 4224), (64, 8192), (65, 2816), (128, 8192), (256, 2816),
+    (256, 8192), (257, 128),
+]  # fmt: skip
 # [N, K]; on a GPU those of Gemma 4 26B-A4B: qkv of sliding and full layers, o, MLP, router, head
 SHAPES = (
     [(8192, 2816), (9216, 2816), (2816, 4096), (2816, 8192), (4224, 2816), (2816, 2112), (128, 2816), (262_144, 2816)]
@@ -77,22 +82,57 @@ def test_rows_keep_their_bits(shape, dtype):
 
 
 @on_gpu
-@pytest.mark.parametrize("name", ["TILES", "WGMMA"])
-def test_tiles_agree(name):
-    """WGMMA failing says only that it must stay out of TILES; then mark it xfail with the card's name."""
-    x, weight = (t.to(DEVICE) for t in zero_sums(256, 2816, 2816, torch.bfloat16))
-    tiles = matmul.TILES.values() if name == "TILES" else [matmul.WGMMA]
+@pytest.mark.parametrize("depth", [2112, 2816, 4096, 8192])
+def test_tiles_agree(depth):
+    """Hopper's too where the trial at start says so; on other GPUs they are not used."""
+    x, weight = zero_sums(300, 2816, depth, torch.bfloat16, DEVICE)
+    tiles = {*matmul.TILES.values(), *(matmul.HOPPER.values() if matmul.instructions_agree(0) else ())}
     want = matmul.matmul(x, weight, tile=matmul.TILES[True, False])
     assert want.abs().max() > 0
     for tile in tiles:
         assert torch.equal(matmul.matmul(x, weight, tile=tile), want), tile
 
 
+@on_gpu
+def test_the_trial_sees_a_tile_that_adds_in_another_order(monkeypatch):
+    """float32 accumulators of an order of their own: the depth in two halves."""
+
+    def product(x, weight, bias=None, tile=None):
+        if tile == matmul.HOPPER[None, None]:
+            halves = zip(x.float().chunk(2, 1), weight.float().chunk(2, 1), strict=True)
+            return sum(a @ b.T for a, b in halves).to(x.dtype)
+        return honest(x, weight, bias, tile)
+
+    honest = matmul.matmul
+    monkeypatch.setattr(matmul, "matmul", product)
+    if torch.cuda.get_device_capability()[0] == 9:
+        assert not matmul.instructions_agree.__wrapped__(0)
+
+
+@on_gpu
+@pytest.mark.parametrize("shape", [(2816, 2112), (8192, 2816), (128, 2816)])
+def test_many_rows_through_torch_have_the_kernels_bits(shape):
+    """Whatever sizes the trial found; rows on both sides of each limit."""
+    x, weight = zero_sums(8192 + 300, *shape, torch.bfloat16, DEVICE)
+    want = matmul.matmul(x, weight)
+    with batch_invariant():
+        prepare([weight])
+        assert shape[0] < 1000 or len(linear_module._gpu_sizes[(*shape, weight.dtype, weight.device)]) > 10
+        for rows in (256, 257, 384, 385, 1087, 2048, 2049, 5000, 8192, 8193, len(x)):
+            assert torch.equal(linear(x[:rows], weight), want[:rows]), rows
+            assert torch.equal(linear(x[-rows:], weight), want[-rows:]), rows
+
+
 def test_tiles_by_rows_and_columns():
-    assert matmul.matmul_tile(1, 2816, 2).block_m == matmul.matmul_tile(16, 262_144, 2).block_m == 16
-    assert matmul.matmul_tile(17, 2816, 2).num_warps == 2  # no wgmma
+    assert matmul.matmul_tile(1, 2816, 2, False).block_m == matmul.matmul_tile(16, 262_144, 2, False).block_m == 16
+    assert matmul.matmul_tile(17, 2816, 2, False).num_warps == 2  # no wgmma
     assert {tile.block_k for tile in matmul.TILES.values()} == {matmul.BLOCK_K}
-    assert matmul.matmul_tile(1000, 2816, 4) == matmul.FLOAT32
+    assert matmul.matmul_tile(1000, 2816, 4, True) == matmul.FLOAT32
+    tiles = [matmul.matmul_tile(rows, columns, 2, True) for rows, columns in ROWS_AND_COLUMNS]
+    assert [(t.block_m, t.block_n, t.weight_first) for t in tiles] == [
+        (16, 32, True), (16, 64, True), (32, 32, True), (32, 64, True), (64, 16, False), (64, 32, False),
+        (64, 64, False), (64, 64, False), (64, 64, False), (64, 128, False), (128, 128, False),
+    ]  # fmt: skip
 
 
 def test_can_use_refuses_what_the_kernel_can_not_read():

@@ -1,4 +1,5 @@
-"""The products of batch-invariant mode compile for Ampere, Hopper and Blackwell, and all of them multiply by mma.sync.
+"""The products of batch-invariant mode compile for Ampere, Hopper and Blackwell, and multiply by mma.sync; Hopper's own
+tiles may take wgmma.
 
 Run as its own process: another file's interpreter would stand in for the compiler.
 """
@@ -36,8 +37,15 @@ def test_matmul(arch, key):
     assert "cp.async" in ptx  # loads run ahead of products
 
 
+@pytest.mark.parametrize("tile", set(matmul.HOPPER.values()), ids=str)
+def test_hoppers_tiles(tile):
+    """Those of 64 rows, of x or of the weight, take wgmma, which keeps the tensor cores busy."""
+    ptx = compile_matmul(90, tile, depth=2112)
+    tall = (tile.block_n if tile.weight_first else tile.block_m) >= 64
+    assert ("wgmma" in ptx) == tall and ("mma.sync" in ptx) == (not tall)
+
+
 def test_variants():
-    assert "wgmma" in compile_matmul(90, matmul.WGMMA)
     assert "tf32" not in compile_matmul(90, matmul.FLOAT32, "fp32")
     compile_matmul(90, matmul.TILES[True, False], "fp16", depth=2112)  # with masks over the depth
 

@@ -82,7 +82,10 @@ def test_without_results_the_page_says_so(site):
 
 
 def test_records_become_tables_with_their_own_facts(site, capsys):
-    site.add("h200/records.jsonl", [record("PR's three off"), record("all on"), record("PR's three off", 1), record("all on", 1)])
+    site.add(
+        "h200/records.jsonl",
+        [record("PR's three off"), record("all on"), record("PR's three off", 1), record("all on", 1)],
+    )
     assert site.run("--no-chart") == 0
     text = site.text()
     assert "### Two settings under the pull request's workload: NVIDIA H200" in text

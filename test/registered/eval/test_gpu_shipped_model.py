@@ -90,7 +90,9 @@ def test_layers_are_as_close_to_transformers_as_its_own_rounding():
     config = ModelConfig.load(str(path), None, None, "bfloat16")
     model = load_model(config, "auto", torch.device(DEVICE))
     harness = PagedHarness(model, config, device=DEVICE)
-    harness.backend = TritonBackend(config.kv_layers, config.text.num_heads, 8, config.torch_dtype, DEVICE)
+    harness.backend = TritonBackend(
+        config.kv_layers, config.text.num_heads, 8, config.sliding_window, 4096, config.torch_dtype, DEVICE
+    )
     ours = Streams(model.model.layers, rounded.before)
     harness.step({0: prompt})
     assert len(ours.after) == len(rounded.after) == len(exact.after) == len(model.model.layers)

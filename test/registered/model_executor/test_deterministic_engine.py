@@ -60,7 +60,9 @@ SETTINGS = {
     "small_chunks": Setting(harness={"chunk": 16, "rows": 24}),
     "no_overlap": Setting(harness={"overlap": False, "chunk": 100}),
     "unmixed": Setting(harness={"mixed": False, "chunk": 64}),
-    "pressure": Setting(harness={"full_size": CRAMPED + 10, "max_len": CRAMPED, "conservativeness": 0.05}, longest=WINDOW),
+    "pressure": Setting(
+        harness={"full_size": CRAMPED + 10, "max_len": CRAMPED, "conservativeness": 0.05}, longest=WINDOW
+    ),
     "line_of_drafts": Setting(drafting(5, 1, 6), rounds=2),
     "tree_of_drafts": Setting(drafting(5, 3, 12), rounds=2),
 }

@@ -48,7 +48,7 @@ def record(folder: str, blocked: bool) -> list:
     interpreter.GridExecutor.__call__ = spy
     config = ModelConfig.load(folder, None, None, "float32")
     harness = PagedHarness(load_model(config, "auto", torch.device("cpu")), config)
-    harness.backend = TritonBackend(config.kv_layers, config.text.num_heads, 8, torch.float32, "cpu")
+    harness.backend = TritonBackend(config.kv_layers, config.text.num_heads, 8, None, 64, torch.float32, "cpu")
     harness.step({0: list(range(5, 30)), 1: [7, 8, 9]})
     harness.step({0: [11], 1: [12]})
     for dim in (64, 128, 192, 256):

@@ -38,15 +38,17 @@ def agreeing_sizes(product: Product, rows: Tensor, sizes: tuple[int, ...] = SIZE
     return tuple(size for size in sizes if agrees(size))
 
 
-def zero_sums(rows: int, columns: int, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [rows, depth] and w [columns, depth] on the CPU whose product is exactly zero, but not in any order of adding:
+def zero_sums(
+    rows: int, columns: int, depth: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """x [rows, depth] and w [columns, depth] whose product is exactly zero, but not in any order of adding:
     each term comes once with either sign, at places drawn at random. An odd depth leaves one term over."""
-    generator = torch.Generator().manual_seed(depth)
+    made = {"generator": torch.Generator(device).manual_seed(depth), "device": device}
     half = (depth + 1) // 2
-    x = torch.randn(rows, half, generator=generator)
-    x *= torch.exp2(torch.randint(-3, 4, x.shape, generator=generator).float())
-    w = torch.randn(columns, half, generator=generator)
-    order = torch.randperm(2 * half, generator=generator)[:depth]
+    x = torch.randn(rows, half, **made)
+    x *= torch.exp2(torch.randint(-3, 4, x.shape, **made).float())
+    w = torch.randn(columns, half, **made)
+    order = torch.randperm(2 * half, **made)[:depth]
     return torch.cat((x, x), 1)[:, order].to(dtype), torch.cat((w, -w), 1)[:, order].to(dtype)
 
 

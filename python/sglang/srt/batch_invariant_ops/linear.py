@@ -1,7 +1,9 @@
 """y = x W^T (+ b), each row with bits of its own.
 
 On a CPU rows go through torch in blocks of the sizes that agree (agreement.py); a block that is not full is filled up
-with zeros. A GPU has a kernel (matmul.py). Outside the mode it is torch's own product. Close op.
+with zeros. A GPU has a kernel (matmul.py); many rows go through torch there too, in blocks of the sizes in which they
+come out with the kernel's bits, since its library is a third faster. Outside the mode it is torch's own product. Close
+op.
 """
 
 import functools
@@ -15,7 +17,13 @@ from sglang.srt.batch_invariant_ops import matmul
 from sglang.srt.batch_invariant_ops.agreement import LARGEST, agreeing_sizes, next_size, zero_sums
 from sglang.srt.batch_invariant_ops.mode import enabled
 
-MAX_COLUMNS = 8192  # a wider weight goes through in parts, which bounds what a trial costs
+MAX_COLUMNS = 8192  # on a CPU a wider weight goes through in parts, which bounds what a trial costs
+FEW_ROWS = 256  # on a GPU the kernel takes these: as fast as the library, whose split sums do not agree
+GPU_SIZES = (*range(384, 2049, 128), *range(2560, 8193, 512))
+GPU_COLUMNS = 65536  # wider weights, the head's, see few rows
+
+Weight = tuple[int, int, torch.dtype, torch.device]  # columns, depth
+_gpu_sizes: dict[Weight, tuple[int, ...]] = {}  # what prepare() found
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -23,12 +31,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not enabled():
         return F.linear(x, weight, bias)
     if matmul.can_use(x, weight):
-        return matmul.matmul(x, weight, bias)
+        sizes = _gpu_sizes.get((*weight.shape, weight.dtype, weight.device), ()) if bias is None else ()
+        return _on_gpu(x, weight, sizes) if sizes and len(x) > FEW_ROWS else matmul.matmul(x, weight, bias)
     assert x.device.type == "cpu", f"no batch-invariant product of {x.dtype} with strides {x.stride()} on {x.device}"
     if len(weight) <= MAX_COLUMNS:
         return _in_blocks(x, weight, bias)
     biases = [None] * -(-len(weight) // MAX_COLUMNS) if bias is None else bias.split(MAX_COLUMNS)
     return torch.cat([_in_blocks(x, *part) for part in zip(weight.split(MAX_COLUMNS), biases, strict=True)], dim=1)
+
+
+def _on_gpu(x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    parts = []
+    for rows in x.split(sizes[-1]):
+        size = next_size(len(rows), sizes)
+        if len(rows) <= FEW_ROWS:
+            parts.append(matmul.matmul(rows, weight))
+        elif len(rows) == size:
+            parts.append(F.linear(rows.contiguous(), weight))
+        else:
+            parts.append(F.linear(F.pad(rows, (0, 0, 0, size - len(rows))), weight)[: len(rows)])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,11 +79,26 @@ def block_sizes(columns: int, depth: int, dtype: torch.dtype, has_bias: bool, th
     return sizes
 
 
+def gpu_sizes(columns: int, depth: int, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
+    """Those of GPU_SIZES in which torch's product with a weight [columns, depth] has the kernel's bits in every row."""
+    few, weight = zero_sums(256, columns, depth, dtype, device)
+    repeats = GPU_SIZES[-1] // len(few)
+    x, want = few.repeat(repeats, 1), matmul.matmul(few, weight).repeat(repeats, 1)
+    return tuple(size for size in GPU_SIZES if torch.equal(F.linear(x[:size], weight), want[:size]))
+
+
+@torch.inference_mode()
 def prepare(parameters: Iterable[Tensor]) -> None:
     """Try all sizes that these weights need, so that a machine that can't keep the promise says so at start.
 
-    Matrices, and stacks of them, that are on a CPU; those no product uses cost their trial only.
+    On a CPU matrices and stacks of them, on a GPU matrices; those no product uses cost their trial only.
     """
+    parameters = list(parameters)
+    for p in parameters:
+        if p.is_cuda and p.dim() == 2 and p.shape[0] <= GPU_COLUMNS and p.dtype != torch.float32:
+            key = (*p.shape, p.dtype, p.device)
+            if key not in _gpu_sizes:
+                _gpu_sizes[key] = gpu_sizes(*key)
     shapes = {(*p.shape[-2:], p.dtype) for p in parameters if p.dim() > 1 and p.device.type == "cpu"}
     for columns, depth, dtype in shapes:
         for part in {min(columns, MAX_COLUMNS), columns % MAX_COLUMNS or MAX_COLUMNS}:

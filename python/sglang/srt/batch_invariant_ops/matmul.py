@@ -1,30 +1,38 @@
 """y = x W^T (+ b) on a GPU, each row with bits of its own: one float32 accumulator an element, filled along K in
 ascending order, rounded once. Nothing is split along K, and a row's sum knows neither its neighbours nor its place.
 
-Tiles may differ by the number of rows only where they add in the same order: with one block_k, by one instruction.
-Tiles of 16 rows can but use mma.sync; larger ones would use wgmma on Hopper with four warps or more, whose order is
-another matter. Until that has been measured (test_matmul.py does, on a GPU), two warps keep them to mma.sync. Close op.
+Tiles may differ by the number of rows only where they add in the same order. Those of TILES multiply by mma.sync on
+every GPU. On Hopper, tiles of 64 rows and four warps would take wgmma, whose order within an instruction nobody
+documents; an H100's is the same, for every depth of a tile and for W x^T in place of x W^T. So HOPPER has a tile for
+every number of rows, and is used where a trial at start finds that they all agree (instructions_agree). Close op.
 
 Floor: few rows read the weight once; many are bound by tensor cores.
 """
 
+import functools
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sglang.srt.batch_invariant_ops.agreement import zero_sums
 from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MatmulTile:
-    """One program makes `block_m` rows by `block_n` columns, `block_k` of the depth a step."""
+    """One program makes `block_m` rows by `block_n` columns, `block_k` of the depth a step. `weight_first`: as W x^T,
+    for fewer rows than a wgmma has."""
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    weight_first: bool = False
 
 
 BLOCK_K = 128
@@ -36,13 +44,49 @@ TILES = {  # (few rows, many columns): narrow programs where there are few of th
     (False, False): MatmulTile(64, 64, BLOCK_K, 2, 3),
     (False, True): MatmulTile(64, 64, BLOCK_K, 2, 3),
 }
-WGMMA = MatmulTile(128, 128, BLOCK_K, 8, 3)  # for many rows on Hopper, if it agrees with TILES
+# (up to so many rows, up to so many columns) -> tile, in this order; measured on an H100 (docs/performance.md)
+HOPPER = {
+    (16, 4096): MatmulTile(16, 32, 256, 4, 4, weight_first=True),
+    (16, None): MatmulTile(16, 64, 256, 4, 3, weight_first=True),
+    (32, 8192): MatmulTile(32, 32, 128, 4, 5, weight_first=True),
+    (32, None): MatmulTile(32, 64, 128, 4, 4, weight_first=True),
+    (64, 4608): MatmulTile(64, 16, 128, 4, 5),
+    (64, None): MatmulTile(64, 32, 128, 4, 4),
+    (128, 4608): MatmulTile(64, 64, 128, 4, 4),
+    (256, 4608): MatmulTile(64, 64, 64, 4, 6),
+    (128, None): MatmulTile(64, 64, 64, 4, 6),
+    (256, None): MatmulTile(64, 128, 64, 4, 4),
+    (None, None): MatmulTile(128, 128, 64, 4, 4),
+}
 GROUP_M = 8  # row blocks that programs visit before they take the next columns
 FLOAT32 = MatmulTile(16, 32, 32, 4, 2)  # serves tests
 
 
-def matmul_tile(rows: int, columns: int, itemsize: int) -> MatmulTile:
-    return FLOAT32 if itemsize == 4 else TILES[rows <= FEW_ROWS, columns >= MANY_COLUMNS]
+def matmul_tile(rows: int, columns: int, itemsize: int, hopper: bool) -> MatmulTile:
+    """`hopper`: whether HOPPER's tiles may be used, see instructions_agree."""
+    if itemsize == 4:
+        return FLOAT32
+    if not hopper:
+        return TILES[rows <= FEW_ROWS, columns >= MANY_COLUMNS]
+    return next(
+        tile
+        for (most_rows, most_columns), tile in HOPPER.items()
+        if (most_rows is None or rows <= most_rows) and (most_columns is None or columns <= most_columns)
+    )
+
+
+@functools.cache
+def instructions_agree(device: int) -> bool:
+    """Whether CUDA device number `device` is a Hopper whose mma.sync and wgmma add a row in one order: tried once, with
+    every tile of HOPPER, on sums that are nothing but rounding errors. Not to be called first in a graph's capture."""
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    x, weight = zero_sums(64, 640, 2112, torch.bfloat16, f"cuda:{device}")
+    want = matmul(x, weight, tile=TILES[True, False])
+    differing = [tile for tile in set(HOPPER.values()) if not torch.equal(matmul(x, weight, tile=tile), want)]
+    if differing:
+        logger.warning("Batch-invariant products keep to small tiles here: %s add in another order", differing)
+    return not differing
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -60,6 +104,7 @@ def _matmul_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,  # K % BLOCK_K == 0: no masks over the depth
+    WEIGHT_FIRST: tl.constexpr,
 ):
     program = tl.program_id(0)
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
@@ -70,20 +115,28 @@ def _matmul_kernel(
     n = program % per_group // group_m * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     # Rows and columns behind the last compute the first ones again and are not stored.
-    x_ptrs = x_ptr + tl.where(m < M, m, 0).to(tl.int64)[:, None] * stride_x + k[None, :]
-    weight_ptrs = weight_ptr + tl.where(n < N, n, 0).to(tl.int64)[None, :] * K + k[:, None]
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    x_rows = tl.where(m < M, m, 0).to(tl.int64) * stride_x
+    weight_rows = tl.where(n < N, n, 0).to(tl.int64) * K
+    if WEIGHT_FIRST:
+        left, right = weight_ptr + weight_rows[:, None] + k[None, :], x_ptr + x_rows[None, :] + k[:, None]
+        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        left, right = x_ptr + x_rows[:, None] + k[None, :], weight_ptr + weight_rows[None, :] + k[:, None]
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         inside = (k < K - start) | EVEN_K  # always true then, which the compiler sees
-        x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
-        weight = tl.load(weight_ptrs, mask=inside[:, None], other=0.0)
-        total = tl.dot(x, weight, total, input_precision="ieee")
-        x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K
+        a = tl.load(left, mask=inside[None, :], other=0.0)
+        b = tl.load(right, mask=inside[:, None], other=0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
+        left += BLOCK_K
+        right += BLOCK_K
+    if WEIGHT_FIRST:
+        m, n = m[None, :], n[:, None]
+    else:
+        m, n = m[:, None], n[None, :]
     if bias_ptr is not None:
-        total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    out_ptrs = out_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(out_ptrs, total.to(out_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+        total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    tl.store(out_ptr + m.to(tl.int64) * N + n, total.to(out_ptr.dtype.element_ty), mask=(m < M) & (n < N))
 
 
 def kernel_options(depth: int, tile: MatmulTile) -> dict:
@@ -94,6 +147,7 @@ def kernel_options(depth: int, tile: MatmulTile) -> dict:
         BLOCK_K=tile.block_k,
         GROUP_M=GROUP_M,
         EVEN_K=depth % tile.block_k == 0,
+        WEIGHT_FIRST=tile.weight_first,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -104,7 +158,7 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, tile: MatmulTi
     assert can_use(x, weight), f"x {x.shape} {x.dtype} {x.stride()}, weight {weight.shape} {weight.dtype}"
     (rows, depth), columns = x.shape, weight.shape[0]
     out = x.new_empty(rows, columns)
-    tile = tile or matmul_tile(rows, columns, x.element_size())
+    tile = tile or matmul_tile(rows, columns, x.element_size(), x.is_cuda and instructions_agree(x.device.index))
     if rows:
         grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),)
         sizes = rows, columns, depth, x.stride(0)

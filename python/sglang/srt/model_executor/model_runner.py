@@ -111,7 +111,10 @@ class ModelRunner:
         from sglang.srt.layers.attention.triton_backend import TritonBackend
 
         config, num_heads = self.config, self.config.text.num_heads // self.tp.size
-        return TritonBackend(self.kv_layers, num_heads, max_batch, config.torch_dtype, self.device)
+        longest = self.req_to_token.shape[1]
+        return TritonBackend(
+            self.kv_layers, num_heads, max_batch, config.sliding_window, longest, config.torch_dtype, self.device
+        )
 
     @torch.inference_mode()
     def _capture(self, sizes: list[int]) -> CudaGraphRunner[Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def to_device(values: Sequence | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of `values` on the device, enqueued on its current stream."""
-    host = torch.as_tensor(values, dtype=dtype)
+    """A contiguous tensor of `values` on the device, enqueued on its current stream."""
+    host = torch.as_tensor(values, dtype=dtype).contiguous()  # numpy may have laid out columns first
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)

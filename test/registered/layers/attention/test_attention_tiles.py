@@ -14,7 +14,7 @@ from sglang.srt.layers.attention.triton_ops.decode_attention import (
     scratch_size,
 )
 from sglang.srt.layers.attention.triton_ops.extend_attention import make_work, tokens_per_tile
-from sglang.srt.layers.attention.triton_ops.pieces import MAX_PIECES, MIN_PIECE, max_pieces, piece_length
+from sglang.srt.layers.attention.triton_ops.pieces import FIRST_PIECE, LEVEL, MAX_LEVELS, max_pieces, pieces_for
 from sglang.srt.layers.attention.triton_ops.tiles import (
     DISABLE_HOPPER_TILES,
     DecodeTile,
@@ -136,22 +136,38 @@ def test_tiles_over_pieces_walk_alike(capability):
     for dim in HEAD_SIZES:
         for itemsize in (2, 4):
             extend, decode = piece_tiles(capability, dim, itemsize)
-            assert extend.block_n == decode.block_n and MIN_PIECE % extend.block_n == 0
+            assert extend.block_n == decode.block_n and FIRST_PIECE % extend.block_n == 0
             assert extend.block_m < 64 or extend.num_warps < 4  # wgmma's and tcgen05's least
 
 
-@pytest.mark.parametrize("longest", [1, 2, 255, 256, 257, 1024, 8192, 8193, 32_768, 262_144])
-def test_pieces_of_any_length_have_their_place(longest):
-    length = piece_length(longest)
-    assert length >= MIN_PIECE and length & (length - 1) == 0
-    for first in range(0, 2 * length, 37):  # a window may begin inside a piece
-        assert (first + longest - 1) // length - first // length < max_pieces(longest)
-    assert max_pieces(longest) <= MAX_PIECES + 1 <= MAX_SPLITS
+def test_hoppers_tiles_over_pieces_walk_alike():
+    for dim in HEAD_SIZES:
+        extend, decode = piece_tiles((9, 0), dim, 2, hopper=True)
+        assert extend.block_n == decode.block_n and FIRST_PIECE % extend.block_n == 0
+
+
+def test_pieces_under_a_window():
+    pieces = pieces_for(1000)
+    for window in (1, 2, 255, 256, 257, 1024, 8192):
+        most = max_pieces(pieces, window)
+        for first in range(0, 2 * pieces.length, 37):  # a window may begin inside a piece
+            assert (first + window - 1) // pieces.length - first // pieces.length < most
+
+
+def test_growing_pieces():
+    """Eight of a length, then eight of twice that: 65 hold Gemma 4's longest context."""
+    pieces = pieces_for(None)
+    table = {1: 1, 128: 1, 129: 2, 1024: 8, 1025: 9, 1280: 9, 1281: 10, 3072: 16, 3073: 17, 262_144: 65}
+    assert {longest: max_pieces(pieces, longest) for longest in table} == table
+    assert max_pieces(pieces, 16_000_000) == LEVEL * MAX_LEVELS
+
+
+def test_scratch_of_pieces():
     for batch in (1, 16, 66, 67, 300):
-        splits = piece_splits(batch, 2, 132, longest)
-        assert splits == (max_pieces(longest) if batch <= 66 else 1)
+        splits = piece_splits(batch, 2, 132, 65)
+        assert splits == (65 if batch <= 66 else 1)
         if splits > 1:
-            assert batch * 16 * splits * (512 + 2) <= piece_scratch_size(300, 16, 2, 512, 132)
+            assert batch * 16 * splits * (512 + 2) <= piece_scratch_size(300, 16, 2, 512, 132, 65)
 
 
 if __name__ == "__main__":

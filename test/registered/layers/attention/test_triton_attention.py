@@ -17,12 +17,13 @@ from sglang.test.triton_testing import DEVICE
 
 # isort: split
 from sglang.srt.batch_invariant_ops import batch_invariant
+from sglang.srt.batch_invariant_ops.matmul import instructions_agree
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.attention.base import Attention
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.triton_backend import TritonBackend
-from sglang.srt.layers.attention.triton_ops import pieces
+from sglang.srt.layers.attention.triton_ops import pieces as pieces_module
 from sglang.srt.layers.attention.triton_ops.decode_attention import decode_attention, decode_attention_reference
 from sglang.srt.layers.attention.triton_ops.extend_attention import (
     Tree,
@@ -32,7 +33,15 @@ from sglang.srt.layers.attention.triton_ops.extend_attention import (
     make_work,
     tokens_per_tile,
 )
-from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile
+from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, Pieces, max_pieces
+from sglang.srt.layers.attention.triton_ops.tiles import (
+    HEAD_SIZES,
+    DecodeTile,
+    ExtendTile,
+    decode_tile,
+    extend_tile,
+    piece_tiles,
+)
 from sglang.srt.mem_cache.memory_pool import HybridKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
@@ -85,7 +94,7 @@ def make_case(rows, heads, dtype, window=None, seed=0):
     )
 
 
-def extend(case, tile=None, tree=None, piece=0):
+def extend(case, tile=None, tree=None, pieces=NO_PIECES):
     tile = tile or (extend_tile((9, 0), case.q.shape[-1], case.q.itemsize) if ON_GPU else ExtendTile(32, 16, 4, 1))
     tokens = tokens_per_tile(case.q.shape[1] // case.k_cache.shape[1], tile)
     extend_attention(
@@ -103,7 +112,7 @@ def extend(case, tile=None, tree=None, piece=0):
         case.scale,
         case.window,
         tree,
-        piece,
+        pieces,
     )
     return case.out
 
@@ -115,8 +124,9 @@ def extend_reference(case, dtype, tree=None):
     )
 
 
-def decode(case, splits, tile=None, paths=None, piece=0):
-    tile = tile or (decode_tile((9, 0), case.q.shape[-1], case.q.itemsize) if ON_GPU else DecodeTile(16, 4, 1))
+def decode(case, splits, tile=None, paths=None, pieces=NO_PIECES):
+    by_table = ON_GPU and not pieces.length
+    tile = tile or (decode_tile((9, 0), case.q.shape[-1], case.q.itemsize) if by_table else DecodeTile(16, 4, 1))
     scratch = torch.full((splits * case.out.numel() * 2,), torch.nan, device=DEVICE)
     decode_attention(
         case.q,
@@ -132,7 +142,7 @@ def decode(case, splits, tile=None, paths=None, piece=0):
         case.scale,
         case.window,
         paths,
-        piece,
+        pieces,
     )
     return case.out
 
@@ -298,29 +308,31 @@ def test_bits_do_not_depend_on_chunks_or_batch(window, dtype, exact_products):
         assert torch.equal(extend(case), whole[start:end])
 
 
-PIECE = 32  # keys, for tests
+SHORT = Pieces(32, False)  # for tests
+GROWING = Pieces(16, True)  # 8 of 16 keys, 8 of 32, ..
 FEW, MANY = ExtendTile(16, 16, 4, 1), ExtendTile(64, 16, 4, 1)  # rows
 
 
 @pytest.mark.parametrize("dtype", DTYPES if ON_GPU else [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [None, 5, 40])
-def test_pieces_against_float64(window, dtype):
-    case = make_case([(3, 30), (70, 21), (31, 1)], (4, 2, 32, 32), dtype, window)
-    check(extend(case, MANY, piece=PIECE), case)
-    case = make_case([(0, 1), (31, 1), (32, 1), (120, 1)], (4, 2, 32, 32), dtype, window)
-    check(decode(case, 1, piece=PIECE), case)
-    check(decode(case, 6, piece=PIECE), case)
+@pytest.mark.parametrize(("window", "pieces"), [(None, SHORT), (None, GROWING), (5, SHORT), (40, SHORT)])
+def test_pieces_against_float64(window, pieces, dtype):
+    case = make_case([(3, 30), (170, 21), (31, 1)], (4, 2, 32, 32), dtype, window)
+    check(extend(case, MANY, pieces=pieces), case)
+    case = make_case([(0, 1), (31, 1), (32, 1), (128, 1), (200, 1)], (4, 2, 32, 32), dtype, window)
+    check(decode(case, 1, pieces=pieces), case)
+    check(decode(case, max_pieces(pieces, window or 201), pieces=pieces), case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [None, 7, 40])
-def test_a_row_over_pieces_has_one_result(window, dtype, exact_products):
+@pytest.mark.parametrize(("window", "pieces"), [(None, SHORT), (None, GROWING), (7, SHORT), (40, SHORT)])
+def test_a_row_over_pieces_has_one_result(window, pieces, dtype, exact_products):
     """As part of a prompt, of a chunk, or a decode by one program or several; beside a request or alone."""
-    heads, rows = (3, 1, 48, 32), [(0, 100), (0, 9)]
+    total = 170 if pieces.growing else 100
+    heads, rows = (3, 1, 48, 32), [(0, total), (0, 9)]
     case = make_case(rows, heads, dtype, window)
     case.k_cache.nan_to_num_(0.25), case.v_cache.nan_to_num_(0.25)  # of windows that chunks will look back to
-    whole, q = extend(case, MANY, piece=PIECE).clone(), case.q
-    assert torch.equal(extend(case, FEW, piece=PIECE), whole)
+    whole, q = extend(case, MANY, pieces=pieces).clone(), case.q
+    assert torch.equal(extend(case, FEW, pieces=pieces), whole)
 
     def part(start: int, chunk: list[tuple[int, int]], requests: list[int]) -> None:
         count = sum(new for _, new in chunk)
@@ -328,24 +340,50 @@ def test_a_row_over_pieces_has_one_result(window, dtype, exact_products):
         case.cached, case.new = (torch.tensor(x, device=DEVICE) for x in zip(*chunk, strict=True))
         case.req_rows = all_rows[requests]
 
-    all_rows = case.req_rows
-    for start, chunk, requests in [(0, [(0, 45)], [0]), (45, [(45, 55), (0, 9)], [0, 1]), (97, [(97, 3)], [0])]:
+    all_rows, rest = case.req_rows, (45, total - 45)
+    for start, chunk, requests in [
+        (0, [(0, 45)], [0]),
+        (45, [rest, (0, 9)], [0, 1]),
+        (total - 3, [(total - 3, 3)], [0]),
+    ]:
         part(start, chunk, requests)
-        assert torch.equal(extend(case, MANY, piece=PIECE), whole[start : start + len(case.q)])
-    for position in (0, 1, 30, 31, 32, 33, 63, 64, 99):
+        assert torch.equal(extend(case, MANY, pieces=pieces), whole[start : start + len(case.q)])
+    for position in (0, 1, 30, 31, 32, 33, 63, 64, total - 1):
         part(position, [(position, 1)], [0])
-        for splits in (1, 4):
-            assert torch.equal(decode(case, splits, piece=PIECE), whole[position : position + 1]), (position, splits)
+        for splits in (1, max_pieces(pieces, window or total)):
+            got = decode(case, splits, pieces=pieces)
+            assert torch.equal(got, whole[position : position + 1]), (position, splits)
     part(95, [(95 + i, 1) for i in range(5)], [0] * 5)
-    for splits in (1, 5):
-        assert torch.equal(decode(case, splits, piece=PIECE), whole[95:100])
+    for splits in (1, max_pieces(pieces, window or 100)):
+        assert torch.equal(decode(case, splits, pieces=pieces), whole[95:100])
 
 
 def test_a_row_without_keys_over_pieces():
     case = make_case([(20, 1), (0, 1)], (4, 2, 32, 32), torch.float32)
     case.cached[1] -= 1
-    for splits in (1, 4):
-        assert torch.equal(decode(case, splits, piece=PIECE)[1], torch.zeros_like(case.out[1]))
+    for pieces in (SHORT, GROWING):
+        for splits in (1, 4):
+            assert torch.equal(decode(case, splits, pieces=pieces)[1], torch.zeros_like(case.out[1]))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="tensor cores have no interpreter")
+@pytest.mark.parametrize("dim", HEAD_SIZES)
+def test_served_tiles_over_pieces_agree(dim):
+    """Prefill and decode by the tiles that this GPU is served with, at the sizes of Gemma 4."""
+    window = 1024 if dim == 256 else None
+    heads = (16, 8 if dim == 256 else 2, dim, dim)
+    case = make_case([(0, 1500)], heads, torch.bfloat16, window)
+    case.q.copy_(case.q / 16)  # probabilities spread over many keys
+    extend_by, decode_by = piece_tiles(torch.cuda.get_device_capability(), dim, 2, instructions_agree(0))
+    pieces = pieces_module.pieces_for(window)
+    whole = extend(case, extend_by, pieces=pieces).clone()
+    small = ExtendTile(16, extend_by.block_n, 4, 1)
+    assert torch.equal(extend(case, small, pieces=pieces), whole)
+    case.q, case.out = case.q[-40:], torch.full_like(whole[:40], torch.nan)
+    case.cached, case.new = torch.arange(1460, 1500, device=DEVICE), torch.ones(40, dtype=torch.int64, device=DEVICE)
+    case.req_rows = case.req_rows.repeat(40)
+    for splits in (1, max_pieces(pieces, window or 1500)):
+        assert torch.equal(decode(case, splits, decode_by, pieces=pieces), whole[-40:]), splits
 
 
 def test_slots_beyond_32_bits():
@@ -431,7 +469,7 @@ def test_backend_equals_torch_native(window):
     steps = [{row: rng.choices(range(100), k=new) for row, new in step.items()} for step in steps]
     torch.manual_seed(0)
     model, results = AttentionOnly(window), []
-    for backend in (TorchNativeBackend(), TritonBackend(config.kv_layers, 4, 8, torch.float32, DEVICE)):
+    for backend in (TorchNativeBackend(), TritonBackend(config.kv_layers, 4, 8, window, 96, torch.float32, DEVICE)):
         harness = PagedHarness(model, config, device=DEVICE)
         harness.backend = backend
         results.append([harness.step(step) for step in steps])
@@ -443,7 +481,8 @@ def test_backend_equals_torch_native(window):
 def test_backend_in_batch_invariant_mode(monkeypatch, exact_products):
     """A request in one step, in chunks and token by token, alone and in company."""
     window = 40
-    monkeypatch.setattr(pieces, "MIN_PIECE", 32)
+    monkeypatch.setattr(pieces_module, "WINDOW_PIECE", 32)
+    monkeypatch.setattr(pieces_module, "FIRST_PIECE", 16)
     config = SimpleNamespace(
         kv_layers=AttentionOnly.SPECS, torch_dtype=torch.float32, sliding_window=window, context_len=96
     )
@@ -454,7 +493,7 @@ def test_backend_in_batch_invariant_mode(monkeypatch, exact_products):
         def serve(steps: list[dict[int, int]]) -> torch.Tensor:
             """steps: new tokens by request. Results of request 0."""
             harness = PagedHarness(model, config, device=DEVICE)
-            harness.backend = TritonBackend(config.kv_layers, 4, 8, torch.float32, DEVICE)
+            harness.backend = TritonBackend(config.kv_layers, 4, 8, window, 96, torch.float32, DEVICE)
             done, results = dict.fromkeys(range(5), 0), []
             for step in steps:
                 given = {row: ids[done[row] : done[row] + new] for row, new in step.items()}
@@ -481,7 +520,7 @@ def test_decode_step_in_a_cuda_graph_and_no_waits():
     pool = HybridKVPool([spec], 400, 400, dtype, DEVICE)
     for buffer in pool.get_kv(0):
         buffer.normal_()
-    backend = TritonBackend([spec], 8, batch_size, dtype, DEVICE)
+    backend = TritonBackend([spec], 8, batch_size, None, 128, dtype, DEVICE)
     layer = Attention(8, 2, 64, 0.125, kv_layer=0)
     table = torch.randint(1, 400, (4, 128), dtype=torch.int32, device=DEVICE)
     lengths = torch.tensor([5, 60, 100], device=DEVICE)

@@ -49,10 +49,12 @@ def sizes(dim, v_dim=None):
     return {"D": dim, "DV": v_dim, **padded}
 
 
-def compile_extend(arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=None, piece=0):
+def compile_extend(
+    arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=None, piece=0, growing=False, hopper=False
+):
     tile = extend_tile(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
     if piece:
-        tile, _ = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
+        tile, _ = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype], hopper)
     no_tree = {} if tree else {"tree_positions": None, "tree_visible": None, "tree_starts": None}
     return compile_with(
         extend_attention._extend_kernel,
@@ -70,16 +72,19 @@ def compile_extend(arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=N
             "WINDOWED": windowed,
             "TREE": tree,
             "PIECE": piece,
+            "GROWING": growing,
         },
         tile.num_warps,
         tile.num_stages,
     )
 
 
-def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None, path=False, piece=0):
+def compile_decode(
+    arch, dtype, dim, group=2, one_split=False, v_dim=None, path=False, piece=0, growing=False, hopper=False
+):
     tile = decode_tile(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
     if piece:
-        _, tile = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
+        _, tile = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype], hopper)
     return compile_with(
         decode_attention._decode_kernel,
         arch,
@@ -94,6 +99,7 @@ def compile_decode(arch, dtype, dim, group=2, one_split=False, v_dim=None, path=
             "ONE_SPLIT": one_split,
             "PATH": path,
             "PIECE": piece,
+            "GROWING": growing,
         },
         tile.num_warps,
         tile.num_stages,
@@ -120,8 +126,17 @@ def multiplies_by(compiled) -> set[str]:
 @pytest.mark.parametrize("arch", CAPABILITIES)
 def test_pieces_compile_to_one_kind_of_product(arch, dim):
     """Batch-invariant mode: prefill and decode must add in the same order, so neither may use larger instructions."""
-    assert multiplies_by(compile_decode(arch, "bf16", dim, one_split=dim == 256, piece=256)) == {"mma.sync"}
-    assert multiplies_by(compile_extend(arch, "bf16", dim, group=8, windowed=dim == 256, piece=256)) == {"mma.sync"}
+    pieces = dict(piece=256) if dim == 256 else dict(piece=128, growing=True)
+    assert multiplies_by(compile_decode(arch, "bf16", dim, one_split=dim == 256, **pieces)) == {"mma.sync"}
+    assert multiplies_by(compile_extend(arch, "bf16", dim, group=8, windowed=dim == 256, **pieces)) == {"mma.sync"}
+
+
+@pytest.mark.parametrize("dim", HEAD_SIZES)
+def test_hoppers_pieces_take_its_own_product(dim):
+    """Where wgmma adds as mma.sync does, prefill need not do without it."""
+    pieces = dict(piece=256) if dim == 256 else dict(piece=128, growing=True)
+    assert "wgmma" in multiplies_by(compile_extend(90, "bf16", dim, group=8, hopper=True, **pieces))
+    assert multiplies_by(compile_decode(90, "bf16", dim, hopper=True, **pieces)) == {"mma.sync"}
 
 
 def test_variants_over_pieces():
@@ -129,7 +144,7 @@ def test_variants_over_pieces():
     compile_decode(89, "fp32", 512, piece=256)
     compile_extend(90, "bf16", 192, group=5, tree=True, v_dim=128, piece=256)
     compile_decode(90, "bf16", 192, group=5, v_dim=128, path=True, piece=256)
-    constexprs = {"DV": 512, "BLOCK_DV": 512, "BLOCK_N": 32, "PIECE": 256}
+    constexprs = {"DV": 512, "BLOCK_DV": 512, "PIECE": 128, "GROWING": True}
     compile_with(decode_attention._merge_kernel, 90, "bf16", constexprs)
 
 

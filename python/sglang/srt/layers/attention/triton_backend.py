@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.batch_invariant_ops import enabled
+from sglang.srt.batch_invariant_ops.matmul import instructions_agree
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.layers.attention.base import Attention, AttentionBackend
 from sglang.srt.layers.attention.triton_ops.decode_attention import (
@@ -22,7 +23,7 @@ from sglang.srt.layers.attention.triton_ops.decode_attention import (
     scratch_size,
 )
 from sglang.srt.layers.attention.triton_ops.extend_attention import extend_attention, make_work, tokens_per_tile
-from sglang.srt.layers.attention.triton_ops.pieces import piece_length
+from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, max_pieces, pieces_for
 from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile, piece_tiles
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.utils.device_copies import to_device
@@ -43,27 +44,36 @@ class _Geometry:
 
 class TritonBackend(AttentionBackend):
     """Serves layers with the KV geometries of `kv_layers` and `num_heads` query heads (per rank), up to `max_batch`
-    decode rows a step. Its scratch is shared by all layers: they run one after the other on one stream."""
+    decode rows a step, which see up to `sliding_window` or `longest` keys. Its scratch is shared by all layers: they
+    run one after the other on one stream."""
 
     def __init__(
         self,
         kv_layers: list[KVLayerSpec],
         num_heads: int,
         max_batch: int,
+        sliding_window: int | None,
+        longest: int,
         dtype: torch.dtype,
         device: torch.device | str,
     ):
         self.device = torch.device(device)
-        capability, self.sm_count = INTERPRETED_CAPABILITY, INTERPRETED_SM_COUNT
+        capability, self.sm_count, hopper = INTERPRETED_CAPABILITY, INTERPRETED_SM_COUNT, False
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             capability, self.sm_count = (properties.major, properties.minor), properties.multi_processor_count
+            hopper = enabled() and instructions_agree(self.device.index or 0)
+        self._most_pieces = {  # of a row, by whether the layer slides
+            sliding: max_pieces(pieces_for(window), window or longest)
+            for sliding, window in ((False, None), (True, sliding_window))
+        }
         self._geometries: dict[tuple[int, int], _Geometry] = {}
         scratch = 0
-        for heads, dim in sorted({(spec.num_kv_heads, spec.head_dim) for spec in kv_layers}):
+        for heads, dim, sliding in sorted({(spec.num_kv_heads, spec.head_dim, spec.sliding) for spec in kv_layers}):
             if enabled():
-                extend, decode = piece_tiles(capability, dim, dtype.itemsize)
-                needed = piece_scratch_size(max_batch, num_heads, heads, dim, self.sm_count)
+                extend, decode = piece_tiles(capability, dim, dtype.itemsize, hopper)
+                most = self._most_pieces[sliding]
+                needed = piece_scratch_size(max_batch, num_heads, heads, dim, self.sm_count, most)
             else:
                 extend = extend_tile(capability, dim, dtype.itemsize)
                 decode = decode_tile(capability, dim, dtype.itemsize)
@@ -130,7 +140,7 @@ class TritonBackend(AttentionBackend):
         geometry = self._geometries[layer.num_kv_heads, layer.head_dim]
         out = q.new_empty(q.shape[0], layer.num_heads, v_cache.shape[-1])
         extends, tokens = batch.num_extends, self._extend_tokens
-        piece = piece_length(window or table.shape[1]) if enabled() else 0
+        pieces = pieces_for(window) if enabled() else NO_PIECES
         if extends:
             extend_attention(
                 q,
@@ -146,7 +156,7 @@ class TritonBackend(AttentionBackend):
                 geometry.extend,
                 layer.scale,
                 window,
-                piece=piece,
+                pieces=pieces,
             )
         if tokens < q.shape[0]:
             decode_attention(
@@ -158,17 +168,18 @@ class TritonBackend(AttentionBackend):
                 batch.req_pool_indices[extends:],
                 batch.seq_lens[extends:],
                 self._scratch,
-                self._splits(q.shape[0] - tokens, layer, window or table.shape[1]),
+                self._splits(q.shape[0] - tokens, layer),
                 geometry.decode,
                 layer.scale,
                 window,
                 self._paths.get(sliding),
-                piece,
+                pieces,
             )
         return out.flatten(1)
 
-    def _splits(self, batch: int, layer: Attention, longest: int) -> int:
-        """Programs that share a decode row's keys, of which it sees up to `longest`."""
+    def _splits(self, batch: int, layer: Attention) -> int:
+        """Programs that share a decode row's keys."""
         if enabled():
-            return piece_splits(batch, layer.num_kv_heads, self.sm_count, longest)
+            most = self._most_pieces[layer.sliding_window is not None]
+            return piece_splits(batch, layer.num_kv_heads, self.sm_count, most)
         return num_splits(batch, layer.num_kv_heads, self.sm_count)

@@ -16,25 +16,26 @@ from torch import Tensor
 
 from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
 from sglang.srt.layers.attention.triton_ops.extend_attention import can_use, extend_attention_reference
-from sglang.srt.layers.attention.triton_ops.pieces import MAX_PIECES, attend_pieces, max_pieces, merge
+from sglang.srt.layers.attention.triton_ops.pieces import (
+    NO_PIECES,
+    Pieces,
+    attend_pieces,
+    merge,
+    piece_begin,
+    pieces_below,
+)
 from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
 from sglang.srt.utils.triton_runtime import tl, triton
 
-MAX_SPLITS = 64
+MAX_SPLITS = 64  # outside batch-invariant mode
 MAX_ROWS = 64  # query heads a program takes; a larger group goes to more programs
 
 
 @triton.jit
-def _pieces(length, window, splits, BLOCK_N: tl.constexpr, PIECE: tl.constexpr):
-    """(first visible key, where the first piece begins, keys of a piece); pieces past the last key are empty."""
-    first_key = tl.maximum(length - window, 0)
-    if PIECE:
-        begin = first_key // PIECE * PIECE
-        size = PIECE
-    else:
-        begin = first_key // BLOCK_N * BLOCK_N
-        size = tl.cdiv(tl.cdiv(length - begin, BLOCK_N), splits) * BLOCK_N
-    return first_key, begin, size
+def _cut(length, window, splits, BLOCK_N: tl.constexpr):
+    """(where the first of `splits` pieces begins, keys of a piece); pieces past the last key are empty."""
+    begin = tl.maximum(length - window, 0) // BLOCK_N * BLOCK_N
+    return begin, tl.cdiv(tl.cdiv(length - begin, BLOCK_N), splits) * BLOCK_N
 
 
 # Decode rows start anywhere in the batch's arrays: neither that nor their number must make another kernel.
@@ -75,14 +76,21 @@ def _decode_kernel(
     BLOCK_N: tl.constexpr,
     ONE_SPLIT: tl.constexpr,
     PATH: tl.constexpr,
-    PIECE: tl.constexpr,  # keys of a piece (pieces.py); 0: `splits` of them, as long as it takes
+    PIECE: tl.constexpr,  # keys of a piece, or of the first ones (pieces.py); 0: `splits` of them, as long as it takes
+    GROWING: tl.constexpr,
 ):
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     kv_head = (tl.program_id(1) // HEAD_BLOCKS).to(tl.int64)
     length = tl.load(seq_lens + request).to(tl.int32)
-    first_key, begin, size = _pieces(length, window, splits, BLOCK_N, PIECE)
-    begin += split * size
-    end = length if PIECE and ONE_SPLIT else tl.minimum(begin + size, length)
+    first_key = tl.maximum(length - window, 0)
+    if PIECE:
+        piece = pieces_below(first_key + 1, PIECE, GROWING) - 1 + split
+        begin = piece_begin(piece, PIECE, GROWING)
+        end = length if ONE_SPLIT else tl.minimum(piece_begin(piece + 1, PIECE, GROWING), length)
+    else:
+        begin, size = _cut(length, window, splits, BLOCK_N)
+        begin += split * size
+        end = tl.minimum(begin + size, length)
     begin = tl.maximum(begin, first_key // BLOCK_N * BLOCK_N)
     if begin >= end and not ONE_SPLIT:
         return
@@ -132,6 +140,7 @@ def _decode_kernel(
             BLOCK_M,
             BLOCK_N,
             PIECE,
+            GROWING,
             TREE=False,
             PATH=PATH,
         )
@@ -172,15 +181,15 @@ def _decode_kernel(
     mask = is_real[:, None] & (v_dims[None, :] < DV)
     if ONE_SPLIT:
         tl.store(out + flat[:, None] * DV + v_dims[None, :], mean.to(out.dtype.element_ty), mask=mask)
-    elif PIECE:
-        piece = flat * splits + split
-        tl.store(sums + piece[:, None] * DV + v_dims[None, :], acc, mask=mask)
-        tl.store(lses + 2 * piece, total, mask=is_real)
-        tl.store(lses + 2 * piece + 1, top, mask=is_real)
     else:
-        piece = flat * splits + split
-        tl.store(sums + piece[:, None] * DV + v_dims[None, :], mean, mask=mask)
-        tl.store(lses + piece, tl.fma(top, scale, tl.log2(total)), mask=is_real)
+        place = flat * splits + split
+        if PIECE:
+            tl.store(sums + place[:, None] * DV + v_dims[None, :], acc, mask=mask)
+            tl.store(lses + 2 * place, total, mask=is_real)
+            tl.store(lses + 2 * place + 1, top, mask=is_real)
+        else:
+            tl.store(sums + place[:, None] * DV + v_dims[None, :], mean, mask=mask)
+            tl.store(lses + place, tl.fma(top, scale, tl.log2(total)), mask=is_real)
 
 
 @triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["seq_lens"])
@@ -199,7 +208,7 @@ def _combine_kernel(
     """One (request, head) a program."""
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = tl.load(seq_lens + request).to(tl.int32)
-    first_key, begin, size = _pieces(length, window, splits, BLOCK_N, 0)
+    begin, size = _cut(length, window, splits, BLOCK_N)
     used = tl.cdiv(length - begin, tl.maximum(size, 1))
     flat = request * tl.num_programs(1) + head
     index = tl.arange(0, MAX_SPLITS)
@@ -227,19 +236,19 @@ def _merge_kernel(
     splits,
     DV: tl.constexpr,
     BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     PIECE: tl.constexpr,
+    GROWING: tl.constexpr,
 ):
-    """_combine_kernel for pieces of fixed length: what one program would do that takes them all."""
+    """_combine_kernel for pieces at fixed places: what one program would do that takes them all."""
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = tl.load(seq_lens + request).to(tl.int32)
-    first_key, begin, size = _pieces(length, window, splits, BLOCK_N, PIECE)
+    first = pieces_below(tl.maximum(length - window, 0) + 1, PIECE, GROWING) - 1
     piece = (request * tl.num_programs(1) + head) * splits + tl.arange(0, 1)
     v_dims = tl.arange(0, BLOCK_DV)
     acc = tl.zeros([1, BLOCK_DV], tl.float32)
     total = tl.zeros([1], tl.float32)
     top = tl.full([1], TOP_START, tl.float32)
-    for _ in range(0, tl.cdiv(length - begin, size)):
+    for _ in range(first, pieces_below(length, PIECE, GROWING)):
         piece_acc = tl.load(sums + piece[:, None] * DV + v_dims[None, :], mask=v_dims[None, :] < DV, other=0.0)
         piece_total, piece_top = tl.load(states + 2 * piece), tl.load(states + 2 * piece + 1)
         acc, total, top = merge(acc, total, top, piece_acc, piece_total, piece_top, scale)
@@ -261,15 +270,15 @@ def scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_c
     return max((batch * n * num_heads * (v_dim + 1) for batch, n in splits if n > 1), default=0)
 
 
-def piece_splits(batch: int, kv_heads: int, sm_count: int, longest: int) -> int:
-    """In batch-invariant mode: a program for each piece of up to `longest` keys, or one for all where there are many
-    rows. The choice changes no bit."""
-    return max_pieces(longest) if batch * kv_heads <= sm_count else 1
+def piece_splits(batch: int, kv_heads: int, sm_count: int, most: int) -> int:
+    """In batch-invariant mode: a program for each of up to `most` pieces, or one for all where there are many rows. The
+    choice changes no bit."""
+    return most if batch * kv_heads <= sm_count else 1
 
 
-def piece_scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_count: int) -> int:
-    """scratch_size for piece_splits, however long the rows are."""
-    return min(max_batch, sm_count // kv_heads) * num_heads * (MAX_PIECES + 1) * (v_dim + 2)
+def piece_scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_count: int, most: int) -> int:
+    """scratch_size for piece_splits."""
+    return min(max_batch, sm_count // kv_heads) * num_heads * most * (v_dim + 2)
 
 
 def decode_attention(
@@ -286,7 +295,7 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     paths: tuple[Tensor, int] | None = None,
-    piece: int = 0,
+    pieces: Pieces = NO_PIECES,
 ) -> None:
     """Attention of q [B, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [B, Hq, DV].
 
@@ -298,7 +307,7 @@ def decode_attention(
     `paths` (slots [B, P] int32, nodes): rows come in groups of `nodes`, the nodes of one request's draft tree. With n
     one less than the first node's length, the slots of a row's keys from position n on are those of its row of `slots`.
 
-    `piece`: keys of a piece, in batch-invariant mode (pieces.py). `splits` is then 1, all pieces in one program, or as
+    `pieces`: how keys are cut in batch-invariant mode (pieces.py). `splits` is then 1, all pieces in one program, or as
     many as there may be, one a program; both give the same bits. Scratch has B * Hq * splits * (DV + 2) elements.
     """
     assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
@@ -307,13 +316,15 @@ def decode_attention(
     v_dim = v_cache.shape[2]
     group = num_heads // kv_heads
     heads = min(group, MAX_ROWS)
-    pieces = batch * num_heads * splits
-    assert 1 <= splits <= MAX_SPLITS and piece % tile.block_n == 0
+    places = batch * num_heads * splits
+    assert 1 <= splits <= MAX_SPLITS or pieces.length
+    assert pieces.length % tile.block_n == 0 and (window is None or not pieces.growing), f"{pieces}, {tile}, {window}"
     path_slots, nodes = (table, 1) if paths is None else paths
     assert paths is None or (batch % nodes == 0 and path_slots.stride(1) == 1)
-    needed = pieces * (v_dim + (2 if piece else 1))
+    assert req_rows.is_contiguous() and seq_lens.is_contiguous(), f"{req_rows.stride()}, {seq_lens.stride()}"
+    needed = places * (v_dim + (2 if pieces.length else 1))
     assert splits == 1 or scratch.numel() >= needed, f"scratch of {scratch.numel()}, needed {needed}"
-    sums, lses = scratch[: pieces * v_dim], scratch[pieces * v_dim :]
+    sums, lses = scratch[: places * v_dim], scratch[places * v_dim :]
     window = NO_WINDOW if window is None else window
     head_blocks = triton.cdiv(group, heads)
     _decode_kernel[(batch, kv_heads * head_blocks, splits)](
@@ -347,11 +358,12 @@ def decode_attention(
         BLOCK_N=tile.block_n,
         ONE_SPLIT=splits == 1,
         PATH=paths is not None,
-        PIECE=piece,
+        PIECE=pieces.length,
+        GROWING=pieces.growing,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    if splits > 1 and piece:
+    if splits > 1 and pieces.length:
         _merge_kernel[(batch, num_heads)](
             sums,
             lses,
@@ -362,8 +374,8 @@ def decode_attention(
             splits,
             DV=v_dim,
             BLOCK_DV=triton.next_power_of_2(v_dim),
-            BLOCK_N=tile.block_n,
-            PIECE=piece,
+            PIECE=pieces.length,
+            GROWING=pieces.growing,
             num_warps=4,
         )
     elif splits > 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
-from sglang.srt.layers.attention.triton_ops.pieces import attend_pieces
+from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, Pieces, attend_pieces
 from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile
 from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
 
@@ -65,7 +65,8 @@ def _extend_kernel(
     BLOCK_N: tl.constexpr,
     WINDOWED: tl.constexpr,
     TREE: tl.constexpr,
-    PIECE: tl.constexpr,  # keys of a piece (pieces.py); 0: all keys are one
+    PIECE: tl.constexpr,  # keys of a piece, or of the first ones (pieces.py); 0: all keys are one
+    GROWING: tl.constexpr,
 ):
     request = tl.load(work + 2 * tl.program_id(0))
     first = tl.load(work + 2 * tl.program_id(0) + 1)  # of the tile's tokens, among the request's new ones
@@ -129,6 +130,7 @@ def _extend_kernel(
             BLOCK_M,
             BLOCK_N,
             PIECE,
+            GROWING,
             TREE=TREE,
             PATH=False,
         )
@@ -222,18 +224,19 @@ def extend_attention(
     scale: float,
     window: int | None = None,
     tree: Tree | None = None,
-    piece: int = 0,
+    pieces: Pieces = NO_PIECES,
 ) -> None:
     """Attention of q [T, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [T, Hq, DV].
 
     `table` [rows, max_len] int32 holds slots by request row and key position; `req_rows` (its rows), `prefix_lens`,
     `new_lens` and `start_locs` (first row in q) are [B] int64. `work` is make_work's for tokens_per_tile(Hq / Hk,
-    `tile`), on the device. `window` counts keys, the query's own included; None: all. `scale` is positive. `piece`:
-    keys of a piece, in batch-invariant mode (pieces.py). Nothing but visible keys is read from the caches.
+    `tile`), on the device. `window` counts keys, the query's own included; None: all. `scale` is positive. `pieces`:
+    how keys are cut in batch-invariant mode (pieces.py). Nothing but visible keys is read from the caches.
     """
     assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
     kv_heads, dim = k_cache.shape[1:]
     v_dim = v_cache.shape[2]
+    assert all(t.is_contiguous() for t in (req_rows, prefix_lens, new_lens, start_locs, work))
     group = q.shape[1] // kv_heads
     heads = min(group, tile.block_m)
     if len(work) == 0:
@@ -269,7 +272,8 @@ def extend_attention(
         BLOCK_N=tile.block_n,
         WINDOWED=window is not None,
         TREE=tree is not None,
-        PIECE=piece,
+        PIECE=pieces.length,
+        GROWING=pieces.growing,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

@@ -57,7 +57,7 @@ FLOAT32_DECODE = DecodeTile(16, 4, 1)
 
 # Batch-invariant mode (pieces.py): tiles of prefill and decode that give a row the same bits. They walk over as many
 # keys at a time, and both multiply by mma.sync: wgmma, which Hopper takes from 64 rows and four warps on, and what
-# Blackwell has in its place, need not add in the same order. Not measured yet.
+# Blackwell has in its place, need not add in the same order. HOPPER_PIECES is for Hoppers on which they do.
 _PIECES = (
     (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
@@ -70,13 +70,23 @@ _PIECES_SMALL = (
     (ExtendTile(32, 32, 8, 1), DecodeTile(32, 4, 1)),
     (ExtendTile(32, 16, 8, 1), DecodeTile(16, 4, 1)),
 )
+HOPPER_PIECES = (
+    (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
+    (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
+    (ExtendTile(128, 64, 8, 3), DecodeTile(64, 2, 3)),
+    (ExtendTile(64, 32, 8, 3), DecodeTile(32, 4, 3)),
+)
 PIECES = {"sm80": _PIECES, "sm86": _PIECES_SMALL, "sm90": _PIECES, "sm100": _PIECES, "sm120": _PIECES_SMALL}
 
 
-def piece_tiles(capability: tuple[int, int], head_dim: int, itemsize: int = 2) -> tuple[ExtendTile, DecodeTile]:
-    """The tiles of batch-invariant mode; arguments as in extend_tile."""
-    arch = architecture(capability)
-    return (FLOAT32_EXTEND, FLOAT32_DECODE) if itemsize == 4 else PIECES[arch][_class(head_dim)]
+def piece_tiles(
+    capability: tuple[int, int], head_dim: int, itemsize: int = 2, hopper: bool = False
+) -> tuple[ExtendTile, DecodeTile]:
+    """The tiles of batch-invariant mode; arguments as in extend_tile. `hopper`: whether HOPPER_PIECES may be used, see
+    batch_invariant_ops.matmul.instructions_agree."""
+    if itemsize == 4:
+        return FLOAT32_EXTEND, FLOAT32_DECODE
+    return (HOPPER_PIECES if hopper else PIECES[architecture(capability)])[_class(head_dim)]
 
 
 def extend_tile(capability: tuple[int, int], head_dim: int, itemsize: int = 2) -> ExtendTile:

@@ -73,8 +73,8 @@ def default_tiles(tokens: int, num_experts: int) -> Tiles:
 
 
 def invariant_tiles(tokens: int, num_experts: int) -> Tiles:
-    """For batch-invariant mode: both multiply by mma.sync, in the same steps of the depth (see batch_invariant_ops/
-    matmul.py), so a row's bits do not depend on the choice."""
+    """For batch-invariant mode where tuned tiles may not be used: both multiply by mma.sync, in the same steps of the
+    depth (see batch_invariant_ops/matmul.py), so a row's bits do not depend on the choice."""
     return Tiles(16, 64, 64, 1, 4, 4) if tokens <= num_experts else Tiles(64, 64, 64, 8, 2, 3)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.batch_invariant_ops import enabled
+from sglang.srt.batch_invariant_ops.matmul import instructions_agree
 from sglang.srt.layers.activation import CUDA_MATH, gate_with, gelu_tanh_and_mul
 from sglang.srt.layers.moe.fused_moe_triton.align import Alignment, align
 from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles, get_config, invariant_tiles
@@ -143,8 +144,8 @@ def _device_name(index: int) -> str:
 
 def choose_tiles(x: Tensor, num_experts: int, intermediate: int) -> tuple[Tiles, Tiles]:
     """Tiles of the up and the down product for x [T, H]: the file's for this card, the default in the interpreter. In
-    batch-invariant mode tuned files are not read: their tiles change the order of adding with T."""
-    if enabled():
+    batch-invariant mode tuned files are read only where tiles of all kinds add in one order (matmul.py)."""
+    if enabled() and not (x.is_cuda and instructions_agree(x.device.index)):
         return (invariant_tiles(len(x), num_experts),) * 2
     if not x.is_cuda:
         return (default_tiles(len(x), num_experts),) * 2
