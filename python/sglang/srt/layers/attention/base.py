@@ -41,7 +41,7 @@ class Attention(nn.Module):
 
 
 class AttentionBackend(ABC):
-    """Causal attention over a ragged batch. New tokens see themselves: k and v that are given go into the pool first."""
+    """Causal attention over a ragged batch. New tokens see themselves: k and v, if given, go into the pool first."""
 
     @abstractmethod
     def prepare(self, batch: ForwardBatch) -> None:
