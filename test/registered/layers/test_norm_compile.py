@@ -59,12 +59,10 @@ def test_qkv_norm_rope(width, kv_heads, has_v, dtype, per_head, arch):
     )
     ptx = compiled.asm["ptx"]
     assert float32_ops(ptx) <= {"add.rn", "sub.rn", "mul.rn", "div.rn", "sqrt.rn"}
-    if (
-        dtype != "fp32"
-    ):  # a pair of dims turns by four products and two sums, which may be the dtype's own; q's code, k's
+    if dtype != "fp32":  # a pair of dims turns by four products and two sums, all rounded to the dtype
         arithmetic = re.findall(r"\b(?:mul|add|sub|fma)(?:\.rn)?\.b?f16(x2)?\b", ptx)
-        codes = 2  # a program's code for k is there where no head is one
-        assert sum(2 if pair else 1 for pair in arithmetic) == codes * 6 * width // 2 // (32 * warps_for(width))
+        pairs_a_thread = width // 2 // (32 * warps_for(width)) * (2 if kv_heads else 1)  # q's code, and k's
+        assert sum(2 if pair else 1 for pair in arithmetic) == 6 * pairs_a_thread
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers import qkv_norm_rope as module
 from sglang.srt.layers.qkv_norm_rope import HEAD_SIZES, can_use, launch, qkv_norm_rope, qkv_norm_rope_reference
 from sglang.srt.mem_cache.memory_pool import KVSlots
+from sglang.srt.model_loader.loader import load_model
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.paged_harness import PagedHarness
+from sglang.test.tiny_models import make_tiny_gemma4
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 register_cuda_ci(est_time=40, stage="base-b", runner_config="1-gpu-large")
@@ -265,6 +269,23 @@ def test_it_runs_in_a_graph_and_waits_for_nothing(tokens):
     graph.replay()
     assert torch.equal(got, theirs.run(qkv_norm_rope_reference))
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(case.kv[:2], theirs.kv[:2], strict=True))
+
+
+def test_all_layers_of_a_model_take_it(tmp_path, monkeypatch):
+    """A prompt and a decode in layers of every kind: logits and all that is cached are those without the kernel."""
+    config = ModelConfig.load(str(make_tiny_gemma4(tmp_path, "ple_shared_double_wide")), None, None, "auto")
+    model = load_model(config, "auto", torch.device(DEVICE))
+    launched = []
+    monkeypatch.setattr(module, "launch", lambda *args: launched.append(args[-2] is None) or launch(*args))
+    results = []
+    for disabled in (False, True):
+        monkeypatch.setattr(module, "DISABLED", disabled)
+        harness = PagedHarness(model, config, max_tokens=64, device=DEVICE)
+        steps = [harness.step({0: [5, 6]}), harness.step({0: [7]})]
+        pools = [x for pool in (harness.pool.full, harness.pool.swa) for kv in pool.buffers.values() for x in kv]
+        results.append([logits for step in steps for logits in step.values()] + pools)
+    assert launched == 2 * [not layer.owns_kv for layer in config.text.layers]
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(*results, strict=True))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def launch(
     kv: KVSlots | None,
     per_head: bool,
 ) -> Tensor:
-    """See qkv_norm_rope_reference; `per_head` picks one program a token and head, or one a token. qkv stays as it is."""
+    """See qkv_norm_rope_reference; `per_head` picks one program a token and head, or one a token. qkv is kept."""
     tokens, width = qkv.shape[0], q_weight.shape[0]
     heads = qkv.shape[1] // width
     kv_heads = 0 if kv is None else kv.k_buffer.shape[1]
