@@ -12,7 +12,7 @@ from sglang.srt.layers.rotary_embedding import _rope_kernel
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import ARCHS, compile_kernel, float32_ops
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 
 DTYPES = ["bf16", "fp16"]
 
