@@ -63,6 +63,13 @@ OPTIMIZATIONS = [
         kernel="topk-softmax",
         case="26 tokens",
     ),
+    Optimization(
+        "fused q, k, v norms, rope and KV write",
+        {"SGLANG_DISABLE_FUSED_QKV_ROPE": "1"},
+        (f"{KERNELS}/bench_qkv_norm_rope.py", "--tokens", "1", "8", "64", "256", "8192"),
+        kernel="qkv norm and rope, sliding",
+        case="8 tokens",
+    ),
 ]
 PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
 ALL_ON, ALL_OFF, PULL_REQUEST_OFF = "all on", "all off", "PR's three off"

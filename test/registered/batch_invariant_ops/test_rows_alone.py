@@ -18,9 +18,11 @@ from sglang.srt.layers.logits_processor import softcap
 from sglang.srt.layers.logprobs import token_logprobs
 from sglang.srt.layers.moe.experts import fused_experts
 from sglang.srt.layers.moe.topk import topk_softmax
+from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
 from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm
 from sglang.srt.layers.rotary_embedding import apply_rope
 from sglang.srt.layers.sampler import gumbel, mix32
+from sglang.srt.mem_cache.memory_pool import KVSlots
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 
 register_cpu_ci(est_time=40, suite="base-a-test-cpu")
@@ -183,10 +185,15 @@ def test_ops_that_are_row_by_row_as_they_are(dtype, threads):
     scale = wide(128, dtype=dtype, seed=2)
     check_rows(lambda x: topk_softmax(x, 8, scale), wide(ROWS, 128, dtype=dtype))
     angles = wide(ROWS, 64)
-    check_rows(
-        lambda x, cos, sin: apply_rope(x, cos, sin),
-        wide(ROWS, 4, 64, dtype=dtype), angles.cos().to(dtype), angles.sin().to(dtype),
-    )  # fmt: skip
+    rotation = angles.cos().to(dtype), angles.sin().to(dtype)
+    check_rows(lambda x, cos, sin: apply_rope(x, cos, sin), wide(ROWS, 4, 64, dtype=dtype), *rotation)
+
+    def normed_and_turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        kv = KVSlots(*x.new_zeros(2, len(x), 1, 64), torch.arange(len(x), device=DEVICE))
+        q = qkv_norm_rope(x, weight[:64], weight[64:128], 2, cos, sin, 1e-6, kv)
+        return torch.cat((q, *kv[:2]), dim=1)
+
+    check_rows(normed_and_turned, wide(ROWS, 256, dtype=dtype), *rotation)
 
 
 def test_sampling_is_row_by_row_as_it_is(threads):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sglang.srt.mem_cache.memory_pool import HybridKVPool, KVPool, pool_sizes, token_bytes
+from sglang.srt.mem_cache.memory_pool import HybridKVPool, KVPool, KVSlots, pool_sizes, token_bytes
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
@@ -29,7 +29,7 @@ def test_pool_writes_and_reads_slots():
     assert k.shape == v.shape == (7, 2, 3)
     assert not k.any() and not v.any()
     new_k, new_v = torch.randn(2, 2, 3), torch.randn(2, 2, 3)
-    pool.set_kv(4, torch.tensor([6, 1]), new_k, new_v)
+    KVSlots(k, v, torch.tensor([6, 1])).write(new_k, new_v)
     assert torch.equal(k[[6, 1]], new_k) and torch.equal(v[[6, 1]], new_v)
     assert not k[[0, 2, 3, 4, 5]].any()
     assert pool.bytes_per_token == 2 * 2 * 3 * 4
@@ -40,8 +40,8 @@ def test_hybrid_pool_sends_each_layer_to_its_own_pool():
     assert [pool.is_sliding(i) for i in (0, 1, 3)] == [True, True, False]
     assert pool.get_kv(0)[0].shape == (6, 2, 8)
     assert pool.get_kv(3)[0].shape == (11, 1, 16)
-    pool.set_kv(1, torch.tensor([5]), torch.ones(1, 2, 8).bfloat16(), torch.full((1, 2, 8), 2.0).bfloat16())
-    assert pool.get_kv(1)[0][5].eq(1).all() and pool.get_kv(1)[1][5].eq(2).all()
+    pool.get_kv(1)[0][5] = 1
+    assert not pool.get_kv(1)[1].any()
     assert not pool.get_kv(0)[0].any()
     assert (pool.full_bytes_per_token, pool.swa_bytes_per_token) == (64, 128) == token_bytes(SMALL, 2)
     with pytest.raises(KeyError):

@@ -6,6 +6,7 @@ that the bound is tight enough to see each of the mistakes this architecture inv
 
 import dataclasses
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -181,12 +182,15 @@ def no_embedding_scale(model):
 
 def k_normed_before_v(model):
     """V made of the normed k: what reusing the k slice after k_norm would give."""
+
+    def scale_v(attn, args, weight):
+        kv = args[-1].kv_slots(attn.kv_layer)
+        kv.v_buffer[kv.slots] *= weight
+
     for layer in model.model.layers:
         attention = layer.self_attn
         if "v_proj" not in attention.qkv_proj.outputs:
-            attention.attn.register_forward_pre_hook(
-                lambda attn, args, w=attention.k_norm.weight: (args[0], args[1], args[2] * w, args[3])
-            )
+            attention.attn.register_forward_pre_hook(partial(scale_v, weight=attention.k_norm.weight))
 
 
 def wrong_donor(model):

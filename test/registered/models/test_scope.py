@@ -15,6 +15,7 @@ register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 GEMMA_ONLY = (
     "sglang.srt.models.gemma4_causal",
     "sglang.srt.configs.gemma4",
+    "sglang.srt.layers.qkv_norm_rope",
     "sglang.srt.layers.qkv_rms_norm",
     "sglang.srt.layers.moe.router",
 )

@@ -18,10 +18,15 @@ MAX_WIDTH = 16384  # a row is held in the registers of one program
 
 
 @triton.jit
+def inverse_rms_kernel(squares, eps, WIDTH: tl.constexpr):
+    """The float32 sum of WIDTH squares -> (mean + eps)^(-1/2)."""
+    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(squares, WIDTH * 1.0) + eps))
+
+
+@triton.jit
 def normed_kernel(x, eps, WIDTH: tl.constexpr, LEVELS: tl.constexpr):
     """x [2**LEVELS] float32, zeros from WIDTH on -> x * (mean(x^2) + eps)^(-1/2), WIDTH numbers in the mean."""
-    mean = tl.div_rn(halving_sum_kernel(x * x, LEVELS), WIDTH * 1.0)
-    return x * tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
+    return x * inverse_rms_kernel(halving_sum_kernel(x * x, LEVELS), eps, WIDTH)
 
 
 @triton.jit

@@ -47,6 +47,17 @@ def _llama3(inv_freq: Tensor, config: RopeConfig) -> Tensor:
 
 
 @triton.jit
+def turned_kernel(x1, x2, c, s):
+    """x1, x2 the halves of a head in the model dtype, c, s the cosines and sines of half a head in float32 -> the
+    halves of the turned head, in the model dtype."""
+    kind = x1.dtype
+    x1, x2 = x1.to(tl.float32), x2.to(tl.float32)
+    y1 = (x1 * c).to(kind).to(tl.float32) - (x2 * s).to(kind).to(tl.float32)
+    y2 = (x2 * c).to(kind).to(tl.float32) + (x1 * s).to(kind).to(tl.float32)
+    return y1.to(kind), y2.to(kind)
+
+
+@triton.jit
 def _rope_kernel(
     x, cos, sin, out, token_stride, head_stride, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -58,13 +69,10 @@ def _rope_kernel(
     x1, x2 = tl.load(x, mask=inside), tl.load(x + HALF, mask=inside)
     c = tl.load(cos + token * 2 * HALF + dims, mask=inside).to(tl.float32)
     s = tl.load(sin + token * 2 * HALF + dims, mask=inside).to(tl.float32)
-    kind = x1.dtype
-    x1, x2 = x1.to(tl.float32), x2.to(tl.float32)
-    y1 = (x1 * c).to(kind).to(tl.float32) - (x2 * s).to(kind).to(tl.float32)
-    y2 = (x2 * c).to(kind).to(tl.float32) + (x1 * s).to(kind).to(tl.float32)
+    y1, y2 = turned_kernel(x1, x2, c, s)
     out += (token * HEADS + head) * 2 * HALF + dims
-    tl.store(out, y1.to(kind), mask=inside)
-    tl.store(out + HALF, y2.to(kind), mask=inside)
+    tl.store(out, y1, mask=inside)
+    tl.store(out + HALF, y2, mask=inside)
 
 
 def launch_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """KV memory on the device: one buffer pair a layer, and how many tokens each pool gets. It knows no owners of slots."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,20 @@ if TYPE_CHECKING:
 # smaller), and a step in flight adds a token or two before it.
 TRIM_MARGIN = 128
 IN_FLIGHT_MARGIN = 2
+
+
+class KVSlots(NamedTuple):
+    """Where K and V of a layer's T new tokens go: to rows `slots` of its two buffers. Slot 0 may come many times: it is
+    padding, and holds some one of what is written there."""
+
+    k_buffer: Tensor  # [size + page_size, num_kv_heads, head_dim]
+    v_buffer: Tensor
+    slots: Tensor  # [T] int64
+
+    def write(self, k: Tensor, v: Tensor) -> None:
+        """k and v [T, num_kv_heads, head_dim]."""
+        self.k_buffer[self.slots] = k
+        self.v_buffer[self.slots] = v
 
 
 class KVPool:
@@ -43,12 +57,6 @@ class KVPool:
     def get_kv(self, layer: int) -> tuple[Tensor, Tensor]:
         """K and V buffers of a layer, each [size + page_size, num_kv_heads, head_dim]."""
         return self.buffers[layer]
-
-    def set_kv(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write k and v [T, num_kv_heads, head_dim] to `slots` [T] int64. Slot 0 may come many times: it is padding."""
-        k_buffer, v_buffer = self.buffers[layer]
-        k_buffer[slots] = k
-        v_buffer[slots] = v
 
 
 class HybridKVPool:
@@ -87,10 +95,6 @@ class HybridKVPool:
     def get_kv(self, layer: int) -> tuple[Tensor, Tensor]:
         """See KVPool.get_kv."""
         return self._pool_of[layer].get_kv(layer)
-
-    def set_kv(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """See KVPool.set_kv; `slots` are of the layer's own pool."""
-        self._pool_of[layer].set_kv(layer, slots, k, v)
 
 
 def _make_pool(

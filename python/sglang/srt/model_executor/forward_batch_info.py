@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from sglang.srt.mem_cache.memory_pool import KVSlots
+
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base import AttentionBackend
     from sglang.srt.mem_cache.memory_pool import HybridKVPool
@@ -53,6 +55,11 @@ class ForwardBatch:
     @property
     def batch_size(self) -> int:
         return len(self.seq_lens_cpu)
+
+    def kv_slots(self, layer: int) -> KVSlots:
+        """Where K and V that `layer` makes of the step's new tokens go; the layer owns KV."""
+        sliding = self.kv_pool.is_sliding(layer)
+        return KVSlots(*self.kv_pool.get_kv(layer), self.out_cache_loc_swa if sliding else self.out_cache_loc)
 
     @property
     def is_decode_only(self) -> bool:

@@ -18,8 +18,8 @@ from sglang.srt.layers.linear import GateUpLinear, Linear, QKVLinear, RowLinear
 from sglang.srt.layers.logits_processor import head_logits
 from sglang.srt.layers.moe.experts import Experts
 from sglang.srt.layers.moe.router import Router
-from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm
-from sglang.srt.layers.rotary_embedding import RotaryEmbedding, apply_rope
+from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
+from sglang.srt.layers.rotary_embedding import RotaryEmbedding
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_map import WeightMap
@@ -45,7 +45,6 @@ class Gemma4Attention(nn.Module):
     def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig, tp: TensorParallel):
         super().__init__()
         self.num_heads = tp.share(config.num_heads, "the attention heads").size
-        self.num_kv_heads = tp.num_kv_heads(layer.num_kv_heads)
         self.eps = config.rms_norm_eps
         hidden, bias = config.hidden_size, config.attention_bias
         self.qkv_proj = QKVLinear(
@@ -57,10 +56,9 @@ class Gemma4Attention(nn.Module):
         self.o_proj = RowLinear(tp.share_heads(config.num_heads, layer.head_dim), hidden, bias, tp)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
-        q, k, v = qkv_rms_norm(
-            self.qkv_proj(x), self.q_norm.weight, self.k_norm.weight, self.num_heads, self.num_kv_heads, self.eps
-        )
-        return self.o_proj(self.attn(apply_rope(q, *rotation), apply_rope(k, *rotation), v, batch))
+        qkv, kv = self.qkv_proj(x), batch.kv_slots(self.attn.kv_layer)
+        q = qkv_norm_rope(qkv, self.q_norm.weight, self.k_norm.weight, self.num_heads, *rotation, self.eps, kv)
+        return self.o_proj(self.attn(q, None, None, batch))
 
 
 class Gemma4SharedAttention(nn.Module):
@@ -76,8 +74,8 @@ class Gemma4SharedAttention(nn.Module):
         self.o_proj = RowLinear(heads, config.hidden_size, config.attention_bias, tp)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: ForwardBatch) -> Tensor:  # [T, H]
-        q, _, _ = qkv_rms_norm(self.q_proj(x), self.q_norm.weight, None, self.num_heads, 0, self.eps)
-        return self.o_proj(self.attn(apply_rope(q, *rotation), None, None, batch))
+        q = qkv_norm_rope(self.q_proj(x), self.q_norm.weight, None, self.num_heads, *rotation, self.eps, None)
+        return self.o_proj(self.attn(q, None, None, batch))
 
 
 def _attention(config: Gemma4TextConfig, layer: Gemma4LayerConfig, tp: TensorParallel) -> Attention:

@@ -11,16 +11,11 @@ from sglang.srt.layers.moe.router_norm import _router_norm_kernel
 from sglang.srt.layers.moe.topk import _topk_softmax_kernel
 from sglang.srt.utils.triton_runtime import INTERPRETED
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.triton_compile import SHARED_MEMORY, compile_kernel
+from sglang.test.triton_compile import SHARED_MEMORY, compile_kernel, float32_ops
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="this process interprets its kernels")
-
-
-def float32_ops(ptx: str) -> set[str]:
-    """The float32 arithmetic in it, as add.rn or div.full; libdevice's exp looks at a float64's upper half by abs."""
-    return set(re.findall(r"\b((?:add|sub|mul|fma|mad|div|sqrt|rsqrt|rcp|ex2)\.[a-z.]*?)\.f32", ptx))
 
 
 def compile_topk(arch: int, experts: int, k: int, dtype: str) -> str:

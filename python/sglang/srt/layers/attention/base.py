@@ -32,12 +32,16 @@ class Attention(nn.Module):
         self.sliding_window = sliding_window
 
     def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, batch: ForwardBatch) -> Tensor:
-        """q [T, num_heads, D], k and v [T, num_kv_heads, D] or None (KV-shared layer); returns [T, num_heads * D]."""
+        """q [T, num_heads, D], k and v [T, num_kv_heads, D] or both None; returns [T, num_heads * D].
+
+        None: the pool has K and V of the step's tokens already. A layer wrote them to `batch.kv_slots` itself, or it
+        shares the KV of one that did.
+        """
         return batch.attn_backend.forward(q, k, v, self, batch)
 
 
 class AttentionBackend(ABC):
-    """Causal attention over a ragged batch; writes k and v into the pool first, so new tokens see themselves."""
+    """Causal attention over a ragged batch. New tokens see themselves: k and v, if given, go into the pool first."""
 
     @abstractmethod
     def prepare(self, batch: ForwardBatch) -> None:

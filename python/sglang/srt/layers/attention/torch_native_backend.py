@@ -75,7 +75,7 @@ class PlanningBackend(AttentionBackend, Generic[Plan]):
         """See Attention.forward."""
         sliding, window = batch.kv_pool.is_sliding(layer.kv_layer), layer.sliding_window
         if k is not None:
-            batch.kv_pool.set_kv(layer.kv_layer, batch.out_cache_loc_swa if sliding else batch.out_cache_loc, k, v)
+            batch.kv_slots(layer.kv_layer).write(k, v)
         if window not in self._plans:
             self._plans[window] = self.plan(batch, batch.req_to_token_swa if sliding else batch.req_to_token, window)
         return self.attend(q, *batch.kv_pool.get_kv(layer.kv_layer), self._plans[window], layer.scale).flatten(1)

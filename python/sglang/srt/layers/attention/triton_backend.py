@@ -134,7 +134,7 @@ class TritonBackend(AttentionBackend):
         """See Attention.forward."""
         sliding, window = batch.kv_pool.is_sliding(layer.kv_layer), layer.sliding_window
         if k is not None:
-            batch.kv_pool.set_kv(layer.kv_layer, batch.out_cache_loc_swa if sliding else batch.out_cache_loc, k, v)
+            batch.kv_slots(layer.kv_layer).write(k, v)
         k_cache, v_cache = batch.kv_pool.get_kv(layer.kv_layer)
         table = batch.req_to_token_swa if sliding else batch.req_to_token
         geometry = self._geometries[layer.num_kv_heads, layer.head_dim]
