@@ -11,11 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers import residual_norms
 from sglang.srt.layers.layernorm import rms_norm
 from sglang.srt.layers.moe import router_norm
 from sglang.srt.layers.residual_norms import add_norm, add_norm_moe, add_norm_moe_reference, add_norm_reference
+from sglang.srt.model_loader.loader import load_model
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.paged_harness import PagedHarness
+from sglang.test.tiny_models import make_tiny_gemma4
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
@@ -212,6 +216,27 @@ def test_the_routers_norm_may_be_apart(monkeypatch):
     assert r is None
     *want, r_want = add_norm_moe_reference(h, a, w, w, w, w, root, EPS)
     assert all(map(same, got, want)) and torch.equal(router_norm.router_norm(got[0], w, root, EPS), r_want)
+
+
+@pytest.mark.parametrize("variant", ["moe_top2", "dense_k_eq_v", "ple_shared_double_wide"])
+def test_models_take_them_and_keep_their_bits(variant, tmp_path, monkeypatch):
+    """Logits and the launches of a step: two a layer, three with per-layer inputs."""
+    folder = make_tiny_gemma4(tmp_path, variant)
+    config = ModelConfig.load(str(folder))
+    model = load_model(config, "auto", torch.device(DEVICE))
+    launched = []
+    for name in ("launch_add_norm", "launch_add_norm_moe"):
+        launch = getattr(residual_norms, name)
+        monkeypatch.setattr(residual_norms, name, lambda *args, launch=launch: launched.append(0) or launch(*args))
+
+    def logits() -> Tensor:
+        harness = PagedHarness(model, config, device=DEVICE)
+        return torch.cat([harness.step({0: ids})[0] for ids in ([7, 30, 200], [9])])
+
+    fused = logits()
+    assert len(launched) == 2 * len(model.model.layers) * (3 if config.text.ple_size else 2)
+    monkeypatch.setattr(residual_norms, "DISABLED", True)
+    assert torch.isfinite(fused).all() and torch.equal(logits(), fused)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
