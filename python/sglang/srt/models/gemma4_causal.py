@@ -136,7 +136,7 @@ class Gemma4DecoderLayer(nn.Module):
             h, x = add_norm(h, a, after_attention, self.eps, next_weight=before_mlp)
             m, experts = self.tp.all_reduce(self.mlp(x)), None
         end = (self.layer_scalar, next_norm.weight)  # scales the residual too
-        last = (None, None) if self.has_ple else end
+        last = (None, None) if self.has_ple else end  # per-layer inputs come in between
         h, x = add_norm(h, m, self.post_feedforward_layernorm.weight, self.eps, experts, *last)
         if self.has_ple:  # the gate reads h as it is, without a norm
             p = self.per_layer_projection(gelu_tanh(self.per_layer_input_gate(h)) * ple)
