@@ -66,17 +66,7 @@ OPTIMIZATIONS = [
     Optimization(
         "fused residual norms",
         {"SGLANG_DISABLE_FUSED_RESIDUAL_NORMS": "1"},
-        (
-            f"{KERNELS}/bench_residual_norms.py",
-            "--kernels",
-            "after-attention",
-            "layer-end",
-            "--tokens",
-            "1",
-            "8",
-            "26",
-            "64",
-        ),
+        (f"{KERNELS}/bench_residual_norms.py", "--tokens", "1", "8", "26", "64"),
         kernel="residual norms, layer-end",
         case="26 tokens",
     ),
