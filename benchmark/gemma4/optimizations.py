@@ -70,6 +70,13 @@ OPTIMIZATIONS = [
         kernel="qkv norm and rope, sliding",
         case="8 tokens",
     ),
+    Optimization(
+        "fused residual norms",
+        {"SGLANG_DISABLE_FUSED_RESIDUAL_NORMS": "1"},
+        (f"{KERNELS}/bench_residual_norms.py", "--tokens", "1", "8", "26", "64"),
+        kernel="residual norms, layer-end",
+        case="26 tokens",
+    ),
 ]
 PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
 ALL_ON, ALL_OFF, PULL_REQUEST_OFF = "all on", "all off", "PR's three off"

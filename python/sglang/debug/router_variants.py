@@ -30,8 +30,8 @@ class Variant:
     choose: Choice
     float32_logits: bool = False
 
-    def route(self, router: Router, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Router.forward with these ops."""
+    def route(self, router: Router, h: Tensor, made: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Router.forward with these ops; `made`, the router's input by our own, is not read."""
         r = self.norm(h, router.scale, router.root, router.eps)
         logits = float32_product(r, router.proj.weight) if self.float32_logits else router.logits(r)
         return self.choose(logits, router.top_k, router.per_expert_scale)

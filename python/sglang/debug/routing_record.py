@@ -34,7 +34,7 @@ def recording(model: nn.Module, other: Variant | None = None) -> Iterator[Record
     hooks = []
 
     def hook_for(layer: LayerRecord):
-        def hook(router: Router, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        def hook(router: Router, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
             layer.chosen.append(_to_cpu(output))
             layer.margins.append(_margins(router, inputs[0]).cpu())
             if other:

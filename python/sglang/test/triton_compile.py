@@ -49,3 +49,10 @@ def compile_kernel(
 def float32_ops(ptx: str) -> set[str]:
     """The float32 arithmetic in it, as add.rn or div.full; libdevice's exp looks at a float64's upper half by abs."""
     return set(re.findall(r"\b((?:add|sub|mul|fma|mad|div|sqrt|rsqrt|rcp|ex2)\.[a-z.]*?)\.f32", ptx))
+
+
+def half_roundings(ptx: str) -> int:
+    """How many numbers a thread rounds to a 16-bit dtype. Arithmetic in that dtype is counted too: the compiler makes
+    it of a float32 sum or product of two such numbers that is rounded at once."""
+    rounding = re.findall(r"\b(?:cvt\.rn|add|add\.rn|mul|mul\.rn|fma\.rn)\.b?f16(x2)?\b", ptx)
+    return sum(2 if pair else 1 for pair in rounding)

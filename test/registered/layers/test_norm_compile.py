@@ -1,4 +1,5 @@
-"""The norm and rotation kernels compile for every GPU generation served; no GPU is needed."""
+"""The norm and rotation kernels compile for every GPU generation served, and those of the residual stream round where
+their references round. No GPU is needed."""
 
 import re
 import sys
@@ -8,11 +9,12 @@ import pytest
 from sglang.srt.layers.layernorm import _rms_norm_kernel, warps_for
 from sglang.srt.layers.qkv_norm_rope import _qkv_norm_rope_kernel
 from sglang.srt.layers.qkv_rms_norm import _qkv_rms_norm_kernel
+from sglang.srt.layers.residual_norms import _add_norm_kernel, _add_norm_moe_kernel, options
 from sglang.srt.layers.rotary_embedding import _rope_kernel
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.triton_compile import ARCHS, compile_kernel, float32_ops
+from sglang.test.triton_compile import ARCHS, compile_kernel, float32_ops, half_roundings
 
-register_cpu_ci(est_time=25, suite="base-a-test-cpu")
+register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 
 DTYPES = ["bf16", "fp16"]
 
@@ -36,6 +38,44 @@ def test_qkv_rms_norm(width, per_head, arch):
     compile_kernel(
         _qkv_rms_norm_kernel, arch, signature, constants | {"LEVELS": (width - 1).bit_length()}, warps_for(width)
     )
+
+
+def check_roundings(kernel, arch: int, dtype: str, width: int, rounded: int, **parts: bool) -> None:
+    """The kernel rounds each number of a row `rounded` times to the dtype and does nothing else that is not exact."""
+    signature = {name: f"*{dtype}" for name in kernel.arg_names if name.islower()} | {"eps": "fp32"}
+    if "root" in signature:
+        signature["root"] = "fp32"
+    constants = options(width) | parts
+    launch = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    ptx = compile_kernel(kernel, arch, signature, constants, **launch).asm["ptx"]
+    assert float32_ops(ptx) <= {"add.rn", "mul.rn", "div.rn", "sqrt.rn"}
+    if dtype != "fp32":
+        assert half_roundings(ptx) == rounded * 2 ** constants["LEVELS"] // (32 * launch["num_warps"])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp32"])
+@pytest.mark.parametrize(
+    ("experts", "scalar", "next_norm", "rounded"),
+    [(True, True, True, 7), (False, True, True, 4), (False, False, True, 3), (False, False, False, 2)],
+)
+def test_add_norm(experts, scalar, next_norm, rounded, dtype, arch):
+    parts = {"HAS_EXPERTS": experts, "HAS_SCALAR": scalar, "HAS_NEXT": next_norm}
+    check_roundings(_add_norm_kernel, arch, dtype, 2816, rounded, **parts)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp32"])
+@pytest.mark.parametrize(("router", "rounded"), [(True, 7), (False, 4)])
+def test_add_norm_moe(router, rounded, dtype, arch):
+    check_roundings(_add_norm_moe_kernel, arch, dtype, 2816, rounded, HAS_ROUTER=router)
+
+
+@pytest.mark.parametrize("kernel", [_add_norm_kernel, _add_norm_moe_kernel])
+@pytest.mark.parametrize("width", [256, 5376])
+def test_residual_norms_of_other_widths(width, kernel):
+    parts = {name: True for name in kernel.arg_names if name.startswith("HAS_")}
+    check_roundings(kernel, 90, "bf16", width, 7, **parts)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -19,6 +19,7 @@ from sglang.srt.layers.logits_processor import head_logits
 from sglang.srt.layers.moe.experts import Experts
 from sglang.srt.layers.moe.router import Router
 from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
+from sglang.srt.layers.residual_norms import add_norm, add_norm_moe
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -93,7 +94,7 @@ class Gemma4DecoderLayer(nn.Module):
     def __init__(self, config: Gemma4TextConfig, layer: Gemma4LayerConfig, tp: TensorParallel):
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.tp = tp
+        self.tp, self.eps = tp, eps
         self.kind = layer.kind
         self.is_moe = config.num_experts > 0
         self.has_ple = config.ple_size > 0
@@ -115,22 +116,47 @@ class Gemma4DecoderLayer(nn.Module):
             self.post_per_layer_input_norm = RMSNorm(hidden, eps)
         self.register_buffer("layer_scalar", torch.empty(1))  # in the checkpoint, hence persistent
 
-    def forward(self, h: Tensor, rotation: Rotation, ple: Tensor | None, batch: ForwardBatch) -> Tensor:
-        """h [T, H] residual stream, rotation of this kind of layer, ple [T, P] this layer's per-layer input or None."""
-        a = self.self_attn(self.input_layernorm(h), rotation, batch)
-        h = h + self.post_attention_layernorm(a)
-        m = self.mlp(self.pre_feedforward_layernorm(h))
+    def forward(
+        self, h: Tensor, x: Tensor, rotation: Rotation, ple: Tensor | None, batch: ForwardBatch, next_norm: RMSNorm
+    ) -> tuple[Tensor, Tensor]:
+        """h [T, H] residual stream, x = input_layernorm(h), rotation of this kind of layer, ple [T, P] this layer's
+        per-layer input or None -> h after this layer, and next_norm(h): a norm is made by the kernel that makes h."""
+        a = self.self_attn(x, rotation, batch)
+        after_attention, before_mlp = self.post_attention_layernorm.weight, self.pre_feedforward_layernorm.weight
         if self.is_moe:  # router and experts both read h, not the MLP's input
-            y = self.experts(self.pre_feedforward_layernorm_2(h), *self.router(h))
-            m, y = self.tp.all_reduce_pair(m, y)
-            m = self.post_feedforward_layernorm_1(m) + self.post_feedforward_layernorm_2(y)
+            before_experts, scale = self.pre_feedforward_layernorm_2.weight, self.router.scale
+            h, x, x2, r = add_norm_moe(
+                h, a, after_attention, before_mlp, before_experts, scale, self.router.root, self.eps
+            )
+            m, y = self.tp.all_reduce_pair(self.mlp(x), self.experts(x2, *self.router(h, r)))
+            experts = (y, self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight)
         else:
-            m = self.tp.all_reduce(m)
-        h = h + self.post_feedforward_layernorm(m)
+            h, x = add_norm(h, a, after_attention, self.eps, next_weight=before_mlp)
+            m, experts = self.tp.all_reduce(self.mlp(x)), None
+        end = (self.layer_scalar, next_norm.weight)  # scales the residual too
+        last = (None, None) if self.has_ple else end  # per-layer inputs come in between
+        h, x = add_norm(h, m, self.post_feedforward_layernorm.weight, self.eps, experts, *last)
         if self.has_ple:  # the gate reads h as it is, without a norm
-            g = gelu_tanh(self.per_layer_input_gate(h)) * ple
-            h = h + self.post_per_layer_input_norm(self.per_layer_projection(g))
-        return h * self.layer_scalar  # scales the residual too
+            p = self.per_layer_projection(gelu_tanh(self.per_layer_input_gate(h)) * ple)
+            h, x = add_norm(h, p, self.post_per_layer_input_norm.weight, self.eps, None, *end)
+        return h, x
+
+
+def run_layers(
+    layers: nn.ModuleList,
+    norm: RMSNorm,
+    h: Tensor,
+    rotations: dict[str, Rotation],
+    ple: tuple[Tensor, ...] | None,
+    batch: ForwardBatch,
+) -> Tensor:
+    """h [T, H] through decoder layers and the norm after the last; ple [T, P] a layer, or None."""
+    first, *others = layers
+    x = first.input_layernorm(h)
+    for i, next_norm in enumerate([*(layer.input_layernorm for layer in others), norm]):
+        layer = layers[i]
+        h, x = layer(h, x, rotations[layer.kind], None if ple is None else ple[i], batch, next_norm)
+    return x
 
 
 class PerLayerInputs(nn.Module):
@@ -169,9 +195,7 @@ class Gemma4Model(nn.Module):
         h = self.embed_tokens(input_ids)
         ple = None if self.per_layer_inputs is None else self.per_layer_inputs(input_ids, h).unbind(1)
         rotations = {kind: rotary(positions) for kind, rotary in self.rotary.items()}
-        for i, layer in enumerate(self.layers):
-            h = layer(h, rotations[layer.kind], None if ple is None else ple[i], batch)
-        return self.norm(h)
+        return run_layers(self.layers, self.norm, h, rotations, ple, batch)
 
 
 class Gemma4ForCausalLM(nn.Module):

@@ -16,7 +16,7 @@ from sglang.srt.layers.logits_processor import candidate_logits, head_logits
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_map import WeightMap
-from sglang.srt.models.gemma4_causal import Gemma4DecoderLayer, Gemma4ForCausalLM, Rotation
+from sglang.srt.models.gemma4_causal import Gemma4DecoderLayer, Gemma4ForCausalLM, Rotation, run_layers
 
 
 class CentroidHead(nn.Module):
@@ -49,9 +49,7 @@ class Gemma4AssistantModel(nn.Module):
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
 
     def forward(self, h: Tensor, rotations: dict[str, Rotation], batch: ForwardBatch) -> Tensor:
-        for layer in self.layers:
-            h = layer(h, rotations[layer.kind], None, batch)
-        return self.norm(h)
+        return run_layers(self.layers, self.norm, h, rotations, None, batch)
 
 
 class Gemma4AssistantForCausalLM(nn.Module):

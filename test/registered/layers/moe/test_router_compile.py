@@ -1,7 +1,6 @@
 """The router's kernels compile for every GPU generation served, and what they compile to rounds where the references
 round. No GPU is needed."""
 
-import re
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ from sglang.srt.layers.moe.router_norm import _router_norm_kernel
 from sglang.srt.layers.moe.topk import _topk_softmax_kernel
 from sglang.srt.utils.triton_runtime import INTERPRETED
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.triton_compile import SHARED_MEMORY, compile_kernel, float32_ops
+from sglang.test.triton_compile import SHARED_MEMORY, compile_kernel, float32_ops, half_roundings
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 
@@ -52,8 +51,7 @@ def test_router_norm(width, dtype, arch):
     ptx = compiled.asm["ptx"]
     assert float32_ops(ptx) <= {"add.rn", "mul.rn", "div.rn", "sqrt.rn"}
     if dtype != "fp32":  # three roundings a number; that of a product of two may be the product's own
-        rounding = re.findall(r"\b(?:cvt\.rn|mul|mul\.rn|fma\.rn)\.b?f16(x2)?\b", ptx)
-        assert sum(2 if pair else 1 for pair in rounding) == 3 * 2 ** sizes["LEVELS"] // (32 * warps_for(width))
+        assert half_roundings(ptx) == 3 * 2 ** sizes["LEVELS"] // (32 * warps_for(width))
 
 
 if __name__ == "__main__":

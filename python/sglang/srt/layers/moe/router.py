@@ -37,7 +37,8 @@ class Router(nn.Module):
         """r [T, H] from router_norm -> [T, E] in the model dtype or in float32."""
         return float32_product(r, self.proj.weight) if self.float32_logits else self.proj(r)
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """h [T, H] -> weights [T, k] float32, expert ids [T, k] int64."""
-        logits = self.logits(router_norm(h, self.scale, self.root, self.eps))
-        return topk_softmax(logits, self.top_k, self.per_expert_scale)
+    def forward(self, h: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """h [T, H], r = router_norm(h) where it is made already -> weights [T, k] float32, expert ids [T, k] int64."""
+        if r is None:
+            r = router_norm(h, self.scale, self.root, self.eps)
+        return topk_softmax(self.logits(r), self.top_k, self.per_expert_scale)

@@ -19,15 +19,22 @@ DISABLED = os.environ.get("SGLANG_DISABLE_FUSED_ROUTER_NORM") == "1"
 
 
 @triton.jit
+def router_input_kernel(unit, scale, root):
+    """unit [N] float32, a normed row; scale [N] in the model dtype -> the router's input in it."""
+    r = unit.to(scale.dtype)
+    r = (r.to(tl.float32) * scale.to(tl.float32)).to(scale.dtype)
+    return (r.to(tl.float32) * root).to(scale.dtype)
+
+
+@triton.jit
 def _router_norm_kernel(h, scale, out, root, eps, WIDTH: tl.constexpr, LEVELS: tl.constexpr):
     """One row of h [rows, WIDTH] a program."""
     row = tl.program_id(0).to(tl.int64) * WIDTH
     dims = tl.arange(0, 1 << LEVELS)
     inside = dims < WIDTH
     x = tl.load(h + row + dims, mask=inside, other=0.0)
-    r = normed_kernel(x.to(tl.float32), eps, WIDTH, LEVELS).to(x.dtype)
-    r = (r.to(tl.float32) * tl.load(scale + dims, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
-    r = (r.to(tl.float32) * root).to(x.dtype)
+    unit = normed_kernel(x.to(tl.float32), eps, WIDTH, LEVELS)
+    r = router_input_kernel(unit, tl.load(scale + dims, mask=inside, other=0.0), root)
     tl.store(out + row + dims, r, mask=inside)
 
 
