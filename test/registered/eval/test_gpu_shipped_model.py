@@ -14,6 +14,7 @@ from sglang.assets import shipped_model_path
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.attention.triton_backend import TritonBackend
 from sglang.srt.model_loader.loader import load_model
+from sglang.srt.models.gemma4_causal import Gemma4DecoderLayer
 from sglang.test.ci.ci_register import register_cuda_ci
 from sglang.test.eval_data import last_number, load
 from sglang.test.paged_harness import PagedHarness
@@ -61,10 +62,12 @@ class Streams:
             layer.register_forward_pre_hook(self.on_input)
             layer.register_forward_hook(self.on_output)
 
-    def on_input(self, _layer: nn.Module, args: tuple) -> tuple | None:
+    def on_input(self, layer: nn.Module, args: tuple) -> tuple | None:
         h, *rest = args
         if self.inputs is not None:
             h = self.inputs[len(self.before)].to(h.dtype).view(h.shape)
+            if isinstance(layer, Gemma4DecoderLayer):  # ours gets its first norm's output too
+                rest[0] = layer.input_layernorm(h)
         self.before.append(h.flatten(0, -2))
         return h, *rest
 

@@ -40,12 +40,12 @@ def test_qkv_rms_norm(width, per_head, arch):
     )
 
 
-def check_roundings(kernel, arch: int, dtype: str, width: int, rounded: int, **parts: bool) -> None:
+def check_roundings(kernel, arch: int, dtype: str, width: int, rounded: int, rows: int = 1, **parts: bool) -> None:
     """The kernel rounds each number of a row `rounded` times to the dtype and does nothing else that is not exact."""
     signature = {name: f"*{dtype}" for name in kernel.arg_names if name.islower()} | {"eps": "fp32"}
     if "root" in signature:
         signature["root"] = "fp32"
-    constants = options(width) | parts
+    constants = options(rows, width) | parts
     launch = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
     ptx = compile_kernel(kernel, arch, signature, constants, **launch).asm["ptx"]
     assert float32_ops(ptx) <= {"add.rn", "mul.rn", "div.rn", "sqrt.rn"}
@@ -72,10 +72,10 @@ def test_add_norm_moe(router, rounded, dtype, arch):
 
 
 @pytest.mark.parametrize("kernel", [_add_norm_kernel, _add_norm_moe_kernel])
-@pytest.mark.parametrize("width", [256, 5376])
-def test_residual_norms_of_other_widths(width, kernel):
+@pytest.mark.parametrize(("rows", "width"), [(1, 256), (1, 5376), (8192, 2816)])
+def test_residual_norms_of_other_sizes(rows, width, kernel):
     parts = {name: True for name in kernel.arg_names if name.startswith("HAS_")}
-    check_roundings(kernel, 90, "bf16", width, 7, **parts)
+    check_roundings(kernel, 90, "bf16", width, 7, rows, **parts)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

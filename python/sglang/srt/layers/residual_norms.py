@@ -21,6 +21,8 @@ from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
 # For measuring what the kernels are worth: a launch a norm, sum and product, with the same bits.
 DISABLED = os.environ.get("SGLANG_DISABLE_FUSED_RESIDUAL_NORMS") == "1"
 
+FEW_ROWS = 256
+
 Norm = Callable[[Tensor, Tensor, float], Tensor]  # as rms_norm
 Experts = tuple[Tensor, Tensor, Tensor]  # y [T, H], the weights [H] of m's norm and of y's
 
@@ -117,16 +119,17 @@ def _add_norm_moe_kernel(
         tl.store(router_out + row + dims, r, mask=inside)
 
 
-def warps_for(width: int) -> int:
-    """Warps of a program that holds up to three rows of `width` numbers: a thread has 32 numbers of a row. The bits do
-    not depend on it."""
-    return max(1, triton.next_power_of_2(width) // 1024)
+def warps_for(rows: int, width: int) -> int:
+    """Warps of a program that holds up to three rows of `width` numbers. As in layernorm.py as few as registers allow,
+    but twice as many for the few rows of a decode step, which leave the GPU idle otherwise. Measured in
+    docs/performance.md; the bits do not depend on it."""
+    return max(1, triton.next_power_of_2(width) // (2048 if rows <= FEW_ROWS else 4096))
 
 
-def options(width: int) -> dict[str, int | bool]:
+def options(rows: int, width: int) -> dict[str, int | bool]:
     """What both kernels are launched with. Products must not be fused into the sums that follow them."""
     levels = (width - 1).bit_length()
-    return {"WIDTH": width, "LEVELS": levels, "num_warps": warps_for(width), "enable_fp_fusion": False}
+    return {"WIDTH": width, "LEVELS": levels, "num_warps": warps_for(rows, width), "enable_fp_fusion": False}
 
 
 def launch_add_norm(
@@ -158,7 +161,7 @@ def launch_add_norm(
             HAS_EXPERTS=experts is not None,
             HAS_SCALAR=scalar is not None,
             HAS_NEXT=next_weight is not None,
-            **options(h.shape[1]),
+            **options(*h.shape),
         )
     return h_out, x_out
 
@@ -191,7 +194,7 @@ def launch_add_norm_moe(
             root,
             eps,
             HAS_ROUTER=r is not None,
-            **options(h.shape[1]),
+            **options(*h.shape),
         )
     return h_out, dense, expert, r
 
