@@ -37,7 +37,7 @@ def test_gsm8k_mtp(topk: int):
     rows = load(GSM8K)[: gsm8k_mtp.NUM_SHOTS + gsm8k_mtp.NUM_QUESTIONS]
     flags = ["--model-path", target, "--attention-backend", "triton", "--mem-fraction-static", "0.55", "--tp-size", "2"]
     done = gsm8k_mtp.run(
-        [*flags, *gsm8k_mtp.draft_flags(topk, drafter)],
+        [*flags, *gsm8k_mtp.DETERMINISTIC, *gsm8k_mtp.draft_flags(topk, drafter)],
         rows[: gsm8k_mtp.NUM_SHOTS],
         rows[gsm8k_mtp.NUM_SHOTS :],
         START_SECONDS,

@@ -62,7 +62,7 @@ class TritonBackend(AttentionBackend):
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             capability, self.sm_count = (properties.major, properties.minor), properties.multi_processor_count
-            hopper = enabled() and instructions_agree(self.device.index or 0)
+            hopper = enabled() and instructions_agree(torch.cuda.current_device())
         self._most_pieces = {  # of a row, by whether the layer slides
             sliding: max_pieces(pieces_for(window), window or longest)
             for sliding, window in ((False, None), (True, sliding_window))
