@@ -18,15 +18,18 @@ from report_targets import TARGETS, Target
 from run_metadata import REPOSITORY
 from serving_runs import read_lines
 from study import current, identity_of
-from study_tables import NONE, ablation_tables, digits, seed_tables, table
+from study_tables import NONE, ablation_tables, digits, rounds_table, seed_tables, table
 
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 NOTICE = "*This part is made by `python benchmark/report.py` from the records in `benchmark/results/`.*"
-PARTS = {"set", "server_flags", "workload", "repeat", "result", "meta"}  # of each record
+PARTS = {"set", "server_flags", "workload", "repeat", "result", "meta"}  # of each record of the first two
+ROUNDS = "speculation_steps"
 STUDIES = {
     "seed_table": "Two settings under the pull request's workload",
     "ablation": "What each optimization is worth",
+    ROUNDS: "Rounds of speculation beside plain decode steps",
 }
+AS_IT_IS = "The server as it is"  # an ablation of one setting
 
 
 def read_results(folder: Path) -> dict[str, list[dict]]:
@@ -36,6 +39,8 @@ def read_results(folder: Path) -> dict[str, list[dict]]:
         records = read_lines(path)
         if any(record.get("study") not in STUDIES for record in records):
             print(f"{path} is left out: it has records of no study", file=sys.stderr)
+        elif all(record["study"] == ROUNDS for record in records):
+            found[path.relative_to(folder).as_posix()] = records
         elif any(PARTS - record.keys() for record in records):
             raise ValueError(f"{path} has records without {', '.join(sorted(PARTS))}")
         elif whole := current(records):
@@ -81,8 +86,12 @@ def floor_rows(found: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def study_section(name: str, records: list[dict]) -> list[str]:
     study = records[0]["study"]
+    if study == ROUNDS:
+        title, tables = STUDIES[study], rounds_table(records)
+        return [f"### {title}: {records[0]['meta']['hardware']}", "", *facts(name, records), "", *tables]
     sets = list(dict.fromkeys(record["set"]["name"] for record in records))
-    lines = [f"### {STUDIES[study]}: {records[0]['meta']['hardware']}", "", *facts(name, records), ""]
+    title = AS_IT_IS if study == "ablation" and len(sets) == 1 else STUDIES[study]
+    lines = [f"### {title}: {records[0]['meta']['hardware']}", "", *facts(name, records), ""]
     if study == "ablation":
         return lines + ablation_tables(records)
     second = sets[1] if len(sets) > 1 else "(not measured yet)"
@@ -140,7 +149,7 @@ def main(argv: list[str]) -> int:
         parser.error(study_charts.MISSING)
     try:
         results = read_results(args.results)
-        records = [record for of in results.values() for record in of]
+        records = [record for of in results.values() for record in of if record["study"] != ROUNDS]
         found = [measured(target, records) for target in TARGETS]
         before = args.page.read_text(encoding="utf-8")
         after = with_generated(before, generate(results, found))

@@ -29,10 +29,10 @@ class Target:
     deterministic: bool = False
 
     def read(self, record: dict) -> float | None:
-        """The figure in a study's record, None if it is a record of something else."""
+        """The figure in a study's record, None if it is a record of something else, or of several ranks."""
         flags = record["set"]["flags"] + record["server_flags"]
         is_plain = not record["set"]["env"] and not set(record["set"]["flags"]) - {DETERMINISTIC}
-        if MODEL not in flags or not is_plain or (DETERMINISTIC in flags) != self.deterministic:
+        if MODEL not in flags or "--tp-size" in flags or not is_plain or (DETERMINISTIC in flags) != self.deterministic:
             return None
         if any(record["workload"].get(name) != value for name, value in self.match.items()):
             return None

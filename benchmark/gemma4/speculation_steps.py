@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import run_metadata
+from study_tables import rounds_table
 
 import sglang
 from sglang.bench_one_batch import Bench, Case
@@ -101,14 +102,6 @@ def add_flags(parser: OneLineParser) -> None:
     group.add_argument("--output-file", type=Path, metavar="PATH", help="a JSON line of each batch is added here")
 
 
-def table(rows: list[dict]) -> str:
-    columns = ("batch_size", "plain", "draft", "verify", "round", "break_even")
-    head = ("batch", "plain step ms", "drafts ms", "verify ms", "round ms", "break-even accept length")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += [f"| {row['batch_size']} | " + " | ".join(f"{row[c]:.2f}" for c in columns[1:]) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def main(argv: list[str]) -> int:
     description = "Time rounds of speculation beside plain decode steps."
     typed, own = parse_with_server_args(argv, "python benchmark/gemma4/speculation_steps.py", description, add_flags)
@@ -116,11 +109,11 @@ def main(argv: list[str]) -> int:
     with startup_errors():
         timer = StepTimer(Bench(dataclasses.replace(typed, disable_radix_cache=True)), own.repeats)
         rows = measure_all(timer, own)
-    print(table(rows))
+    print("\n".join(rounds_table(rows)))
     if own.output_file:
         about = run_metadata.collect(["benchmark/gemma4/speculation_steps.py", *argv], Path(sglang.__file__).parent)
         with own.output_file.open("a") as file:
-            file.writelines(json.dumps(about | row) + "\n" for row in rows)
+            file.writelines(json.dumps({"study": "speculation_steps", "meta": about} | row) + "\n" for row in rows)
     return 0
 
 

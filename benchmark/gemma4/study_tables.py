@@ -227,3 +227,10 @@ def kernel_table(cases: list[dict]) -> list[str]:
             [case["kernel"], case["case"], digits(us), digits(off) if off else NONE, ratio, digits(case["floor_us"])]
         )
     return table(["kernel", "case", "on us", "off us", "off / on", "floor us"], rows)
+
+
+def rounds_table(records: list[dict]) -> list[str]:
+    """Of speculation_steps.py's records, a line a batch size."""
+    columns = ("plain", "draft", "verify", "round", "break_even")
+    head = ["batch", "plain step ms", "drafts ms", "verify ms", "round ms", "break-even accept length"]
+    return table(head, [[str(r["batch_size"]), *(f"{r[column]:.2f}" for column in columns)] for r in records])

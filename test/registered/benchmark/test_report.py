@@ -112,6 +112,17 @@ def test_an_ablation_and_an_unpaired_setting_are_shown(site):
     assert "(not measured yet)" in site.text()
 
 
+def test_the_server_as_it_is_and_rounds_of_speculation(site):
+    meta = record()["meta"]
+    times = {"batch_size": 8, "plain": 10.0, "draft": 3.0, "verify": 20.0, "round": 23.0, "break_even": 2.3}
+    site.add("a.jsonl", [record("all on", study="ablation")])
+    site.add("b.jsonl", [{"study": "speculation_steps", "meta": meta} | times])
+    assert site.run("--no-chart") == 0
+    assert "### The server as it is: NVIDIA H200" in site.text()
+    assert "### Rounds of speculation beside plain decode steps: NVIDIA H200\n\ndriver 570.1" in site.text()
+    assert "| 8 | 10.00 | 3.00 | 20.00 | 23.00 | 2.30 |" in site.text()
+
+
 def test_only_the_plain_server_counts_as_ours():
     rate = ("median TPOT ms", "8 a second, 64 at once")
     assert read(*rate, [record()]) == {"NVIDIA H200": 15.0}
@@ -119,6 +130,7 @@ def test_only_the_plain_server_counts_as_ours():
     assert read(*rate, [record(flags=["--attention-backend", "torch_native"])]) == {}
     assert read(*rate, [record(server_flags=["--model-path", "other"])]) == {}
     assert read(*rate, [record(workload={"num_prompts": 79})]) == {}
+    assert read(*rate, [record(server_flags=[*FLAGS, "--tp-size", "2"])]) == {}
     fixed = record(flags=[DETERMINISTIC])
     assert read(*rate, [fixed]) == {}
     assert read("median TPOT ms", "deterministic, 8 a second, 64 at once", [fixed, record()]) == {"NVIDIA H200": 15.0}

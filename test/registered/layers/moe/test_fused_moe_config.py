@@ -91,6 +91,13 @@ def test_without_a_down_file_the_up_table_serves_both(root):
     assert get(1, down=True) == get(1) == Tiles(16, 64, 128, 1)
 
 
+def test_the_log_names_the_file_in_use_once(root, caplog):
+    path = write(root, "3_6_0", {"1": entry()})
+    with caplog.at_level(logging.INFO):
+        get(1), get(7)
+    assert [record.message for record in caplog.records] == [f"experts run with the tiles of {path}"]
+
+
 def test_the_own_version_comes_first_then_the_newest_by_number(root, caplog):
     write(root, "3_9_0", {"1": entry(GROUP_SIZE_M=9)})
     write(root, "3_10_0", {"1": entry(GROUP_SIZE_M=10)})

@@ -117,6 +117,7 @@ def load_tables(root: str, folder: str, up_name: str, down_name: str) -> tuple[T
             continue
         if tried.name != folder:
             logger.warning("no expert tiles in %s; using those of another version: %s", configs / folder, up_path)
+        logger.info("experts run with the tiles of %s", up_path)
         up = load_table(up_path)
         if not down_path.is_file():
             return up, up
