@@ -3,7 +3,7 @@
     python benchmark/gemma4/ablation.py [--concurrency 1 8 32 64] [--one-batch 1 8 26 64] [--kernels] [--cold-start]
     python benchmark/gemma4/ablation.py --sets "all on" --concurrency 1 64    # the server as it is
 
-Settings are all on, each of optimizations.py off, all off; they take turns, one server alive at a time. The workload of
+Settings are all on, each of optimizations.py off, some off together; they take turns, one server alive at a time. The workload of
 seed_table.py is always measured; the flags add others. What comes after `--` goes to all servers. Writes records.jsonl,
 table.md and chart.png into the output folder. Exit codes: 0 measured, or the time budget ended it; 1 a server or a run
 failed; 2 wrong flags.
@@ -13,7 +13,7 @@ import argparse
 import sys
 
 import study_charts
-from optimizations import ALL_OFF, ALL_ON, OPTIMIZATIONS, switched_off
+from optimizations import ALL_ON, OPTIMIZATIONS, TOGETHER, switched_off
 from serving_runs import Commands, Setting
 from study import Step, interleave
 from study_cli import make_parser, parse, rate_workload, run_study
@@ -28,7 +28,8 @@ BATCH_OUTPUT = 64  # tokens of each request of a static batch: enough decode ste
 
 def all_settings() -> list[Setting]:
     singles = [Setting(without(optimization), optimization.env) for optimization in OPTIMIZATIONS]
-    return [Setting(ALL_ON), *singles, Setting(ALL_OFF, switched_off(OPTIMIZATIONS))]
+    groups = [Setting(name, switched_off(optimizations)) for name, optimizations in TOGETHER.items()]
+    return [Setting(ALL_ON), *singles, *groups]
 
 
 def make_arguments() -> argparse.ArgumentParser:

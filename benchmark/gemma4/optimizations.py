@@ -80,6 +80,7 @@ OPTIMIZATIONS = [
 ]
 PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
 ALL_ON, ALL_OFF, PULL_REQUEST_OFF = "all on", "all off", "PR's three off"
+TOGETHER = {"without both router fusions": OPTIMIZATIONS[3:5], ALL_OFF: OPTIMIZATIONS}  # off at once
 
 
 def switched_off(optimizations: list[Optimization]) -> dict[str, str]:

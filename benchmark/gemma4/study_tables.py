@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from optimizations import ALL_OFF, ALL_ON, OPTIMIZATIONS, PULL_REQUEST_OFF, Optimization
+from optimizations import ALL_ON, OPTIMIZATIONS, PULL_REQUEST_OFF, TOGETHER, Optimization
 from workloads import OneBatch, Serving, as_json
 
 NONE = "–"
@@ -183,7 +183,7 @@ def ablation_tables(records: list[dict]) -> list[str]:
 
     Settings that the records do not hold have no column."""
     measured = {record["set"]["name"] for record in records}
-    columns = [name for name in [*map(without, OPTIMIZATIONS), ALL_OFF] if name in measured]
+    columns = [name for name in [*map(without, OPTIMIZATIONS), *TOGETHER] if name in measured]
     rows = []
     for figure in ablation_figures(records):
         on = spread(by_repeat(records, ALL_ON, figure).values())

@@ -19,7 +19,7 @@ import seed_table
 import serving_runs
 import study
 import study_charts
-from optimizations import OPTIMIZATIONS, PULL_REQUEST, Optimization, switched_off
+from optimizations import OPTIMIZATIONS, PULL_REQUEST, TOGETHER, Optimization, switched_off
 from serving_runs import Commands, Setting
 from study import Step, interleave
 from study_cli import parse_setting
@@ -359,12 +359,17 @@ def test_missing_matplotlib_is_told_at_once(capsys, monkeypatch):
 def test_ablation_switches_off_one_at_a_time(fake):
     flags = ["--repeats", "1", "--warmup-prompts", "0", "--concurrency", "1", "4", "--one-batch", "1", "8", "--kernels"]
     assert fake(ablation.main, *flags, "--cold-start") == 0
-    records, sets = fake.records(), len(OPTIMIZATIONS) + 2
+    records, sets = fake.records(), 1 + len(OPTIMIZATIONS) + len(TOGETHER)
     assert [r["workload"]["kind"] for r in records] == (
         ["cold_start"] + ["serving"] * 3 * sets + ["one_batch"] * sets + ["kernel"] * len(OPTIMIZATIONS)
     )
     serving = [r for r in records if r["workload"]["kind"] == "serving"][::3]
-    assert [r["set"]["env"] for r in serving] == [{}, *(o.env for o in OPTIMIZATIONS), switched_off(OPTIMIZATIONS)]
+    groups = [switched_off(optimizations) for optimizations in TOGETHER.values()]
+    assert [r["set"]["env"] for r in serving] == [{}, *(o.env for o in OPTIMIZATIONS), *groups]
+    assert [sorted(env) for env in groups][0] == [
+        "SGLANG_DISABLE_FUSED_ROUTER_NORM",
+        "SGLANG_DISABLE_FUSED_TOPK_SOFTMAX",
+    ]
     assert [run[2:] for run in fake.log("run")[:3]] == [["80", "8.0", "64"], ["4", "inf", "1"], ["12", "inf", "4"]]
     text = (fake.out / "table.md").read_text()
     for row in ("rate 8, up to 64 at once: median TPOT ms", "concurrency 4: output tok/s", "cold start: ready after s"):
@@ -397,9 +402,9 @@ def test_a_later_optimization_is_one_more_row(fake):
     finally:
         OPTIMIZATIONS.pop()
     head, *rows = (fake.out / "table.md").read_text().splitlines()
-    assert head.endswith("| without something new | all off |")
+    assert head.endswith("| without something new | without both router fusions | all off |")
     assert any(row.startswith("| rate 8, up to 64 at once: output tok/s | 100.0 |") for row in rows)
-    assert any(row.endswith("| 0.500 | 0.500 |") for row in rows)
+    assert any(row.endswith("| 0.500 | 1.000 | 0.500 |") for row in rows)
 
 
 if __name__ == "__main__":
