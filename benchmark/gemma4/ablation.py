@@ -3,10 +3,10 @@
     python benchmark/gemma4/ablation.py [--concurrency 1 8 32 64] [--one-batch 1 8 26 64] [--kernels] [--cold-start]
     python benchmark/gemma4/ablation.py --sets "all on" --concurrency 1 64    # the server as it is
 
-Settings are all on, each of optimizations.py off, some off together; they take turns, one server alive at a time. The workload of
-seed_table.py is always measured; the flags add others. What comes after `--` goes to all servers. Writes records.jsonl,
-table.md and chart.png into the output folder. Exit codes: 0 measured, or the time budget ended it; 1 a server or a run
-failed; 2 wrong flags.
+Settings are all on, each of optimizations.py off, some off together; they take turns, one server alive at a time. The
+workload of seed_table.py is always measured; the flags add others. What comes after `--` goes to all servers. Writes
+records.jsonl, table.md and chart.png into the output folder. Exit codes: 0 measured, or the time budget ended it; 1 a
+server or a run failed; 2 wrong flags.
 """
 
 import argparse

@@ -366,10 +366,7 @@ def test_ablation_switches_off_one_at_a_time(fake):
     serving = [r for r in records if r["workload"]["kind"] == "serving"][::3]
     groups = [switched_off(optimizations) for optimizations in TOGETHER.values()]
     assert [r["set"]["env"] for r in serving] == [{}, *(o.env for o in OPTIMIZATIONS), *groups]
-    assert [sorted(env) for env in groups][0] == [
-        "SGLANG_DISABLE_FUSED_ROUTER_NORM",
-        "SGLANG_DISABLE_FUSED_TOPK_SOFTMAX",
-    ]
+    assert groups[0].keys() == {"SGLANG_DISABLE_FUSED_ROUTER_NORM", "SGLANG_DISABLE_FUSED_TOPK_SOFTMAX"}
     assert [run[2:] for run in fake.log("run")[:3]] == [["80", "8.0", "64"], ["4", "inf", "1"], ["12", "inf", "4"]]
     text = (fake.out / "table.md").read_text()
     for row in ("rate 8, up to 64 at once: median TPOT ms", "concurrency 4: output tok/s", "cold start: ready after s"):
