@@ -1,4 +1,4 @@
-"""Attention in pieces of fixed length, for batch-invariant mode: whoever computes a row, prefill or decode, one program
+"""Attention in pieces at fixed places, for batch-invariant mode: whoever computes a row, prefill or decode, one program
 or many, adds in one order.
 
 Keys are cut at fixed absolute positions: under a window at multiples of WINDOW_PIECE, without one into pieces that
