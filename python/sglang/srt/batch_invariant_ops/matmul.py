@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.batch_invariant_ops.agreement import zero_sums
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import cdiv, runs_triton, tl, triton
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, tile: MatmulTi
     out = x.new_empty(rows, columns)
     tile = tile or matmul_tile(rows, columns, x.element_size(), x.is_cuda and instructions_agree(x.device.index))
     if rows:
-        grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n),)
+        grid = (cdiv(rows, tile.block_m) * cdiv(columns, tile.block_n),)
         sizes = rows, columns, depth, x.stride(0)
         _matmul_kernel[grid](x, weight, bias, out, *sizes, **kernel_options(depth, tile))
     return out

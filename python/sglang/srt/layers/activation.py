@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt import batch_invariant_ops
-from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED, libdevice, runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED, cdiv, libdevice, runs_triton, tl, triton
 
 # Activations whose kernel gives torch's bits for every bfloat16 gate on the GPU (test_activation.py). One that does
 # not must not be named here: then the reference runs.
@@ -72,7 +72,7 @@ def _launch(gate_up: Tensor, activation: str) -> Tensor:
     width = gate_up.shape[-1] // 2
     out = gate_up.new_empty(*gate_up.shape[:-1], width)
     if out.numel():
-        grid = (triton.cdiv(out.numel(), BLOCK),)
+        grid = (cdiv(out.numel(), BLOCK),)
         _gated_kernel[grid](gate_up, out, out.numel(), width, activation, CUDA_MATH, BLOCK)
     return out
 

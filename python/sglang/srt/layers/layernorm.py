@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sglang.srt.batch_invariant_ops import row_mean
 from sglang.srt.layers.fixed_order import halving_sum, halving_sum_kernel
 from sglang.srt.layers.parameters import parameter
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import next_power_of_2, runs_triton, tl, triton
 
 MAX_WIDTH = 16384  # a row is held in the registers of one program
 
@@ -44,7 +44,7 @@ def _rms_norm_kernel(x, weight, out, eps, WIDTH: tl.constexpr, LEVELS: tl.conste
 def warps_for(width: int) -> int:
     """Warps of a program that holds `width` numbers: as few as their registers allow, since a sum that crosses warps
     waits for all of them at each halving. Measured in docs/performance.md; the bits do not depend on it."""
-    return max(1, triton.next_power_of_2(width) // 4096)
+    return max(1, next_power_of_2(width) // 4096)
 
 
 def launch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -11,7 +11,7 @@ import os
 from torch import Tensor
 
 from sglang.srt.layers.layernorm import normed_kernel, rms_norm_ordered, rms_norm_reference, warps_for
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import next_power_of_2, runs_triton, tl, triton
 
 PER_HEAD_MAX_TOKENS = 256  # up to here a program a token and head fills the GPU better than one a token
 # For measuring what the launch by head is worth: every batch takes one program a token.
@@ -150,7 +150,7 @@ def qkv_rms_norm_reference(
 def can_use(qkv: Tensor, q_weight: Tensor) -> bool:
     """Whether the kernel takes this input: head sizes that are powers of two, rows without gaps inside."""
     width = q_weight.shape[0]
-    return runs_triton(qkv) and qkv.stride(-1) == 1 and width == triton.next_power_of_2(width) and width <= 4096
+    return runs_triton(qkv) and qkv.stride(-1) == 1 and width == next_power_of_2(width) and width <= 4096
 
 
 def takes_per_head(tokens: int) -> bool:

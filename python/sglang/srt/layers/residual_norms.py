@@ -16,7 +16,7 @@ from torch import Tensor
 from sglang.srt.layers.layernorm import MAX_WIDTH, normed_kernel, rms_norm, rms_norm_ordered
 from sglang.srt.layers.moe import router_norm
 from sglang.srt.layers.moe.router_norm import router_input_kernel, router_norm_reference
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import next_power_of_2, runs_triton, tl, triton
 
 # For measuring what the kernels are worth: a launch a norm, sum and product, with the same bits.
 DISABLED = os.environ.get("SGLANG_DISABLE_FUSED_RESIDUAL_NORMS") == "1"
@@ -123,7 +123,7 @@ def warps_for(rows: int, width: int) -> int:
     """Warps of a program that holds up to three rows of `width` numbers. As in layernorm.py as few as registers allow,
     but twice as many for the few rows of a decode step, which leave the GPU idle otherwise. Measured in
     docs/performance.md; the bits do not depend on it."""
-    return max(1, triton.next_power_of_2(width) // (2048 if rows <= FEW_ROWS else 4096))
+    return max(1, next_power_of_2(width) // (2048 if rows <= FEW_ROWS else 4096))
 
 
 def options(rows: int, width: int) -> dict[str, int | bool]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sglang.srt.configs.rope import RopeConfig
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import next_power_of_2, runs_triton, tl, triton
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
@@ -89,7 +89,7 @@ def launch_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             x.stride(1),
             HEADS=heads,
             HALF=width // 2,
-            BLOCK=triton.next_power_of_2(width // 2),
+            BLOCK=next_power_of_2(width // 2),
             num_warps=1,
             enable_fp_fusion=False,
         )

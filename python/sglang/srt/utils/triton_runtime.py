@@ -36,6 +36,17 @@ def runs_triton(x: Tensor) -> bool:
     return HAS_TRITON and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up, for launchers: Triton's own cdiv and next_power_of_2 are device functions too, and each call on
+    the host takes several microseconds."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
 def libdevice():
     """Triton's bindings of CUDA's own math functions, which give the bits torch's CUDA kernels give."""
     from triton.language.extra import libdevice as functions

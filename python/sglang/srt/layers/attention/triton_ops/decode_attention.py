@@ -25,7 +25,7 @@ from sglang.srt.layers.attention.triton_ops.pieces import (
     pieces_below,
 )
 from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
-from sglang.srt.utils.triton_runtime import tl, triton
+from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, tl, triton
 
 MAX_SPLITS = 64  # outside batch-invariant mode
 MAX_ROWS = 64  # query heads a program takes; a larger group goes to more programs
@@ -326,7 +326,7 @@ def decode_attention(
     assert splits == 1 or scratch.numel() >= needed, f"scratch of {scratch.numel()}, needed {needed}"
     sums, lses = scratch[: places * v_dim], scratch[places * v_dim :]
     window = NO_WINDOW if window is None else window
-    head_blocks = triton.cdiv(group, heads)
+    head_blocks = cdiv(group, heads)
     _decode_kernel[(batch, kv_heads * head_blocks, splits)](
         q,
         k_cache,
@@ -352,9 +352,9 @@ def decode_attention(
         HEAD_BLOCKS=head_blocks,
         D=dim,
         DV=v_dim,
-        BLOCK_D=triton.next_power_of_2(dim),
-        BLOCK_DV=triton.next_power_of_2(v_dim),
-        BLOCK_M=max(16, triton.next_power_of_2(heads)),
+        BLOCK_D=next_power_of_2(dim),
+        BLOCK_DV=next_power_of_2(v_dim),
+        BLOCK_M=max(16, next_power_of_2(heads)),
         BLOCK_N=tile.block_n,
         ONE_SPLIT=splits == 1,
         PATH=paths is not None,
@@ -373,7 +373,7 @@ def decode_attention(
             window,
             splits,
             DV=v_dim,
-            BLOCK_DV=triton.next_power_of_2(v_dim),
+            BLOCK_DV=next_power_of_2(v_dim),
             PIECE=pieces.length,
             GROWING=pieces.growing,
             num_warps=4,
@@ -387,7 +387,7 @@ def decode_attention(
             window,
             splits,
             DV=v_dim,
-            BLOCK_DV=triton.next_power_of_2(v_dim),
+            BLOCK_DV=next_power_of_2(v_dim),
             BLOCK_N=tile.block_n,
             MAX_SPLITS=MAX_SPLITS,
             num_warps=4,

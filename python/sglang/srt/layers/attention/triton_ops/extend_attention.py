@@ -18,7 +18,7 @@ from torch import Tensor
 from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
 from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, Pieces, attend_pieces
 from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, runs_triton, tl, triton
 
 
 class Tree(NamedTuple):
@@ -193,7 +193,7 @@ def padded_dim(dim: int) -> int:
     A narrower operand lies in shared memory in another pattern than a wide one. Where K and V differ in that, the ptxas
     of Triton 3.6 steps through one of them from a register it never set: sums that are wrong and vary, or a fault.
     """
-    return max(64, triton.next_power_of_2(dim))
+    return max(64, next_power_of_2(dim))
 
 
 def make_work(prefix_lens: list[int], new_lens: list[int], tokens: int) -> np.ndarray:
@@ -241,7 +241,7 @@ def extend_attention(
     heads = min(group, tile.block_m)
     if len(work) == 0:
         return
-    _extend_kernel[(len(work), kv_heads, triton.cdiv(group, heads))](
+    _extend_kernel[(len(work), kv_heads, cdiv(group, heads))](
         q,
         k_cache,
         v_cache,

@@ -10,7 +10,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, runs_triton, tl, triton
 
 # Pairs one program reads: the smallest that holds all pairs, else the largest, several times. Each is a compilation.
 SEGMENTS = (128, 1024, 4096)
@@ -122,8 +122,8 @@ def align(ids: Tensor, num_experts: int, block_m: int) -> Alignment:
     assert can_use(ids), f"{ids.numel()} ids of {ids.dtype} on {ids.device}, contiguous: {ids.is_contiguous()}"
     num_pairs = ids.numel()
     segment = next((size for size in SEGMENTS if size >= num_pairs), SEGMENTS[-1])
-    num_segments = triton.cdiv(num_pairs, segment)
-    bins = max(MIN_BINS, triton.next_power_of_2(num_experts))
+    num_segments = cdiv(num_pairs, segment)
+    bins = max(MIN_BINS, next_power_of_2(num_experts))
     capacity = max_blocks(num_pairs, num_experts, block_m)
     as_int = dict(dtype=torch.int32, device=ids.device)
     pairs = torch.empty(capacity * block_m, **as_int)
@@ -144,7 +144,7 @@ def align(ids: Tensor, num_experts: int, block_m: int) -> Alignment:
         BLOCK_M=block_m,
         BINS=bins,
         SEGMENT=segment,
-        SEGMENT_ROWS=triton.next_power_of_2(num_segments),
+        SEGMENT_ROWS=next_power_of_2(num_segments),
         num_warps=4 if segment <= 1024 else 8,
     )
     return Alignment(pairs, experts, used, num_pairs, block_m)

@@ -20,7 +20,7 @@ from sglang.srt.layers.activation import CUDA_MATH, gate_with, gelu_tanh_and_mul
 from sglang.srt.layers.moe.fused_moe_triton.align import Alignment, align
 from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles, get_config, invariant_tiles
 from sglang.srt.layers.moe.fused_moe_triton.moe_sum import moe_sum
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import cdiv, runs_triton, tl, triton
 
 # Whether the up product applies the activation before it writes: half the traffic between the products, twice the
 # accumulators. The bits are activation.py's. Off: with tiles of its own it is 0 to 3 % faster up to 4096 tokens, slower
@@ -105,7 +105,7 @@ def grouped_gemm(
     n, k = b.shape[1] if activation is None else b.shape[1] // 2, b.shape[2]
     c = a.new_empty(plan.num_pairs, n) if out is None else out
     sizes = n, k, plan.num_pairs, pairs_per_row, a.stride(0)
-    grid = (plan.capacity * triton.cdiv(n, tiles.block_n),)
+    grid = (plan.capacity * cdiv(n, tiles.block_n),)
     _grouped_gemm_kernel[grid](
         a, b, c, plan.pairs, plan.experts, plan.used, *sizes, **kernel_options(k, tiles, activation)
     )

@@ -7,7 +7,7 @@ of roundings of transformers. Exact op. It reads k rows a token and writes one; 
 import torch
 from torch import Tensor
 
-from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
+from sglang.srt.utils.triton_runtime import cdiv, runs_triton, tl, triton
 
 BLOCK = 1024  # columns of one program
 
@@ -51,6 +51,6 @@ def moe_sum(y: Tensor, weights: Tensor) -> Tensor:
     tokens, k, hidden = y.shape
     out = y.new_empty(tokens, hidden)
     if out.numel():
-        grid = (tokens, triton.cdiv(hidden, BLOCK))
+        grid = (tokens, cdiv(hidden, BLOCK))
         _sum_kernel[grid](y, weights, out, hidden, k, BLOCK, enable_fp_fusion=False)
     return out
