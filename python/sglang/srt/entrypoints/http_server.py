@@ -42,7 +42,7 @@ from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE, ChildDied
 from sglang.srt.metrics.server_metrics import CONTENT_TYPE
 from sglang.srt.server_args import ServerArgs, model_folder
-from sglang.srt.utils.child import STARTUP_FAILED, setup_logging
+from sglang.srt.utils.child import STARTUP_FAILED, freeze_startup_objects, setup_logging
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,7 @@ class HttpServer:
         except RequestError as e:
             _print_error(f"the warm-up request failed: {e.message}")
             return STARTUP_FAILED
+        freeze_startup_objects()
         self.state = READY
         self._announce()
         return 0

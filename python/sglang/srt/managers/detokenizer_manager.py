@@ -198,22 +198,23 @@ class DetokenizerManager:
 
 
 def main() -> None:
-    from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
+    from sglang.srt.utils import child
 
-    config = read_launch_config()
-    exit_when_parent_dies(config.ipc_dir)
+    config = child.read_launch_config()
+    child.exit_when_parent_dies(config.ipc_dir)
 
     from sglang.srt.server_args import ServerArgs, model_folder
     from sglang.srt.utils.ipc import Receiver, Sender
 
-    with startup_errors():
+    with child.startup_errors():
         args = ServerArgs.from_dict(config.server_args)
-        setup_logging(args.log_level, "detokenizer")
+        child.setup_logging(args.log_level, "detokenizer")
         tokenizer = None if args.skip_tokenizer_init else Tokenizer(args.tokenizer_path or model_folder(args))
         receiver = Receiver(os.path.join(config.ipc_dir, "detokenizer"), ToDetokenizer)
     to_http = Sender(os.path.join(config.ipc_dir, "http"))
     to_scheduler = Sender(os.path.join(config.ipc_dir, "scheduler"))
     manager = DetokenizerManager(tokenizer, to_http.send, to_scheduler.send)
+    child.freeze_startup_objects()
     while True:
         manager.handle_all(receiver.receive_all(block=True if not manager.early else EARLY_SECONDS))
 

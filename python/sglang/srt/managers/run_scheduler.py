@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sglang.srt.utils.child import (
     LaunchConfig,
     exit_when_parent_dies,
+    freeze_startup_objects,
     read_launch_config,
     setup_logging,
     startup_errors,
@@ -34,6 +35,7 @@ def main(make_runner: Callable | None = None) -> None:
         setup_logging("warning" if quiet else args.log_level, f"scheduler rank {rank}" if rank else "scheduler")
         scheduler, ready = build(args, config, make_runner)
     watch(scheduler, args.watchdog_timeout)
+    freeze_startup_objects()
     scheduler.send(ready)
     run(scheduler, args.tp_size)
 

@@ -5,6 +5,7 @@ for as long as the parent lives.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import select
@@ -67,6 +68,14 @@ def exit_when_parent_dies(ipc_dir: str) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def freeze_startup_objects() -> None:
+    """To be called when a process has started up: what lives now lives as long as the process, so the garbage collector
+    need not go through it again and again. A full collection of a scheduler's 300,000 objects takes 0.14 s, in which no
+    request gets a token; what requests leave behind is still collected."""
+    gc.collect()
+    gc.freeze()
 
 
 def setup_logging(level: str, process_name: str) -> None:
