@@ -81,7 +81,7 @@ def test_block_waits_no_longer_than_told(pair):
     started = time.monotonic()
     assert receiver.receive_all() == []
     assert receiver.receive_all(block=0.2) == []
-    assert 0.2 <= time.monotonic() - started < 2.0
+    assert 0.19 < time.monotonic() - started < 2.0  # a poll counts whole milliseconds
     sender.send(StopReq("r"))
     assert receiver.receive_all(block=True) == [StopReq("r")]
 
