@@ -35,33 +35,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _on_gpu(x, weight, sizes) if sizes and len(x) > FEW_ROWS else matmul.matmul(x, weight, bias)
     assert x.device.type == "cpu", f"no batch-invariant product of {x.dtype} with strides {x.stride()} on {x.device}"
     if len(weight) <= MAX_COLUMNS:
-        return _in_blocks(x, weight, bias)
+        return _on_cpu(x, weight, bias)
     biases = [None] * -(-len(weight) // MAX_COLUMNS) if bias is None else bias.split(MAX_COLUMNS)
-    return torch.cat([_in_blocks(x, *part) for part in zip(weight.split(MAX_COLUMNS), biases, strict=True)], dim=1)
+    return torch.cat([_on_cpu(x, *part) for part in zip(weight.split(MAX_COLUMNS), biases, strict=True)], dim=1)
+
+
+def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    sizes = block_sizes(*weight.shape, weight.dtype, bias is not None, torch.get_num_threads())
+    return _in_blocks(x, weight, bias, sizes)
 
 
 def _on_gpu(x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    parts = []
-    for rows in x.split(sizes[-1]):
-        size = next_size(len(rows), sizes)
-        if len(rows) <= FEW_ROWS:
-            parts.append(matmul.matmul(rows, weight))
-        elif len(rows) == size:
-            parts.append(F.linear(rows.contiguous(), weight))
-        else:
-            parts.append(F.linear(F.pad(rows, (0, 0, 0, size - len(rows))), weight)[: len(rows)])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    """Of more than FEW_ROWS; as few may be left over by the largest block, and go to the kernel."""
+    left = len(x) % sizes[-1]
+    if not 0 < left <= FEW_ROWS:
+        return _in_blocks(x, weight, None, sizes)
+    return torch.cat((_in_blocks(x[:-left], weight, None, sizes), matmul.matmul(x[-left:], weight)))
 
 
-def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
     rows = len(x)
-    sizes = block_sizes(*weight.shape, weight.dtype, bias is not None, torch.get_num_threads())
     if rows in sizes:
         return F.linear(x.contiguous(), weight, bias)
     whole = rows // sizes[-1] * sizes[-1]
     rest = next_size(rows - whole, sizes) if rows > whole else 0
     blocks = F.pad(x, (0, 0, 0, whole + rest - rows)).split(sizes[-1])
-    return torch.cat([F.linear(block, weight, bias) for block in blocks])[:rows]
+    parts = [F.linear(block, weight, bias) for block in blocks]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
 
 @functools.cache

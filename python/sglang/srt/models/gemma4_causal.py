@@ -151,11 +151,10 @@ def run_layers(
     batch: ForwardBatch,
 ) -> Tensor:
     """h [T, H] through decoder layers and the norm after the last; ple [T, P] a layer, or None."""
-    first, *others = layers
-    x = first.input_layernorm(h)
-    for i, next_norm in enumerate([*(layer.input_layernorm for layer in others), norm]):
-        layer = layers[i]
-        h, x = layer(h, x, rotations[layer.kind], None if ple is None else ple[i], batch, next_norm)
+    norms = [*(layer.input_layernorm for layer in layers), norm]
+    x = norms[0](h)
+    for i, layer in enumerate(layers):
+        h, x = layer(h, x, rotations[layer.kind], None if ple is None else ple[i], batch, norms[i + 1])
     return x
 
 

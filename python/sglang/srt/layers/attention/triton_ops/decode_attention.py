@@ -317,7 +317,7 @@ def decode_attention(
     group = num_heads // kv_heads
     heads = min(group, MAX_ROWS)
     places = batch * num_heads * splits
-    assert 1 <= splits <= MAX_SPLITS or pieces.length
+    assert splits >= 1 and (splits <= MAX_SPLITS or pieces.length)
     assert pieces.length % tile.block_n == 0 and (window is None or not pieces.growing), f"{pieces}, {tile}, {window}"
     path_slots, nodes = (table, 1) if paths is None else paths
     assert paths is None or (batch % nodes == 0 and path_slots.stride(1) == 1)
