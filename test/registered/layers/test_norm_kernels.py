@@ -15,6 +15,7 @@ from sglang.srt.layers.layernorm import rms_norm, rms_norm_ordered, rms_norm_ref
 from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm_reference
 from sglang.srt.layers.rotary_embedding import apply_rope, apply_rope_reference
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.numerics import huge, normal, signed_zeros, subnormals, wide_range
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 register_cuda_ci(est_time=30, stage="base-b", runner_config="1-gpu-large")
@@ -24,29 +25,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 EPS = 1e-6
 
 
-def normal(shape, dtype):
-    return torch.randn(shape, device=DEVICE).to(dtype)
-
-
-def signed_zeros(shape, dtype):
-    return normal(shape, dtype).sign() * 0.0
-
-
-def denormals(shape, dtype):
-    return normal(shape, dtype) * torch.finfo(dtype).smallest_normal
-
-
-def huge(shape, dtype):
-    return (normal(shape, torch.float32) * 1e4).to(dtype)
-
-
-def wide_range(shape, dtype):
-    """Sums of such squares depend on their order the most."""
-    x = normal(shape, torch.float32) * torch.exp(4 * normal(shape, torch.float32))
-    return x.clamp(-1e4, 1e4).to(dtype)  # float16 ends at 65504
-
-
-MAKERS = [normal, signed_zeros, denormals, huge, wide_range]
+MAKERS = [normal, signed_zeros, subnormals, huge, wide_range]
 
 
 @pytest.fixture(autouse=True)

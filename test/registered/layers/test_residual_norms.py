@@ -18,6 +18,7 @@ from sglang.srt.layers.moe import router_norm
 from sglang.srt.layers.residual_norms import add_norm, add_norm_moe, add_norm_moe_reference, add_norm_reference
 from sglang.srt.model_loader.loader import load_model
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.numerics import normal, signed_zeros, subnormals, wide_range
 from sglang.test.paged_harness import PagedHarness
 from sglang.test.tiny_models import make_tiny_gemma4
 
@@ -38,26 +39,9 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(shape, device=DEVICE)
 
 
-def normal(shape, dtype):
-    return randn(*shape).to(dtype)
-
-
 def ties(shape, dtype):
     """Sums that lie halfway between two numbers of the dtype, many of them."""
     return torch.where(randn(*shape) < 0, 1.0, torch.finfo(dtype).eps / 2).to(dtype) * normal(shape, dtype).sign()
-
-
-def signed_zeros(shape, dtype):
-    return normal(shape, dtype).sign() * 0.0
-
-
-def subnormals(shape, dtype):
-    return normal(shape, dtype) * torch.finfo(dtype).smallest_normal
-
-
-def wide_range(shape, dtype):
-    """Sums of such squares depend on their order the most."""
-    return (randn(*shape) * torch.exp(4 * randn(*shape))).clamp(-1e4, 1e4).to(dtype)  # float16 ends at 65504
 
 
 def huge(shape, dtype):

@@ -17,7 +17,9 @@ from sglang.srt.layers.moe import router_norm, topk
 from sglang.srt.layers.moe.router import float32_product
 from sglang.srt.layers.moe.router_norm import router_norm_reference
 from sglang.srt.layers.moe.topk import topk_softmax, topk_softmax_reference
+from sglang.test import numerics
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.numerics import wide_range
 
 register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 register_cuda_ci(est_time=90, stage="base-b", runner_config="1-gpu-large")
@@ -187,24 +189,6 @@ def test_topk_softmax_of_anything(data, dtype, experts):
     check_topk(logits, k, torch.linspace(0.25, 2.0, experts, device=DEVICE).to(dtype))
 
 
-def wide_range(shape, dtype):
-    """Sums of such squares depend on their order the most."""
-    x = torch.randn(shape, device=DEVICE) * torch.exp(4 * torch.randn(shape, device=DEVICE))
-    return x.clamp(-1e4, 1e4).to(dtype)  # float16 ends at 65504
-
-
-def zeros(shape, dtype):
-    return torch.randn(shape, device=DEVICE).sign().to(dtype) * 0.0
-
-
-def denormals(shape, dtype):
-    return (torch.randn(shape, device=DEVICE) * torch.finfo(dtype).smallest_normal).to(dtype)
-
-
-def huge(shape, dtype):
-    return (torch.randn(shape, device=DEVICE) * 1e4).to(dtype)
-
-
 def not_finite(shape, dtype):
     x = wide_range(shape, dtype)
     x[0, 0], x[1, -1] = torch.nan, torch.inf
@@ -217,7 +201,7 @@ def check_norm(h: Tensor, scale: Tensor) -> None:
     assert same(router_norm.router_norm(h, scale, root, EPS), router_norm_reference(h, scale, root, EPS))
 
 
-@pytest.mark.parametrize("make", [wide_range, zeros, denormals, huge, not_finite])
+@pytest.mark.parametrize("make", [wide_range, numerics.signed_zeros, numerics.subnormals, numerics.huge, not_finite])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 96, 256, 2816])
 def test_router_norm(width, dtype, make):
