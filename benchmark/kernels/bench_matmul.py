@@ -7,33 +7,18 @@ blocks of sizes that agree. Weights take turns, so that none stays in the L2 cac
 """
 
 import argparse
-from collections.abc import Callable
 from functools import partial
-from itertools import cycle
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from sglang.srt.batch_invariant_ops import batch_invariant, linear, prepare
 from sglang.srt.batch_invariant_ops.matmul import matmul
-from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
+from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
-BANDWIDTH, FLOPS = 4.3e12, 790e12  # a second, measured on an H200
-L2_BYTES = 50 << 20
+FLOPS = 790e12  # a second, measured on an H200
 # qkv of sliding and full layers, o of both, MLP up and down, router, head: [columns, depth]
 SHAPES = ["8192x2816", "9216x2816", "2816x4096", "2816x8192", "4224x2816", "2816x2112", "128x2816", "262144x2816"]
-
-
-def weights(columns: int, depth: int) -> list[Tensor]:
-    count = min(64, 1 + 2 * L2_BYTES // (columns * depth * 2))
-    return [torch.randn(columns, depth, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-
-
-def micros(product: Callable, x: Tensor, matrices: list[Tensor]) -> float:
-    """Median microseconds; matrices take turns in 16 calls of one graph."""
-    source = cycle(matrices)
-    return graph_us([partial(product, x, next(source)) for _ in range(16)], replays=20)
 
 
 def main() -> None:
@@ -45,15 +30,15 @@ def main() -> None:
     print("| weight | rows | floor us | torch us | kernel us | mode us |\n|---|---|---|---|---|---|")
     for shape in args.shapes:
         columns, depth = map(int, shape.split("x"))
-        matrices = weights(columns, depth)
+        matrices = buffers(columns, depth)
         prepare(matrices[:1])
         for rows in args.rows:
             x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)
             moved, flops = 2 * (rows * depth + columns * depth + rows * columns), 2 * rows * columns * depth
             floor = max(moved / BANDWIDTH, flops / FLOPS) * 1e6
-            theirs, kernel = micros(F.linear, x, matrices), micros(matmul, x, matrices)
+            theirs, kernel = (rotating_us(matrices, partial(product, x), calls=16) for product in (F.linear, matmul))
             with batch_invariant():
-                mode = micros(linear, x, matrices)
+                mode = rotating_us(matrices, partial(linear, x), calls=16)
             print(f"| {shape} | {rows} | {floor:.1f} | {theirs:.1f} | {kernel:.1f} | {mode:.1f} |", flush=True)
             add_case(args.json, "matmul", f"{shape}, {rows} rows", mode, theirs, floor)
 

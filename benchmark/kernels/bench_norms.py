@@ -7,34 +7,17 @@ few tokens would need thousands of them. Needs a GPU.
 """
 
 import argparse
-from collections.abc import Callable
-from functools import partial
-from itertools import cycle
 
 import torch
-from torch import Tensor
 
 from sglang.srt.layers.layernorm import launch, rms_norm_reference
 from sglang.srt.layers.qkv_rms_norm import launch as launch_qkv
 from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm_reference, takes_per_head
 from sglang.srt.layers.rotary_embedding import apply_rope_reference, launch_rope
-from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
+from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
-BANDWIDTH = 4.3e12  # bytes a second, measured on an H200
-L2_BYTES = 50 << 20
 HIDDEN, HEADS, EPS = 2816, 16, 1e-6
 KINDS = {"sliding": (256, 8, True), "full": (512, 2, False)}  # head size, KV heads, own v rows
-
-
-def buffers(tokens: int, width: int) -> list[Tensor]:
-    count = min(64, 1 + 2 * L2_BYTES // (tokens * width * 2))
-    return [torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-
-
-def micros(inputs: list[Tensor], run: Callable, *rest, **named) -> float:
-    """Median microseconds of `run(input, *rest, **named)`; inputs take turns in 32 calls of one graph."""
-    source = cycle(inputs)
-    return graph_us([partial(run, next(source), *rest, **named) for _ in range(32)], replays=20)
 
 
 def row(name: str, tokens: int, bytes_moved: int, ours: float, eager: float, other: str = "") -> None:
@@ -51,7 +34,7 @@ def main() -> None:
     weight = torch.ones(HIDDEN, device="cuda", dtype=torch.bfloat16)
     for tokens in args.tokens:
         xs = buffers(tokens, HIDDEN)
-        ours, eager = (micros(xs, f, weight, EPS) for f in (launch, rms_norm_reference))
+        ours, eager = (rotating_us(xs, f, weight, EPS) for f in (launch, rms_norm_reference))
         row("rms_norm", tokens, xs[0].nbytes * 2, ours, eager)
     for kind, (width, kv_heads, has_v) in KINDS.items():
         q_weight, k_weight = (torch.ones(width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -61,15 +44,15 @@ def main() -> None:
             xs = buffers(tokens, heads * width)
             written = tokens * (HEADS + 2 * kv_heads) * width * 2
             chosen = takes_per_head(tokens)
-            ours, other = (micros(xs, launch_qkv, *common, per_head=per_head) for per_head in (chosen, not chosen))
-            eager = micros(xs, qkv_rms_norm_reference, *common, rms_norm_reference)
+            ours, other = (rotating_us(xs, launch_qkv, *common, per_head=per_head) for per_head in (chosen, not chosen))
+            eager = rotating_us(xs, qkv_rms_norm_reference, *common, rms_norm_reference)
             row(f"qkv norm, {kind}", tokens, xs[0].nbytes + written, ours, eager, f"{other:.2f}")
             floor = (xs[0].nbytes + written) / BANDWIDTH * 1e6
             add_case(args.json, f"qkv norm, {kind}", f"{tokens} tokens", ours, other if chosen else None, floor)
         for tokens in args.tokens:
             xs = [x.view(tokens, HEADS, width) for x in buffers(tokens, HEADS * width)]
             cos, sin = (torch.rand(tokens, width, device="cuda").bfloat16() for _ in range(2))
-            ours, eager = (micros(xs, f, cos, sin) for f in (launch_rope, apply_rope_reference))
+            ours, eager = (rotating_us(xs, f, cos, sin) for f in (launch_rope, apply_rope_reference))
             row(f"rotation of q, {kind}", tokens, xs[0].nbytes * 2 + cos.nbytes + sin.nbytes, ours, eager)
 
 

@@ -9,9 +9,6 @@ Needs a GPU.
 """
 
 import argparse
-from collections.abc import Callable
-from functools import partial
-from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -21,17 +18,10 @@ from sglang.srt.layers.qkv_rms_norm import launch as launch_norms
 from sglang.srt.layers.qkv_rms_norm import takes_per_head
 from sglang.srt.layers.rotary_embedding import launch_rope
 from sglang.srt.mem_cache.memory_pool import KVSlots
-from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
+from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
-BANDWIDTH = 4.3e12  # bytes a second, measured on an H200
-L2_BYTES = 50 << 20
 HEADS, EPS = 16, 1e-6
 KINDS = {"sliding": (256, 8, True), "full": (512, 2, False)}  # head size, KV heads, own v rows
-
-
-def buffers(tokens: int, width: int) -> list[Tensor]:
-    count = min(64, 1 + 2 * L2_BYTES // (tokens * width * 2))
-    return [torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
 
 
 def apart(
@@ -50,12 +40,6 @@ def apart(
     return launch_rope(q, cos, sin)
 
 
-def micros(inputs: list[Tensor], run: Callable, *rest) -> float:
-    """Median microseconds of `run(input, *rest)`; inputs take turns in 32 calls of one graph."""
-    source = cycle(inputs)
-    return graph_us([partial(run, next(source), *rest) for _ in range(32)], replays=20)
-
-
 def time_kind(kind: str, tokens: int) -> tuple[float, float, float, int]:
     """Microseconds of the kernel, apart, and of the kernel's other launch; bytes moved."""
     width, kv_heads, has_v = KINDS[kind]
@@ -66,10 +50,10 @@ def time_kind(kind: str, tokens: int) -> tuple[float, float, float, int]:
     kv = KVSlots(*pool, torch.randperm(2 * tokens, device="cuda")[:tokens] + 1)
     common = (q_weight, k_weight, HEADS, cos, sin, EPS, kv)
     chosen = takes_per_head(tokens)
-    ours, other = (micros(inputs, launch, *common, per_head) for per_head in (chosen, not chosen))
+    ours, other = (rotating_us(inputs, launch, *common, per_head) for per_head in (chosen, not chosen))
     written = tokens * (HEADS + 2 * kv_heads) * width * 2
     moved = inputs[0].nbytes + (cos.nbytes + sin.nbytes) // 2 + kv.slots.nbytes + written
-    return ours, micros(inputs, apart, *common, chosen), other, moved
+    return ours, rotating_us(inputs, apart, *common, chosen), other, moved
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ them; weights stay in it. Needs a GPU.
 import argparse
 from collections.abc import Callable
 from functools import partial
-from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -19,24 +18,15 @@ from torch import Tensor
 from sglang.srt.layers.layernorm import launch
 from sglang.srt.layers.moe import router_norm
 from sglang.srt.layers.residual_norms import add_norm_reference, launch_add_norm, launch_add_norm_moe
-from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
+from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
-BANDWIDTH = 4.3e12  # bytes a second, measured on an H200
-L2_BYTES = 50 << 20
 HIDDEN, EPS = 2816, 1e-6
 ROOT = HIDDEN**-0.5
 
 
-def buffers(tokens: int) -> list[tuple[Tensor, ...]]:
-    """Three rows a token each: h, m and y."""
-    count = min(64, 1 + 2 * L2_BYTES // (3 * tokens * HIDDEN * 2))
-    return [torch.randn(3, tokens, HIDDEN, device="cuda", dtype=torch.bfloat16).unbind() for _ in range(count)]
-
-
-def micros(inputs: list[tuple[Tensor, ...]], run: Callable) -> float:
-    """Median microseconds of `run(h, m, y)`; inputs take turns in 32 calls of one graph."""
-    source = cycle(inputs)
-    return graph_us([partial(run, *next(source)) for _ in range(32)], replays=20)
+def micros(inputs: list[Tensor], run: Callable) -> float:
+    """Of `run(h, m, y)`, an input's three rows a token."""
+    return rotating_us([x.unbind() for x in inputs], lambda rows: run(*rows))
 
 
 def time_after_attention(tokens: int, weight: Tensor) -> tuple[float, float, int]:
@@ -50,7 +40,7 @@ def time_after_attention(tokens: int, weight: Tensor) -> tuple[float, float, int
         launch(h, weight, EPS)
         router_norm.launch(h, weight, ROOT, EPS)
 
-    inputs = buffers(tokens)
+    inputs = buffers(3, tokens, HIDDEN)
     return micros(inputs, ours), micros(inputs, apart), 6
 
 
@@ -60,7 +50,7 @@ def time_layer_end(tokens: int, weight: Tensor) -> tuple[float, float, int]:
     def run(function: Callable, h: Tensor, m: Tensor, y: Tensor) -> None:
         function(h, m, weight, EPS, (y, weight, weight), scalar, weight)
 
-    inputs = buffers(tokens)
+    inputs = buffers(3, tokens, HIDDEN)
     ours, apart = (micros(inputs, partial(run, f)) for f in (launch_add_norm, partial(add_norm_reference, norm=launch)))
     return ours, apart, 5
 
@@ -71,7 +61,7 @@ def time_dense(tokens: int, weight: Tensor) -> tuple[float, float, int]:
     def run(function: Callable, h: Tensor, m: Tensor, _: Tensor) -> None:
         function(h, m, weight, EPS, None, scalar, weight)
 
-    inputs = buffers(tokens)
+    inputs = buffers(3, tokens, HIDDEN)
     ours, apart = (micros(inputs, partial(run, f)) for f in (launch_add_norm, partial(add_norm_reference, norm=launch)))
     return ours, apart, 4
 

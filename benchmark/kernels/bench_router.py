@@ -8,32 +8,16 @@ cache together, except where few tokens would need thousands of them. Needs a GP
 """
 
 import argparse
-from collections.abc import Callable
-from functools import partial
-from itertools import cycle
 
 import torch
 from torch import Tensor
 
 from sglang.srt.layers import layernorm
 from sglang.srt.layers.moe import router_norm, topk
-from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
+from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
-BANDWIDTH = 4.3e12  # bytes a second, measured on an H200
-L2_BYTES = 50 << 20
 HIDDEN, EXPERTS, K, EPS = 2816, 128, 8, 1e-6
 ROOT = HIDDEN**-0.5
-
-
-def buffers(tokens: int, width: int) -> list[Tensor]:
-    count = min(64, 1 + 2 * L2_BYTES // (tokens * width * 2))
-    return [torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-
-
-def micros(inputs: list[Tensor], run: Callable, *rest) -> float:
-    """Median microseconds of `run(input, *rest)`; inputs take turns in 32 calls of one graph."""
-    source = cycle(inputs)
-    return graph_us([partial(run, next(source), *rest) for _ in range(32)], replays=20)
 
 
 def norm_apart(h: Tensor, scale: Tensor) -> Tensor:
@@ -43,12 +27,12 @@ def norm_apart(h: Tensor, scale: Tensor) -> Tensor:
 def time_router_norm(tokens: int) -> tuple[float, float, int]:
     """Microseconds of the kernel and apart, bytes moved."""
     hs, scale = buffers(tokens, HIDDEN), torch.ones(HIDDEN, device="cuda", dtype=torch.bfloat16)
-    return micros(hs, router_norm.launch, scale, ROOT, EPS), micros(hs, norm_apart, scale), 2 * hs[0].nbytes
+    return rotating_us(hs, router_norm.launch, scale, ROOT, EPS), rotating_us(hs, norm_apart, scale), 2 * hs[0].nbytes
 
 
 def time_topk_softmax(tokens: int) -> tuple[float, float, int]:
     logits, scale = buffers(tokens, EXPERTS), torch.ones(EXPERTS, device="cuda", dtype=torch.bfloat16)
-    ours, apart = (micros(logits, f, K, scale) for f in (topk.launch, topk.topk_softmax_reference))
+    ours, apart = (rotating_us(logits, f, K, scale) for f in (topk.launch, topk.topk_softmax_reference))
     return ours, apart, logits[0].nbytes + tokens * K * 12
 
 

@@ -2,11 +2,30 @@
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+BANDWIDTH = 4.3e12  # bytes a second, measured on an H200: of the floors
+L2_BYTES = 50 << 20
+
+
+def buffers(*shape: int) -> list[Tensor]:
+    """Random bfloat16 inputs that do not fit the L2 cache together, except where it would take more than 64."""
+    count = min(64, 1 + 2 * L2_BYTES // (2 * math.prod(shape)))
+    return [torch.randn(*shape, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+
+
+def rotating_us(inputs: Iterable, run: Callable, *rest, calls: int = 32, **named) -> float:
+    """Median microseconds of `run(input, *rest, **named)`; inputs take turns in `calls` calls of one graph."""
+    source = cycle(inputs)
+    return graph_us([partial(run, next(source), *rest, **named) for _ in range(calls)], replays=20)
 
 
 def graph_us(calls: Iterable[Callable[[], object]], replays: int) -> float:
