@@ -78,7 +78,7 @@ OPTIMIZATIONS = [
         case="26 tokens",
     ),
 ]
-PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
+KEPT_BY_PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
 ALL_ON, ALL_OFF, PULL_REQUEST_OFF = "all on", "all off", "PR's three off"
 TOGETHER = {"without both router fusions": OPTIMIZATIONS[3:5], ALL_OFF: OPTIMIZATIONS}  # off at once
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import study_charts
-from optimizations import ALL_ON, PULL_REQUEST, PULL_REQUEST_OFF, switched_off
+from optimizations import ALL_ON, KEPT_BY_PULL_REQUEST, PULL_REQUEST_OFF, switched_off
 from serving_runs import Commands, Setting
 from study import interleave
 from study_cli import make_parser, package_of, parse, parse_setting, rate_workload, run_study
@@ -46,7 +46,7 @@ def two_settings(args: argparse.Namespace) -> tuple[Setting, Setting]:
     elif args.a_path:
         a, b = Setting("A"), Setting("B")
     else:
-        a, b = Setting(PULL_REQUEST_OFF, switched_off(PULL_REQUEST)), Setting(ALL_ON)
+        a, b = Setting(PULL_REQUEST_OFF, switched_off(KEPT_BY_PULL_REQUEST)), Setting(ALL_ON)
     if a.name == b.name:
         raise ValueError(f"both settings are called '{a.name}'")
     if args.a_path:

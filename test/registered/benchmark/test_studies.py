@@ -19,7 +19,7 @@ import seed_table
 import serving_runs
 import study
 import study_charts
-from optimizations import OPTIMIZATIONS, PULL_REQUEST, TOGETHER, Optimization, switched_off
+from optimizations import OPTIMIZATIONS, KEPT_BY_PULL_REQUEST, TOGETHER, Optimization, switched_off
 from serving_runs import Commands, Setting
 from study import Step, interleave
 from study_cli import parse_setting
@@ -203,7 +203,7 @@ def test_seed_table_runs_both_and_writes_records_table_and_chart(fake, capsys):
 def test_the_default_sets_are_the_pull_requests(fake):
     assert fake(seed_table.main, "--repeats", "1", "--warmup-prompts", "0", "--no-chart") == 0
     off, on = fake.records()
-    assert (off["set"]["name"], off["set"]["env"]) == ("PR's three off", switched_off(PULL_REQUEST))
+    assert (off["set"]["name"], off["set"]["env"]) == ("PR's three off", switched_off(KEPT_BY_PULL_REQUEST))
     assert (on["set"]["name"], on["set"]["env"]) == ("all on", {})
     assert "PR #26588, patched, its own figures | 1671 | 74.04 | 16.62 | 4339" in (fake.out / "table.md").read_text()
     assert not (fake.out / "chart.png").exists()
