@@ -19,7 +19,7 @@ import seed_table
 import serving_runs
 import study
 import study_charts
-from optimizations import OPTIMIZATIONS, KEPT_BY_PULL_REQUEST, TOGETHER, Optimization, switched_off
+from optimizations import KEPT_BY_PULL_REQUEST, OPTIMIZATIONS, TOGETHER, Optimization, switched_off
 from serving_runs import Commands, Setting
 from study import Step, interleave
 from study_cli import parse_setting
