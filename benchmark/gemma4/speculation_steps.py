@@ -112,6 +112,7 @@ def main(argv: list[str]) -> int:
     print("\n".join(rounds_table(rows)))
     if own.output_file:
         about = run_metadata.collect(["benchmark/gemma4/speculation_steps.py", *argv], Path(sglang.__file__).parent)
+        own.output_file.parent.mkdir(parents=True, exist_ok=True)
         with own.output_file.open("a") as file:
             file.writelines(json.dumps({"study": "speculation_steps", "meta": about} | row) + "\n" for row in rows)
     return 0
