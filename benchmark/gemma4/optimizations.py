@@ -77,6 +77,7 @@ OPTIMIZATIONS = [
         kernel="residual norms, layer-end",
         case="26 tokens",
     ),
+    Optimization("dense MLP beside the experts", {"SGLANG_DISABLE_SIDE_STREAM": "1"}),
 ]
 KEPT_BY_PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
 ALL_ON, ALL_OFF, PULL_REQUEST_OFF = "all on", "all off", "PR's three off"

@@ -21,6 +21,7 @@ from sglang.srt.layers.moe.router import Router
 from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
 from sglang.srt.layers.residual_norms import add_norm, add_norm_moe
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding
+from sglang.srt.layers.side_by_side import side_by_side
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_map import WeightMap
@@ -128,7 +129,8 @@ class Gemma4DecoderLayer(nn.Module):
             h, x, x2, r = add_norm_moe(
                 h, a, after_attention, before_mlp, before_experts, scale, self.router.root, self.eps
             )
-            m, y = self.tp.all_reduce_pair(self.mlp(x), self.experts(x2, *self.router(h, r)))
+            parts = side_by_side(lambda: self.mlp(x), lambda: self.experts(x2, *self.router(h, r)), x)
+            m, y = self.tp.all_reduce_pair(*parts)
             experts = (y, self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight)
         else:
             h, x = add_norm(h, a, after_attention, self.eps, next_weight=before_mlp)

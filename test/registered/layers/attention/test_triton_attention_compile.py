@@ -179,7 +179,7 @@ def test_interior_tiles_have_no_masks():
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_combine_compiles(arch, dtype):
     for dim in HEAD_SIZES:
-        constexprs = {"DV": dim, "BLOCK_DV": dim, "BLOCK_N": 32, "MAX_SPLITS": decode_attention.MAX_SPLITS}
+        constexprs = {"DV": dim, "BLOCK_DV": decode_attention.COMBINED_COLUMNS, "BLOCK_N": 32, "MAX_SPLITS": 64}
         compile_with(decode_attention._combine_kernel, arch, dtype, constexprs)
 
 

@@ -3,7 +3,7 @@
 out[b, h] = sum over the visible keys n of softmax_n(scale q[b, h] . k[n, h // group]) v[n, h // group]. The visible
 keys of a request, the last `window` of it, are cut at multiples of BLOCK_N into `splits` pieces that depend only on the
 length and on `splits`. A program takes one piece for all query heads of a KV head and leaves its normalised sum and
-log2-sum-exp in scratch; a second kernel weighs and adds the pieces in ascending order (Dao et al., Flash-Decoding).
+log2-sum-exp in scratch; a second kernel weighs and adds the pieces in a fixed order (Dao et al., Flash-Decoding).
 With one split the first kernel writes the result itself.
 
 A row may verify a node of a draft tree: its last keys are then those of its path, not of the table.
@@ -28,6 +28,7 @@ from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
 from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, tl, triton
 
 MAX_SPLITS = 64  # outside batch-invariant mode
+COMBINED_COLUMNS = 128  # a program of the combining kernel takes; with MAX_SPLITS rows, 64 registers a thread
 MAX_ROWS = 64  # query heads a program takes; a larger group goes to more programs
 
 
@@ -205,23 +206,27 @@ def _combine_kernel(
     BLOCK_N: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """One (request, head) a program."""
+    """BLOCK_DV columns of one (request, head) a program. No load waits for another: what lies in the scratch of pieces
+    without keys is read too, and passed over."""
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    length = tl.load(seq_lens + request).to(tl.int32)
-    begin, size = _cut(length, window, splits, BLOCK_N)
-    used = tl.cdiv(length - begin, tl.maximum(size, 1))
+    v_dims = tl.program_id(2) * BLOCK_DV + tl.arange(0, BLOCK_DV)
     flat = request * tl.num_programs(1) + head
     index = tl.arange(0, MAX_SPLITS)
-    largest = tl.max(tl.load(lses + flat * splits + index, mask=index < used, other=float("-inf")), 0)
-    v_dims = tl.arange(0, BLOCK_DV)
-    acc = tl.zeros([BLOCK_DV], tl.float32)
-    total = 0.0
-    for split in tl.range(0, used, loop_unroll_factor=8):  # loads of eight pieces are in flight together
-        weight = tl.exp2(tl.load(lses + flat * splits + split) - largest)
-        mean = tl.load(sums + (flat * splits + split) * DV + v_dims, mask=v_dims < DV, other=0.0)
-        acc = tl.fma(mean, weight, acc)
-        total += weight
-    acc = acc / tl.where(total == 0, 1.0, total)
+    place = flat * splits + index
+    means = tl.load(
+        sums + place[:, None] * DV + v_dims[None, :],
+        mask=(index < splits)[:, None] & (v_dims < DV)[None, :],
+        other=0.0,
+    )
+    lse = tl.load(lses + place, mask=index < splits, other=0.0)
+    length = tl.load(seq_lens + request).to(tl.int32)
+    begin, size = _cut(length, window, splits, BLOCK_N)
+    is_used = index < tl.cdiv(length - begin, tl.maximum(size, 1))
+    largest = tl.max(tl.where(is_used, lse, float("-inf")), 0)
+    weights = tl.where(is_used, tl.exp2(lse - largest), 0.0)
+    total = tl.sum(weights, 0)
+    acc = tl.sum(tl.where(is_used[:, None], means, 0.0) * weights[:, None], 0)
+    acc = acc / tl.where(total == 0, 1.0, total)  # a padding row without keys gives zeros
     tl.store(out + flat * DV + v_dims, acc.to(out.dtype.element_ty), mask=v_dims < DV)
 
 
@@ -248,7 +253,8 @@ def _merge_kernel(
     acc = tl.zeros([1, BLOCK_DV], tl.float32)
     total = tl.zeros([1], tl.float32)
     top = tl.full([1], TOP_START, tl.float32)
-    for _ in range(first, pieces_below(length, PIECE, GROWING)):
+    # The loads of four pieces are in flight together.
+    for _ in tl.range(first, pieces_below(length, PIECE, GROWING), loop_unroll_factor=4):
         piece_acc = tl.load(sums + piece[:, None] * DV + v_dims[None, :], mask=v_dims[None, :] < DV, other=0.0)
         piece_total, piece_top = tl.load(states + 2 * piece), tl.load(states + 2 * piece + 1)
         acc, total, top = merge(acc, total, top, piece_acc, piece_total, piece_top, scale)
@@ -379,7 +385,7 @@ def decode_attention(
             num_warps=4,
         )
     elif splits > 1:
-        _combine_kernel[(batch, num_heads)](
+        _combine_kernel[(batch, num_heads, cdiv(v_dim, COMBINED_COLUMNS))](
             sums,
             lses,
             out,
@@ -387,7 +393,7 @@ def decode_attention(
             window,
             splits,
             DV=v_dim,
-            BLOCK_DV=next_power_of_2(v_dim),
+            BLOCK_DV=COMBINED_COLUMNS,
             BLOCK_N=tile.block_n,
             MAX_SPLITS=MAX_SPLITS,
             num_warps=4,
