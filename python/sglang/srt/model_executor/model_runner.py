@@ -23,6 +23,7 @@ from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.step_io import StepInput
+from sglang.srt.model_executor.warm_up import nobodys_step, step_sizes
 from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
@@ -102,6 +103,9 @@ class ModelRunner:
                 self.speculation.capture(sizes)
             else:
                 self.graphs = self._capture(sizes)
+        if self.device.type == "cuda":
+            tokens = args.max_prefill_tokens if args.chunked_prefill_size < 0 else args.chunked_prefill_size
+            self.warm_up(step_sizes(min(tokens, self.full_size)))
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
@@ -120,6 +124,17 @@ class ModelRunner:
     def _capture(self, sizes: list[int]) -> CudaGraphRunner[Tensor]:
         padding = [0, 1, 0, 0]  # one token of request row 0, in the padding slots
         return CudaGraphRunner(lambda inputs: self.decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
+
+    @torch.inference_mode()
+    def warm_up(self, sizes: list[int]) -> None:
+        """Run nobody's prefill steps (warm_up.py) of these numbers of tokens; waits for them."""
+        start, longest = time.monotonic(), min(self.req_to_token.shape[1], self.config.context_len)
+        for tokens in sizes:
+            hidden = self.forward(self._step_batch(nobodys_step(tokens, longest)))
+            self.model.compute_logits(hidden[-1:])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        logger.info("Warm-up: prefills of up to %d tokens, %.1f s", sizes[-1], time.monotonic() - start)
 
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep:
