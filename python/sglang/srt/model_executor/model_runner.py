@@ -103,7 +103,7 @@ class ModelRunner:
                 self.speculation.capture(sizes)
             else:
                 self.graphs = self._capture(sizes)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and args.attention_backend == "triton":
             tokens = args.max_prefill_tokens if args.chunked_prefill_size < 0 else args.chunked_prefill_size
             self.warm_up(step_sizes(min(tokens, self.full_size)))
 
