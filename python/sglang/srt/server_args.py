@@ -243,7 +243,8 @@ class ServerArgs:
     )
     enable_piecewise_cuda_graph: bool = arg(
         False,
-        help="Replay prefill and mixed steps as CUDA graphs too, whole ones here; a start then takes longer.",
+        help="Replay prefill and mixed steps as CUDA graphs too, whole ones here, and compile what larger steps launch "
+        "before a server is ready; a start then takes longer.",
         group=KERNELS,
     )
     piecewise_cuda_graph_max_tokens: int = arg(

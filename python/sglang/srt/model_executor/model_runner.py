@@ -105,12 +105,11 @@ class ModelRunner:
             else:
                 self.graphs = self._capture(sizes)
         self.prefill_graphs: PrefillGraphs | None = None
-        if self.device.type == "cuda" and args.attention_backend == "triton":
+        if args.enable_piecewise_cuda_graph:
             tokens = args.max_prefill_tokens if args.chunked_prefill_size < 0 else args.chunked_prefill_size
             most = min(tokens, self.full_size)
             self.warm_up(step_sizes(most))
-            if args.enable_piecewise_cuda_graph:
-                self.capture_prefills(min(most, args.piecewise_cuda_graph_max_tokens), rows)
+            self.capture_prefills(min(most, args.piecewise_cuda_graph_max_tokens), rows)
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
