@@ -146,8 +146,6 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if values["attention_backend"] != "triton":
         if args.cuda_graph_max_bs is not None:
             raise ValueError("--cuda-graph-max-bs: graphs need a GPU and --attention-backend triton; leave it out")
-        if args.enable_piecewise_cuda_graph:
-            raise ValueError("--enable-piecewise-cuda-graph needs a GPU and --attention-backend triton; leave it out")
         if not args.disable_cuda_graph:
             choose("disable_cuda_graph", True, "torch_native plans its work on the host, step by step")
     elif not args.disable_cuda_graph:

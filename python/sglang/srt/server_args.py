@@ -241,18 +241,6 @@ class ServerArgs:
         group=KERNELS,
         check=between(1, 4096),
     )
-    enable_piecewise_cuda_graph: bool = arg(
-        False,
-        help="Replay prefill and mixed steps as CUDA graphs too, whole ones here, and compile what larger steps launch "
-        "before a server is ready; a start then takes longer.",
-        group=KERNELS,
-    )
-    piecewise_cuda_graph_max_tokens: int = arg(
-        4096,
-        help="Largest prefill or mixed step with a CUDA graph, in tokens.",
-        group=KERNELS,
-        check=between(1, 65536),
-    )
     enable_deterministic_inference: bool = arg(
         False,
         help="A request's tokens and log-probabilities are the same bits whatever it is batched with; slower.",
@@ -355,8 +343,6 @@ class ServerArgs:
             )
         if self.disable_cuda_graph and self.cuda_graph_max_bs is not None:
             yield "--cuda-graph-max-bs contradicts --disable-cuda-graph; drop one of them"
-        if self.disable_cuda_graph and self.enable_piecewise_cuda_graph:
-            yield "--enable-piecewise-cuda-graph contradicts --disable-cuda-graph; drop one of them"
         if self.enable_mixed_chunk and self.chunked_prefill_size == -1:
             yield (
                 "--enable-mixed-chunk needs prompt chunks, which --chunked-prefill-size -1 turns off; "

@@ -62,7 +62,7 @@ _BY_REASON: dict[str, str] = {
     _GRAPHS: """
         disable_decode_cuda_graph disable_prefill_cuda_graph cuda_graph_max_bs_decode cuda_graph_bs
         cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph
-        enable_cudagraph_gc piecewise_cuda_graph_tokens
+        enable_cudagraph_gc enable_piecewise_cuda_graph piecewise_cuda_graph_max_tokens piecewise_cuda_graph_tokens
     """,
     _NO_LORA: """
         enable_lora enable_lora_overlap_loading lora_paths max_lora_rank lora_target_modules max_loras_per_batch

@@ -47,10 +47,10 @@ class LoadedModel:
 
 
 def load(path: str | Path, **settings) -> LoadedModel:
-    """`settings` are server arguments by their Python names; on a GPU where there is one unless they say otherwise."""
-    typed = ServerArgs.from_kwargs(**{"model_path": str(path), "device": DEVICE, "random_seed": 1} | settings)
+    """`settings` are server arguments by their Python names."""
+    typed = ServerArgs.from_kwargs(model_path=str(path), device=DEVICE, random_seed=1, **settings)
     config = ModelConfig.load(str(path), None, None, "auto")
-    args = resolve(typed, config, typed.device)
+    args = resolve(typed, config, DEVICE)
     return LoadedModel(ModelRunner(args, config), args, config)
 
 

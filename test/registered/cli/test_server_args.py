@@ -50,7 +50,6 @@ GOOD = {
     "device": ("cpu", "cpu"),
     "attention_backend": ("torch_native", "torch_native"),
     "cuda_graph_max_bs": ("64", 64),
-    "piecewise_cuda_graph_max_tokens": ("2048", 2048),
     "sampling_backend": ("pytorch", "pytorch"),
     "random_seed": ("42", 42),
     "log_level": ("debug", "debug"),
@@ -94,7 +93,6 @@ BAD = {
     "device": "xpu",
     "attention_backend": "fa3",
     "cuda_graph_max_bs": "0",
-    "piecewise_cuda_graph_max_tokens": "0",
     "sampling_backend": "flashinfer",
     "random_seed": "-1",
     "log_level": "loud",
@@ -310,14 +308,11 @@ def test_graphs_cover_the_largest_batch_there_can_be():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize(
-    "wanted", [{"cuda_graph_max_bs": 4}, {"attention_backend": "triton"}, {"enable_piecewise_cuda_graph": True}]
-)
+@pytest.mark.parametrize("wanted", [{"cuda_graph_max_bs": 4}, {"attention_backend": "triton"}])
 def test_resolve_refuses_what_needs_a_gpu(wanted: dict, device: str):
     if device == "cuda":
         resolve(ServerArgs(**wanted), MODEL, device, memory_mib=1 << 17)
-        graphs = wanted if "attention_backend" not in wanted else {"cuda_graph_max_bs": 4}
-        wanted = {"attention_backend": "torch_native"} | graphs
+        wanted = {"attention_backend": "torch_native", "cuda_graph_max_bs": 4}
     with pytest.raises(ValueError, match="GPU"):
         resolve(ServerArgs(**wanted), MODEL, device, memory_mib=1 << 17)
 

@@ -22,9 +22,7 @@ from sglang.srt.mem_cache.memory_pool import HybridKVPool, pool_sizes
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
-from sglang.srt.model_executor.prefill_graphs import LAST_TOKEN, PrefillGraphs, StepShape
 from sglang.srt.model_executor.step_io import StepInput
-from sglang.srt.model_executor.warm_up import nobodys_step, step_sizes
 from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
@@ -104,12 +102,6 @@ class ModelRunner:
                 self.speculation.capture(sizes)
             else:
                 self.graphs = self._capture(sizes)
-        self.prefill_graphs: PrefillGraphs | None = None
-        if args.enable_piecewise_cuda_graph:
-            tokens = args.max_prefill_tokens if args.chunked_prefill_size < 0 else args.chunked_prefill_size
-            most = min(tokens, self.full_size)
-            self.warm_up(step_sizes(most))
-            self.capture_prefills(min(most, args.piecewise_cuda_graph_max_tokens), rows)
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
@@ -129,41 +121,14 @@ class ModelRunner:
         padding = [0, 1, 0, 0]  # one token of request row 0, in the padding slots
         return CudaGraphRunner(lambda inputs: self.decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
 
-    @property
-    def longest(self) -> int:
-        """Tokens that a request may have."""
-        return min(self.req_to_token.shape[1], self.config.context_len)
-
-    @torch.inference_mode()
-    def capture_prefills(self, most: int, max_requests: int, **capture) -> None:
-        """Prefill and mixed steps of up to `most` tokens are then replayed; `capture` as PrefillGraphs'."""
-        tile_tokens = self.attn_backend.extend_tile_tokens
-        self.prefill_graphs = PrefillGraphs(
-            self.prefill, most, max_requests, self.longest, tile_tokens, self.device, **capture
-        )
-
-    @torch.inference_mode()
-    def warm_up(self, sizes: list[int]) -> None:
-        """Run nobody's prefill steps (warm_up.py) of these numbers of tokens; waits for them."""
-        start = time.monotonic()
-        for tokens in sizes:
-            hidden = self.forward(self._step_batch(nobodys_step(tokens, self.longest)))
-            self.model.compute_logits(hidden[-1:])
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        logger.info("Warm-up: prefills of up to %d tokens, %.1f s", sizes[-1], time.monotonic() - start)
-
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep:
         """Start one step: apply its admissions and table writes, forward, sample. Does not wait for a GPU."""
         self._apply(step)
         launched = LaunchedStep()
         if step.num_extends:
-            if self.prefill_graphs and self.prefill_graphs.takes(step):
-                batch, hidden = self.prefill_graphs.run(step)
-            else:
-                batch = self._step_batch(step)
-                hidden = self.forward(batch)
+            batch = self._step_batch(step)
+            hidden = self.forward(batch)
             if len(step.sampled):  # not while every chunk is the middle of a prompt
                 sampled = self.tensor(step.sampled)
                 last_tokens = (batch.extend_start_loc + batch.extend_seq_lens - 1)[sampled]
@@ -325,28 +290,6 @@ class ModelRunner:
             seq_lens_cpu=step.seq_lens.tolist(),
             extend_seq_lens_cpu=step.extend_lens.tolist(),
         )
-
-    def prefill(self, numbers: Tensor, work: Tensor, shape: StepShape) -> tuple[ForwardBatch, Tensor]:
-        """A step with prompts from PrefillGraphs' arrays: its batch and hidden states. The part that graphs capture."""
-        given = shape.split_numbers(numbers)
-        positions, token_rows, slots = given["positions"], given["token_rows"], given["out_cache_loc"]
-        self.note_slots(token_rows, positions, slots, given["out_cache_loc_swa"])
-        batch = self._batch(
-            input_ids=torch.where(given["ids"] == LAST_TOKEN, self.last_tokens[token_rows], given["ids"]),
-            positions=positions,
-            req_pool_indices=given["rows"],
-            seq_lens=given["seq_lens"],
-            extend_seq_lens=given["extend_lens"],
-            extend_prefix_lens=given["prefix_lens"],
-            extend_start_loc=given["starts"],
-            out_cache_loc=slots,
-            out_cache_loc_swa=given["out_cache_loc_swa"],
-            num_extends=shape.requests,
-            seq_lens_cpu=[],
-            extend_seq_lens_cpu=[],
-        )
-        self.attn_backend.prepare_prefill(shape.split_work(work), shape.tokens)
-        return batch, self.model(batch.input_ids, batch.positions, batch)
 
     def tensor(self, values) -> Tensor:
         return to_device(values, torch.int64, self.device)

@@ -130,16 +130,6 @@ class TritonBackend(AttentionBackend):
         parts = to_device(host, torch.int32, self.device).split([len(work) for work in works.values()])
         self._work.update(zip(works, parts, strict=True))
 
-    @property
-    def extend_tile_tokens(self) -> tuple[int, ...]:
-        """Query tokens of a prefill tile, of every head geometry."""
-        return tuple(sorted({geometry.tokens for geometry in self._geometries.values()}))
-
-    def prepare_prefill(self, work: dict[int, Tensor], tokens: int) -> None:
-        """Instead of prepare(), for a step of prompts only with `tokens` new tokens in all, whose tiles are on the
-        device, by extend_tile_tokens."""
-        self._work, self._paths, self._extend_tokens = work, {}, tokens
-
     def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
         """See Attention.forward."""
         sliding, window = batch.kv_pool.is_sliding(layer.kv_layer), layer.sliding_window
