@@ -179,7 +179,8 @@ def test_interior_tiles_have_no_masks():
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_combine_compiles(arch, dtype):
     for dim in HEAD_SIZES:
-        constexprs = {"DV": dim, "BLOCK_DV": decode_attention.COMBINED_COLUMNS, "BLOCK_N": 32, "MAX_SPLITS": 64}
+        block, most = decode_attention.COMBINED_COLUMNS, decode_attention.MAX_SPLITS
+        constexprs = {"DV": dim, "BLOCK_DV": block, "BLOCK_N": 32, "MAX_SPLITS": most}
         compile_with(decode_attention._combine_kernel, arch, dtype, constexprs)
 
 
