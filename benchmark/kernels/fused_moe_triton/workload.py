@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sglang.srt.layers.moe.fused_moe_triton.align import Alignment, align
+from sglang.srt.layers.moe.fused_moe_triton.config import TUNED_TOKENS
 
-BATCH_SIZES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192]
 ROUTINGS = 16  # for one token; fewer for more tokens, which hit more experts each time
 DEVICE = "cuda"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=int, help="instead of --model")
     parser.add_argument("--tp-size", type=int, default=1, help="ranks that share the intermediate size (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, metavar="TOKENS")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=TUNED_TOKENS, metavar="TOKENS")
     parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s of the floor (default 4.3, H200; H100: 3.0)")
     parser.add_argument("--tflops", type=float, default=790, help="TFLOP/s of the floor (default 790, H100 and H200)")
 

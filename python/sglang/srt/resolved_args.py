@@ -24,7 +24,7 @@ class ResolvedArgs(ServerArgs):
 
     api_key, chat_template, default_chat_template_kwargs, preferred_sampling_params (absent), tokenizer_path (skipped),
     prefill_max_requests (no limit), max_total_tokens on a GPU (known once the weights are loaded), cuda_graph_max_bs
-    without graphs.
+    and piecewise_cuda_graph_max_tokens without such graphs.
     chunked_prefill_size stays -1 for no chunking. `device` is cpu or cuda. Without speculation all of its fields are.
     """
 
@@ -45,6 +45,11 @@ class ResolvedArgs(ServerArgs):
         """Tokens that a decode step computes for a request."""
         return 1 if self.speculation is None else self.speculation.num_draft_tokens
 
+    @property
+    def step_prompt_tokens(self) -> int:
+        """Most prompt tokens in one step."""
+        return step_prompt_tokens(self.chunked_prefill_size, self.max_prefill_tokens)
+
 
 def choose_device(args: ServerArgs) -> str:
     """cpu or cuda. Raises ValueError when cuda was asked for and there is none."""
@@ -61,6 +66,7 @@ MIB_PER_GIB = 1024
 CPU_MAX_TOTAL_TOKENS = 65536  # a KV cache in host memory competes with everything else on the machine
 CPU_MEM_FRACTION = 0.5
 MAX_GRAPH_BATCH = 256  # upstream's on cards of this size
+MAX_GRAPH_TOKENS = 4096  # a longer prefill keeps a GPU busy for longer than its launches take
 DETERMINISTIC_SEED = 42  # upstream's, of requests that give none
 MAX_QUEUED_REQUESTS = 16384  # a bound on memory held by requests nobody serves yet
 
@@ -73,6 +79,10 @@ def default_chunked_prefill_size(device: str, memory_mib: int) -> int:
         if memory_mib < limit_gib * MIB_PER_GIB:
             return size
     return 16384
+
+
+def step_prompt_tokens(chunked_prefill_size: int, max_prefill_tokens: int) -> int:
+    return max_prefill_tokens if chunked_prefill_size == -1 else chunked_prefill_size
 
 
 def default_mem_fraction(memory_mib: int, prefill_tokens: int, max_running_requests: int) -> float:
@@ -146,6 +156,10 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if values["attention_backend"] != "triton":
         if args.cuda_graph_max_bs is not None:
             raise ValueError("--cuda-graph-max-bs: graphs need a GPU and --attention-backend triton; leave it out")
+        if args.piecewise_cuda_graph_max_tokens is not None:
+            raise ValueError(
+                "--piecewise-cuda-graph-max-tokens: graphs need a GPU and --attention-backend triton; leave it out"
+            )
         if not args.disable_cuda_graph:
             choose("disable_cuda_graph", True, "torch_native plans its work on the host, step by step")
     elif not args.disable_cuda_graph:
@@ -158,6 +172,12 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if args.chunked_prefill_size is None:
         size = default_chunked_prefill_size(device, memory_mib)
         choose("chunked_prefill_size", size, f"{device} with {memory_mib / MIB_PER_GIB:.0f} GiB")
+    prompt_tokens = step_prompt_tokens(values["chunked_prefill_size"], args.max_prefill_tokens)
+    if not values["disable_cuda_graph"] and not args.disable_prefill_cuda_graph:
+        limit, most = args.piecewise_cuda_graph_max_tokens, prompt_tokens + values["max_running_requests"]
+        if limit is None or limit > most:
+            reason = "no step is larger" if (limit or MAX_GRAPH_TOKENS) >= most else "larger steps gain little"
+            choose("piecewise_cuda_graph_max_tokens", min(limit or MAX_GRAPH_TOKENS, most), reason)
     if args.enable_mixed_chunk is None and args.speculative_algorithm is not None:
         choose("enable_mixed_chunk", False, "a step verifies drafts or computes prompts")
     elif args.enable_mixed_chunk is None:
@@ -165,10 +185,8 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         choose("enable_mixed_chunk", on, "a decode step reads the weights a chunk needs anyway" if on else "no chunks")
     if args.mem_fraction_static is None:
         if device == "cuda":
-            chunk = values["chunked_prefill_size"]
-            tokens = args.max_prefill_tokens if chunk == -1 else chunk
-            fraction = default_mem_fraction(memory_mib, tokens, values["max_running_requests"])
-            choose("mem_fraction_static", fraction, f"room for activations of {tokens} prompt tokens")
+            fraction = default_mem_fraction(memory_mib, prompt_tokens, values["max_running_requests"])
+            choose("mem_fraction_static", fraction, f"room for activations of {prompt_tokens} prompt tokens")
         else:
             choose("mem_fraction_static", CPU_MEM_FRACTION, "host memory is shared with other programs")
     if args.max_total_tokens is None and device == "cpu":

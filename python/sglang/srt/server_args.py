@@ -18,6 +18,7 @@ from sglang.srt.arg_fields import (
     between,
     build_parser,
     convert,
+    flag_of,
     kinds,
     name_of,
     nearest,
@@ -233,13 +234,23 @@ class ServerArgs:
         metavar="NAME",
     )
     disable_cuda_graph: bool = arg(
-        False, help="Launch every kernel of a decode step by itself instead of replaying a graph.", group=KERNELS
+        False, help="Launch every kernel of a step by itself instead of replaying a graph.", group=KERNELS
+    )
+    disable_prefill_cuda_graph: bool = arg(
+        False, help="The same for prefill and mixed steps only; a start is then shorter.", group=KERNELS
     )
     cuda_graph_max_bs: int | None = arg(
         None,
         help="Largest decode batch with a CUDA graph (auto: 256, or --max-running-requests if that is less).",
         group=KERNELS,
         check=between(1, 4096),
+    )
+    piecewise_cuda_graph_max_tokens: int | None = arg(
+        None,
+        help="Largest prefill or mixed step with a CUDA graph, a whole one here, in tokens (auto: 4096, or the largest "
+        "step if that is less).",
+        group=KERNELS,
+        check=between(1, 65536),
     )
     enable_deterministic_inference: bool = arg(
         False,
@@ -343,6 +354,10 @@ class ServerArgs:
             )
         if self.disable_cuda_graph and self.cuda_graph_max_bs is not None:
             yield "--cuda-graph-max-bs contradicts --disable-cuda-graph; drop one of them"
+        if self.piecewise_cuda_graph_max_tokens is not None:
+            for off in ("disable_cuda_graph", "disable_prefill_cuda_graph"):
+                if getattr(self, off):
+                    yield f"--piecewise-cuda-graph-max-tokens contradicts {flag_of(off)}; drop one of them"
         if self.enable_mixed_chunk and self.chunked_prefill_size == -1:
             yield (
                 "--enable-mixed-chunk needs prompt chunks, which --chunked-prefill-size -1 turns off; "

@@ -47,17 +47,18 @@ class LoadedModel:
 
 
 def load(path: str | Path, **settings) -> LoadedModel:
-    """`settings` are server arguments by their Python names."""
-    typed = ServerArgs.from_kwargs(model_path=str(path), device=DEVICE, random_seed=1, **settings)
+    """`settings` are server arguments by their Python names; on a GPU where there is one unless they say otherwise."""
+    typed = ServerArgs.from_kwargs(**{"model_path": str(path), "device": DEVICE, "random_seed": 1} | settings)
     config = ModelConfig.load(str(path), None, None, "auto")
-    args = resolve(typed, config, DEVICE)
+    args = resolve(typed, config, typed.device)
     return LoadedModel(ModelRunner(args, config), args, config)
 
 
 def engine(path: str | Path, **settings) -> Harness:
     """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
     if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
-        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
+        few = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4, "disable_prefill_cuda_graph": True}
+        settings = few | settings
     return load(path, **settings).harness()
 
 

@@ -23,8 +23,8 @@ ON_GPU = DEVICE == "cuda"
 on_gpu = pytest.mark.skipif(not ON_GPU, reason="tensor cores have no interpreter")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 ROWS_AND_COLUMNS = [
-    (1, 2816), (16, 4224), (17, 8192), (32, 9216), (33, 4224), (64, 8192), (65, 2816), (128, 8192), (256, 2816),
-    (256, 8192), (257, 128),
+    (1, 128), (1, 2816), (16, 262_144), (17, 8192), (32, 9216), (33, 4224), (64, 8192), (65, 2816), (128, 8192),
+    (256, 2816), (256, 8192), (257, 128),
 ]  # fmt: skip
 # [N, K]; on a GPU those of Gemma 4 26B-A4B: qkv of sliding and full layers, o, MLP, router, head
 SHAPES = (
@@ -125,8 +125,8 @@ def test_tiles_by_rows_and_columns():
     assert matmul.matmul_tile(1000, 2816, 4, True) == matmul.FLOAT32
     tiles = [matmul.matmul_tile(rows, columns, 2, True) for rows, columns in ROWS_AND_COLUMNS]
     assert [(t.block_m, t.block_n, t.weight_first) for t in tiles] == [
-        (16, 32, True), (16, 64, True), (32, 32, True), (32, 64, True), (64, 16, False), (64, 32, False),
-        (64, 64, False), (64, 64, False), (64, 64, False), (64, 128, False), (128, 128, False),
+        (16, 16, False), (16, 64, True), (16, 128, True), (32, 32, True), (32, 64, True), (64, 16, False),
+        (64, 32, False), (64, 64, False), (64, 64, False), (64, 64, False), (64, 128, False), (128, 128, False),
     ]  # fmt: skip
 
 

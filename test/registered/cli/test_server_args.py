@@ -50,6 +50,7 @@ GOOD = {
     "device": ("cpu", "cpu"),
     "attention_backend": ("torch_native", "torch_native"),
     "cuda_graph_max_bs": ("64", 64),
+    "piecewise_cuda_graph_max_tokens": ("2048", 2048),
     "sampling_backend": ("pytorch", "pytorch"),
     "random_seed": ("42", 42),
     "log_level": ("debug", "debug"),
@@ -93,6 +94,7 @@ BAD = {
     "device": "xpu",
     "attention_backend": "fa3",
     "cuda_graph_max_bs": "0",
+    "piecewise_cuda_graph_max_tokens": "0",
     "sampling_backend": "flashinfer",
     "random_seed": "-1",
     "log_level": "loud",
@@ -167,6 +169,11 @@ def test_a_bad_value_is_one_line_that_names_the_flag(name: str, capsys):
         (["--disable-radix-cache", "--schedule-policy", "lpm"], "fcfs"),
         (["--skip-tokenizer-init", "--chat-template", "x"], "--skip-tokenizer-init"),
         (["--disable-cuda-graph", "--cuda-graph-max-bs", "4"], "drop one of them"),
+        (["--disable-cuda-graph", "--piecewise-cuda-graph-max-tokens", "64"], "--disable-cuda-graph; drop one of them"),
+        (
+            ["--disable-prefill-cuda-graph", "--piecewise-cuda-graph-max-tokens", "64"],
+            "--disable-prefill-cuda-graph; drop one of them",
+        ),
         (["--speculative-algorithm", "NEXTN", "--enable-mixed-chunk"], "drop one of them"),
     ],
 )
@@ -235,6 +242,7 @@ def test_resolve_fills_every_automatic_value_and_says_why(device: str, caplog):
     assert (args.context_length, args.dtype) == (4096, "bfloat16")
     assert args.attention_backend == ("triton" if device == "cuda" else "torch_native")
     assert (args.disable_cuda_graph, args.cuda_graph_max_bs) == ((False, 256) if device == "cuda" else (True, None))
+    assert args.piecewise_cuda_graph_max_tokens == (4096 if device == "cuda" else None)
     assert 0.5 <= args.mem_fraction_static < 1 and args.enable_mixed_chunk is True
     for name in ("chunked_prefill_size", "mem_fraction_static", "random_seed", "context_length"):
         assert any(r.message.startswith(f"{name} = ") and "(" in r.message for r in caplog.records)
@@ -307,12 +315,31 @@ def test_graphs_cover_the_largest_batch_there_can_be():
     assert resolve(ServerArgs(disable_cuda_graph=True), MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs is None
 
 
+@pytest.mark.parametrize(
+    ("typed", "tokens"),
+    [
+        ({"chunked_prefill_size": 512, "max_running_requests": 48}, 560),
+        ({"chunked_prefill_size": -1, "max_prefill_tokens": 1000, "max_running_requests": 48}, 1048),
+        ({"piecewise_cuda_graph_max_tokens": 6000}, 6000),
+        ({"piecewise_cuda_graph_max_tokens": 6000, "chunked_prefill_size": 1024, "max_running_requests": 1}, 1025),
+        ({"disable_prefill_cuda_graph": True}, None),
+        ({"disable_cuda_graph": True}, None),
+    ],
+)
+def test_prefill_graphs_cover_the_largest_step_there_can_be(typed: dict, tokens: int | None):
+    args = resolve(ServerArgs(**typed), MODEL, "cuda", memory_mib=140 * 1024)
+    assert args.piecewise_cuda_graph_max_tokens == tokens
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("wanted", [{"cuda_graph_max_bs": 4}, {"attention_backend": "triton"}])
+@pytest.mark.parametrize(
+    "wanted", [{"cuda_graph_max_bs": 4}, {"piecewise_cuda_graph_max_tokens": 64}, {"attention_backend": "triton"}]
+)
 def test_resolve_refuses_what_needs_a_gpu(wanted: dict, device: str):
     if device == "cuda":
         resolve(ServerArgs(**wanted), MODEL, device, memory_mib=1 << 17)
-        wanted = {"attention_backend": "torch_native", "cuda_graph_max_bs": 4}
+        graphs = wanted if "attention_backend" not in wanted else {"cuda_graph_max_bs": 4}
+        wanted = {"attention_backend": "torch_native"} | graphs
     with pytest.raises(ValueError, match="GPU"):
         resolve(ServerArgs(**wanted), MODEL, device, memory_mib=1 << 17)
 

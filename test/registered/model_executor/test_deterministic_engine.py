@@ -68,6 +68,7 @@ SETTINGS = {
 }
 if DEVICE == "cuda":
     SETTINGS["no_graphs"] = Setting(server={"disable_cuda_graph": True})
+    SETTINGS["prefill_graphs"] = Setting(server={"disable_prefill_cuda_graph": False})
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Request:
 
 @cache
 def model(**server) -> LoadedModel:
-    return load(shipped_model_path(), enable_deterministic_inference=True, max_total_tokens=30_000, **server)
+    settings = {"enable_deterministic_inference": True, "max_total_tokens": 30_000, "disable_prefill_cuda_graph": True}
+    return load(shipped_model_path(), **(settings | server))
 
 
 @cache

@@ -44,10 +44,12 @@ TILES = {  # (few rows, many columns): narrow programs where there are few of th
     (False, False): MatmulTile(64, 64, BLOCK_K, 2, 3),
     (False, True): MatmulTile(64, 64, BLOCK_K, 2, 3),
 }
-# (up to so many rows, up to so many columns) -> tile, in this order; measured on an H100 (docs/performance.md)
+# (up to so many rows, up to so many columns) -> tile, in this order; measured on an H100 and, up to 16 rows, on an H200
+# (docs/performance.md)
 HOPPER = {
-    (16, 4096): MatmulTile(16, 32, 256, 4, 4, weight_first=True),
-    (16, None): MatmulTile(16, 64, 256, 4, 3, weight_first=True),
+    (16, 512): MatmulTile(16, 16, 512, 4, 3),
+    (16, 8192): MatmulTile(16, 64, 128, 4, 8, weight_first=True),
+    (16, None): MatmulTile(16, 128, 128, 4, 4, weight_first=True),
     (32, 8192): MatmulTile(32, 32, 128, 4, 5, weight_first=True),
     (32, None): MatmulTile(32, 64, 128, 4, 4, weight_first=True),
     (64, 4608): MatmulTile(64, 16, 128, 4, 5),

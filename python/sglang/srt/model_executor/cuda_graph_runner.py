@@ -7,13 +7,14 @@ that belong to nobody. Graphs share one memory pool, the largest captured first,
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.utils.device_copies import to_device
+from sglang.srt.utils.device_copies import fill, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,18 @@ def padded(inputs: np.ndarray, size: int, padding: list[int]) -> np.ndarray:
     return out
 
 
+def capture(
+    step: Callable[[], Outputs], pool: tuple[int, int] | None, device: torch.device
+) -> tuple[Callable[[], None], Outputs, tuple[int, int]]:
+    """(replay, the outputs it fills, the memory pool that the next capture may share) of a captured step."""
+    step()  # kernels compile and libraries allocate their workspaces outside the capture
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        outputs = step()
+    return graph.replay, outputs, pool or graph.pool()
+
+
 class CudaGraphRunner(Generic[Outputs]):
     """`step(inputs)` takes a device tensor [F, n] int64, a column a request, and returns device tensors; it must not
     wait for the device, nor branch on its data. `padding` [F] is a column that does no harm."""
@@ -42,17 +55,12 @@ class CudaGraphRunner(Generic[Outputs]):
         free = torch.cuda.mem_get_info(device)[0]
         self.sizes = sorted(sizes)
         self.padding = padding
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Outputs]] = {}
+        self._graphs: dict[int, tuple[Callable[[], None], Tensor, Outputs]] = {}
         pool = None
         for size in reversed(self.sizes):
             inputs = to_device(padded(np.zeros((len(padding), 0)), size, padding), torch.int64, device)
-            step(inputs)  # kernels compile and libraries allocate their workspaces outside the capture
-            torch.cuda.synchronize(device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                outputs = step(inputs)
-            pool = pool or graph.pool()
-            self._graphs[size] = graph, inputs, outputs
+            replay, outputs, pool = capture(partial(step, inputs), pool, device)
+            self._graphs[size] = replay, inputs, outputs
         taken = (free - torch.cuda.mem_get_info(device)[0]) / 1e9
         logger.info(
             "CUDA graphs: %d batch sizes up to %d, %.2f GB, %.1f s",
@@ -71,7 +79,7 @@ class CudaGraphRunner(Generic[Outputs]):
         both are valid until the next run."""
         n = inputs.shape[1]
         size = next(size for size in self.sizes if size >= n)
-        graph, static, outputs = self._graphs[size]
-        static.copy_(torch.from_numpy(padded(inputs, size, self.padding)).pin_memory(), non_blocking=True)
-        graph.replay()
+        replay, static, outputs = self._graphs[size]
+        fill(static, padded(inputs, size, self.padding))
+        replay()
         return static[:, :n], outputs

@@ -22,7 +22,9 @@ from sglang.srt.mem_cache.memory_pool import HybridKVPool, pool_sizes
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
+from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
 from sglang.srt.model_executor.step_io import StepInput
+from sglang.srt.model_executor.step_layout import LAST_TOKEN, StepTensors, layout, nobodys_step, split
 from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
@@ -102,6 +104,10 @@ class ModelRunner:
                 self.speculation.capture(sizes)
             else:
                 self.graphs = self._capture(sizes)
+        self.prefill_graphs: PrefillGraphs | None = None
+        if args.piecewise_cuda_graph_max_tokens is not None:
+            self.capture_prefills(args.piecewise_cuda_graph_max_tokens, rows)
+            self.warm_up(warm_up_sizes(self.prefill_graphs.largest, min(args.step_prompt_tokens, self.full_size)))
 
     def _attention_backend(self, args: ResolvedArgs, max_batch: int) -> AttentionBackend:
         if args.attention_backend == "torch_native":
@@ -121,14 +127,36 @@ class ModelRunner:
         padding = [0, 1, 0, 0]  # one token of request row 0, in the padding slots
         return CudaGraphRunner(lambda inputs: self.decode(inputs, [1] * inputs.shape[1]), padding, sizes, self.device)
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a request may have."""
+        return min(self.req_to_token.shape[1], self.config.context_len)
+
+    @torch.inference_mode()
+    def capture_prefills(self, most: int, max_requests: int) -> None:
+        """Prefill and mixed steps of up to `most` tokens and `max_requests` requests are then replayed."""
+        tile_tokens = self.attn_backend.tile_tokens
+        most = min(most, self.full_size)
+        self.prefill_graphs = PrefillGraphs(self.prefill, tile_tokens, most, max_requests, self.longest, self.device)
+
+    @torch.inference_mode()
+    def warm_up(self, sizes: list[int]) -> None:
+        """Run nobody's prefill steps of these numbers of tokens, so that what they launch is compiled."""
+        for tokens in sizes:
+            hidden = self.forward(self._step_batch(nobodys_step(tokens, self.longest)))
+            self.model.compute_logits(hidden[-1:])
+
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep:
         """Start one step: apply its admissions and table writes, forward, sample. Does not wait for a GPU."""
         self._apply(step)
         launched = LaunchedStep()
         if step.num_extends:
-            batch = self._step_batch(step)
-            hidden = self.forward(batch)
+            if self.prefill_graphs and self.prefill_graphs.takes(step):
+                batch, hidden = self.prefill_graphs.run(step)
+            else:
+                batch = self._step_batch(step)
+                hidden = self.forward(batch)
             if len(step.sampled):  # not while every chunk is the middle of a prompt
                 sampled = self.tensor(step.sampled)
                 last_tokens = (batch.extend_start_loc + batch.extend_seq_lens - 1)[sampled]
@@ -257,38 +285,32 @@ class ModelRunner:
 
     def _step_batch(self, step: StepInput) -> ForwardBatch:
         """The device tensors of a step with prompt chunks, in one copy."""
-        starts = np.cumsum(step.extend_lens) - step.extend_lens
-        prefix_lens = step.seq_lens - step.extend_lens
-        positions = np.arange(int(step.extend_lens.sum())) + np.repeat(prefix_lens - starts, step.extend_lens)
-        host = (
-            step.rows,
-            np.repeat(step.rows, step.extend_lens),
-            positions,
-            step.out_cache_loc,
-            step.out_cache_loc_swa,
-            step.prefill_ids,
-            step.seq_lens,
-            step.extend_lens,
-            prefix_lens,
-            starts,
-        )
-        parts = self.tensor(np.concatenate(host)).split([len(array) for array in host])
-        rows, token_rows, positions, out_cache_loc, out_cache_loc_swa, prefill_ids = parts[:6]
-        seq_lens, extend_lens, prefix_lens, starts = parts[6:]
-        self.note_slots(token_rows, positions, out_cache_loc, out_cache_loc_swa)
+        tensors = split(self.tensor(layout(step)), len(step.rows))
+        return self._prompt_batch(tensors, step.num_extends, step.seq_lens.tolist(), step.extend_lens.tolist())
+
+    def prefill(self, numbers: Tensor, work: list[Tensor], requests: int) -> tuple[ForwardBatch, Tensor]:
+        """A step of prompts and its hidden states, see PrefillGraphs. The part that graphs capture."""
+        batch = self._prompt_batch(split(numbers, requests), requests, [], [])
+        self.attn_backend.prepare_prompts(work, len(batch.input_ids))
+        return batch, self.model(batch.input_ids, batch.positions, batch)
+
+    def _prompt_batch(
+        self, step: StepTensors, num_extends: int, seq_lens_cpu: list[int], extend_seq_lens_cpu: list[int]
+    ) -> ForwardBatch:
+        self.note_slots(step.token_rows, step.positions, step.out_cache_loc, step.out_cache_loc_swa)
         return self._batch(
-            input_ids=torch.cat([prefill_ids, self.last_tokens[rows[step.num_extends :]]]),
-            positions=positions,
-            req_pool_indices=rows,
-            seq_lens=seq_lens,
-            extend_seq_lens=extend_lens,
-            extend_prefix_lens=prefix_lens,
-            extend_start_loc=starts,
-            out_cache_loc=out_cache_loc,
-            out_cache_loc_swa=out_cache_loc_swa,
-            num_extends=step.num_extends,
-            seq_lens_cpu=step.seq_lens.tolist(),
-            extend_seq_lens_cpu=step.extend_lens.tolist(),
+            input_ids=torch.where(step.ids == LAST_TOKEN, self.last_tokens[step.token_rows], step.ids),
+            positions=step.positions,
+            req_pool_indices=step.rows,
+            seq_lens=step.seq_lens,
+            extend_seq_lens=step.extend_lens,
+            extend_prefix_lens=step.prefix_lens,
+            extend_start_loc=step.starts,
+            out_cache_loc=step.out_cache_loc,
+            out_cache_loc_swa=step.out_cache_loc_swa,
+            num_extends=num_extends,
+            seq_lens_cpu=seq_lens_cpu,
+            extend_seq_lens_cpu=extend_seq_lens_cpu,
         )
 
     def tensor(self, values) -> Tensor:

@@ -15,6 +15,12 @@ def to_device(values: Sequence | np.ndarray, dtype: torch.dtype, device: torch.d
     return host.pin_memory().to(device, non_blocking=True)
 
 
+def fill(static: Tensor, values: np.ndarray) -> None:
+    """Enqueue a copy of `values`, of static's dtype and shape, into a device tensor that a CUDA graph reads."""
+    host = torch.from_numpy(values)
+    static.copy_(host.pin_memory() if static.is_cuda else host, non_blocking=True)
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """A host copy; on a GPU its values are there once the stream has passed this point (record an event after it)."""
     if not tensor.is_cuda:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sglang.srt.layers.moe.fused_moe_triton import fused_moe
-from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles, get_config
+from sglang.srt.layers.moe.fused_moe_triton.config import TUNED_TOKENS, Tiles, default_tiles, get_config
 from sglang.srt.utils.triton_runtime import INTERPRETED
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import compile_kernel
@@ -17,7 +17,6 @@ from sglang.test.triton_compile import compile_kernel
 sys.path.insert(0, str(Path(__file__).parents[4] / "benchmark/kernels/fused_moe_triton"))
 import bench_fused_moe
 import tuning_fused_moe_triton as tuning
-import workload
 from search_space import candidates, row_blocks, shared_bytes
 from tuning_fused_moe_triton import Outcome, Progress, Rejected, markdown, run, spaces, tune, write_configs
 from workload import Shape
@@ -40,7 +39,7 @@ def test_row_blocks_follow_an_experts_rows(tokens, rows):
     assert row_blocks(tokens, topk=8, num_experts=128) == rows
 
 
-@pytest.mark.parametrize("tokens", workload.BATCH_SIZES)
+@pytest.mark.parametrize("tokens", TUNED_TOKENS)
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("fuse", [False, True])
 def test_the_search_space_is_modest_fits_and_has_the_default(tokens, tp, fuse):

@@ -125,10 +125,19 @@ class TritonBackend(AttentionBackend):
         if batch.is_decode_only:
             return
         prefix = [total - count for total, count in zip(batch.seq_lens_cpu, new, strict=False)]
-        works = {tokens: make_work(prefix, new, tokens) for tokens in {g.tokens for g in self._geometries.values()}}
-        host = np.concatenate(list(works.values()))
-        parts = to_device(host, torch.int32, self.device).split([len(work) for work in works.values()])
-        self._work.update(zip(works, parts, strict=True))
+        works = [make_work(prefix, new, tokens) for tokens in self.tile_tokens]
+        parts = to_device(np.concatenate(works), torch.int32, self.device).split([len(work) for work in works])
+        self._work.update(zip(self.tile_tokens, parts, strict=True))
+
+    @property
+    def tile_tokens(self) -> list[int]:
+        """Query tokens of a prefill tile, for every head geometry."""
+        return sorted({geometry.tokens for geometry in self._geometries.values()})
+
+    def prepare_prompts(self, work: list[Tensor], tokens: int) -> None:
+        """prepare() for a step of prompts with `tokens` new tokens, whose tiles of each of `tile_tokens` are on the
+        device already."""
+        self._work, self._paths, self._extend_tokens = dict(zip(self.tile_tokens, work, strict=True)), {}, tokens
 
     def forward(self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Attention, batch: ForwardBatch) -> Tensor:
         """See Attention.forward."""

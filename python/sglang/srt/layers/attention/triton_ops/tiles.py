@@ -73,7 +73,7 @@ _PIECES_SMALL = (
 HOPPER_PIECES = (
     (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
-    (ExtendTile(128, 64, 8, 3), DecodeTile(64, 2, 3)),
+    (ExtendTile(128, 64, 8, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(64, 32, 8, 3), DecodeTile(32, 4, 3)),
 )
 PIECES = {"sm80": _PIECES, "sm86": _PIECES_SMALL, "sm90": _PIECES, "sm100": _PIECES, "sm120": _PIECES_SMALL}

@@ -21,6 +21,8 @@ import torch
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parent
+# The tuner's keys.
+TUNED_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192)
 _DTYPE_PARTS = {torch.bfloat16: "", torch.float16: "", torch.float32: ",dtype=float32"}
 
 

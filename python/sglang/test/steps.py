@@ -1,0 +1,38 @@
+"""Steps that tests make by hand, the attention backend they may run on, and what they leave behind."""
+
+import numpy as np
+from torch import Tensor
+
+from sglang.srt.layers.sampler import SamplingFlags
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.model_executor.step_io import StepInput
+
+
+def step_of(rows, seq_lens, extend_lens, num_extends, ids, slots) -> StepInput:
+    """Every request gets a token; slots of the sliding pool are 50 higher."""
+    arrays = (np.array(a, dtype=np.int64) for a in (rows, seq_lens, extend_lens))
+    slots = np.array(slots, dtype=np.int64)
+    sampled = np.arange(len(rows))
+    return StepInput(*arrays, num_extends, np.array(ids, dtype=np.int64), slots, slots + 50, sampled, SamplingFlags(0))
+
+
+def take_triton(runner: ModelRunner, rows: int) -> None:
+    """Attention by Triton's kernels, for `rows` requests, where a server would not choose them."""
+    from sglang.srt.layers.attention.triton_backend import TritonBackend
+
+    config, longest = runner.config, runner.req_to_token.shape[1]
+    runner.attn_backend = TritonBackend(
+        runner.kv_layers,
+        config.text.num_heads,
+        rows,
+        config.sliding_window,
+        longest,
+        config.torch_dtype,
+        runner.device,
+    )
+
+
+def kv_buffers(runner: ModelRunner) -> list[Tensor]:
+    """K and V of every layer, in both pools."""
+    pools = (runner.kv_pool.full, runner.kv_pool.swa)
+    return [t for pool in pools for kv in pool.buffers.values() for t in kv]
