@@ -78,6 +78,7 @@ OPTIMIZATIONS = [
         case="26 tokens",
     ),
     Optimization("dense MLP beside the experts", {"SGLANG_DISABLE_SIDE_STREAM": "1"}),
+    Optimization("dependent launch", {"SGLANG_DISABLE_DEPENDENT_LAUNCH": "1"}),
 ]
 KEPT_BY_PULL_REQUEST = OPTIMIZATIONS[:3]  # what PR #26588 kept
 ALL_ON, ALL_OFF, PULL_REQUEST_OFF = "all on", "all off", "PR's three off"

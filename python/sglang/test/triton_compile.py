@@ -25,9 +25,12 @@ def compile_kernel(
 ) -> Any:
     """Compile `kernel` for sm_`arch`. `signature` gives each run-time argument's type ("*bf16", "i32", "fp32").
 
-    Pointers and i32 arguments are taken as divisible by 16, as in a usual launch. Raises the compiler's error, or
-    AssertionError when arguments are left out or the program wants more shared memory than the GPU has.
+    DEPENDENT (utils/dependent_launch.py) is off unless given. Pointers and i32 arguments are taken as divisible by 16,
+    as in a usual launch. Raises the compiler's error, or AssertionError when arguments are left out or the program
+    wants more shared memory than the GPU has.
     """
+    if "DEPENDENT" in kernel.arg_names:
+        constexprs = {"DEPENDENT": False} | constexprs
     missing = set(kernel.arg_names) - set(signature) - set(constexprs)
     assert not missing, f"no type or value for {sorted(missing)}"
     ordered = {name: signature.get(name, "constexpr") for name in kernel.arg_names}

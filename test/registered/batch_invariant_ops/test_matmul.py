@@ -118,6 +118,20 @@ def test_many_rows_through_torch_have_the_kernels_bits(shape):
             assert torch.equal(linear(x[-rows:], weight), want[-rows:]), rows
 
 
+@pytest.mark.skipif(
+    DEVICE == "cpu" or torch.cuda.get_device_capability()[0] != 9, reason="the kernel is preferred on Hopper alone"
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_few_rows_outside_the_mode(shape):
+    """The kernel's product for up to 16 rows, torch's for more and for float32."""
+    x, weight, _ = case(17, shape, torch.bfloat16)
+    want = matmul.matmul(x, weight)
+    for rows in (1, 2, 16):
+        assert torch.equal(linear(x[:rows], weight), want[:rows])
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert torch.equal(linear(x[:1].float(), weight.float()), F.linear(x[:1].float(), weight.float()))
+
+
 def test_tiles_by_rows_and_columns():
     assert matmul.matmul_tile(1, 2816, 2, False).block_m == matmul.matmul_tile(16, 262_144, 2, False).block_m == 16
     assert matmul.matmul_tile(17, 2816, 2, False).num_warps == 2  # no wgmma

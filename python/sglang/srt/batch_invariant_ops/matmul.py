@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.batch_invariant_ops.agreement import zero_sums
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, runs_triton, tl, triton
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def _matmul_kernel(
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,  # K % BLOCK_K == 0: no masks over the depth
     WEIGHT_FIRST: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     program = tl.program_id(0)
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
@@ -116,9 +118,12 @@ def _matmul_kernel(
     m = (first_m + program % per_group % group_m) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = program % per_group // group_m * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    # Rows and columns behind the last compute the first ones again and are not stored.
+    # Rows and columns behind the last compute the first ones again and are not stored. Of few rows they are zeros: all
+    # programs would ask for one row many times over.
+    is_row = (m < M) | (BLOCK_M > 16)
     x_rows = tl.where(m < M, m, 0).to(tl.int64) * stride_x
     weight_rows = tl.where(n < N, n, 0).to(tl.int64) * K
+    wait_for_previous(DEPENDENT)
     if WEIGHT_FIRST:
         left, right = weight_ptr + weight_rows[:, None] + k[None, :], x_ptr + x_rows[None, :] + k[:, None]
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -127,8 +132,12 @@ def _matmul_kernel(
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         inside = (k < K - start) | EVEN_K  # always true then, which the compiler sees
-        a = tl.load(left, mask=inside[None, :], other=0.0)
-        b = tl.load(right, mask=inside[:, None], other=0.0)
+        if WEIGHT_FIRST:
+            a = tl.load(left, mask=inside[None, :], other=0.0)
+            b = tl.load(right, mask=inside[:, None] & is_row[None, :], other=0.0)
+        else:
+            a = tl.load(left, mask=inside[None, :] & is_row[:, None], other=0.0)
+            b = tl.load(right, mask=inside[:, None], other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
         left += BLOCK_K
         right += BLOCK_K
@@ -164,7 +173,8 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, tile: MatmulTi
     if rows:
         grid = (cdiv(rows, tile.block_m) * cdiv(columns, tile.block_n),)
         sizes = rows, columns, depth, x.stride(0)
-        _matmul_kernel[grid](x, weight, bias, out, *sizes, **kernel_options(depth, tile))
+        options = kernel_options(depth, tile) | launch_options(x.device)
+        _matmul_kernel[grid](x, weight, bias, out, *sizes, **options)
     return out
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt import batch_invariant_ops
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED, cdiv, libdevice, runs_triton, tl, triton
 
 # Activations whose kernel gives torch's bits for every bfloat16 gate on the GPU (test_activation.py). One that does
@@ -60,7 +61,9 @@ def _gated_kernel(
     ACTIVATION: tl.constexpr,
     CUDA_MATH: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_previous(DEPENDENT)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     gate_at = gate_up_ptr + at + at // width * width  # row * 2 width + column = at + row * width
     gate = tl.load(gate_at, mask=at < elements)
@@ -73,7 +76,8 @@ def _launch(gate_up: Tensor, activation: str) -> Tensor:
     out = gate_up.new_empty(*gate_up.shape[:-1], width)
     if out.numel():
         grid = (cdiv(out.numel(), BLOCK),)
-        _gated_kernel[grid](gate_up, out, out.numel(), width, activation, CUDA_MATH, BLOCK)
+        options = launch_options(out.device)
+        _gated_kernel[grid](gate_up, out, out.numel(), width, activation, CUDA_MATH, BLOCK, **options)
     return out
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sglang.srt.batch_invariant_ops import row_mean
 from sglang.srt.layers.fixed_order import halving_sum, halving_sum_kernel
 from sglang.srt.layers.parameters import parameter
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import next_power_of_2, runs_triton, tl, triton
 
 MAX_WIDTH = 16384  # a row is held in the registers of one program
@@ -30,11 +31,21 @@ def normed_kernel(x, eps, WIDTH: tl.constexpr, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, out, eps, WIDTH: tl.constexpr, LEVELS: tl.constexpr, HAS_WEIGHT: tl.constexpr):
+def _rms_norm_kernel(
+    x,
+    weight,
+    out,
+    eps,
+    WIDTH: tl.constexpr,
+    LEVELS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
     """One row of x [rows, WIDTH] a program."""
     row = tl.program_id(0).to(tl.int64) * WIDTH
     dims = tl.arange(0, 1 << LEVELS)
     inside = dims < WIDTH
+    wait_for_previous(DEPENDENT)
     y = normed_kernel(tl.load(x + row + dims, mask=inside, other=0.0).to(tl.float32), eps, WIDTH, LEVELS)
     if HAS_WEIGHT:
         y = y * tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
@@ -62,6 +73,7 @@ def launch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
             HAS_WEIGHT=weight is not None,
             num_warps=warps_for(width),
             enable_fp_fusion=False,
+            **launch_options(x.device),
         )
     return out
 

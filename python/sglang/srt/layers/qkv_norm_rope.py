@@ -19,6 +19,7 @@ from sglang.srt.layers.layernorm import inverse_rms_kernel, rms_norm_ordered, wa
 from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm, qkv_rms_norm_reference, takes_per_head
 from sglang.srt.layers.rotary_embedding import apply_rope, apply_rope_reference, turned_kernel
 from sglang.srt.mem_cache.memory_pool import KVSlots
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
 
 HEAD_SIZES = (16, 32, 64, 128, 256, 512)  # a head is held in the registers of one warp
@@ -95,12 +96,14 @@ def _qkv_norm_rope_kernel(
     LEVELS: tl.constexpr,
     HEADS: tl.constexpr,
     PER_HEAD: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """qkv [T, HEADS * D], rows `qkv_stride` apart, D = 2 ** (LEVELS + 1). cos, sin [T, D], whose second half repeats
     the first; q_out [T, NUM_HEADS, D], buffers [slots, NUM_KV_HEADS, D]. Grid (T, HEADS) with PER_HEAD, else (T,)."""
     HALF: tl.constexpr = 1 << LEVELS
     token = tl.program_id(0).to(tl.int64)
     turn = token * 2 * HALF + tl.arange(0, HALF)
+    wait_for_previous(DEPENDENT)
     c, s = tl.load(cos + turn).to(tl.float32), tl.load(sin + turn).to(tl.float32)
     qkv += token * qkv_stride
     q_out += token * (NUM_HEADS * 2 * HALF)
@@ -160,6 +163,7 @@ def launch(
             PER_HEAD=per_head,
             num_warps=warps_for(width),
             enable_fp_fusion=False,
+            **launch_options(qkv.device),
         )
     return q
 

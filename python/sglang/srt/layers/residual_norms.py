@@ -16,6 +16,7 @@ from torch import Tensor
 from sglang.srt.layers.layernorm import MAX_WIDTH, normed_kernel, rms_norm, rms_norm_ordered
 from sglang.srt.layers.moe import router_norm
 from sglang.srt.layers.moe.router_norm import router_input_kernel, router_norm_reference
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import next_power_of_2, runs_triton, tl, triton
 
 # For measuring what the kernels are worth: a launch a norm, sum and product, with the same bits.
@@ -34,10 +35,10 @@ def _row(x, at, inside):
 
 
 @triton.jit
-def _norm(x, weight, eps, dims, inside, WIDTH: tl.constexpr, LEVELS: tl.constexpr):
-    """x [2**LEVELS] -> norm(x, weight), rounded to x's dtype."""
+def _norm(x, weight, eps, WIDTH: tl.constexpr, LEVELS: tl.constexpr):
+    """x, weight [2**LEVELS] -> norm(x, weight), rounded to x's dtype."""
     unit = normed_kernel(x.to(tl.float32), eps, WIDTH, LEVELS)
-    return (unit * _row(weight, dims, inside).to(tl.float32)).to(x.dtype)
+    return (unit * weight.to(tl.float32)).to(x.dtype)
 
 
 @triton.jit
@@ -64,24 +65,30 @@ def _add_norm_kernel(
     HAS_EXPERTS: tl.constexpr,
     HAS_SCALAR: tl.constexpr,
     HAS_NEXT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One row of [rows, WIDTH] a program; pointers to what is not there are not read."""
     row = tl.program_id(0).to(tl.int64) * WIDTH
     dims = tl.arange(0, 1 << LEVELS)
     inside = dims < WIDTH
-    part = _row(m, row + dims, inside)
+    w = _row(weight, dims, inside)
+    if HAS_EXPERTS:
+        m_w, y_w = _row(m_weight, dims, inside), _row(y_weight, dims, inside)
+    if HAS_SCALAR:
+        factor = tl.load(scalar).to(tl.float32)
+    if HAS_NEXT:
+        next_w = _row(next_weight, dims, inside)
+    wait_for_previous(DEPENDENT)
+    part, stream = _row(m, row + dims, inside), _row(h, row + dims, inside)
     if HAS_EXPERTS:
         other = _row(y, row + dims, inside)
-        part = _norm(part, m_weight, eps, dims, inside, WIDTH, LEVELS)
-        part = _sum(part, _norm(other, y_weight, eps, dims, inside, WIDTH, LEVELS))
-    stream = _row(h, row + dims, inside)
-    stream = _sum(stream, _norm(part, weight, eps, dims, inside, WIDTH, LEVELS))
+        part = _sum(_norm(part, m_w, eps, WIDTH, LEVELS), _norm(other, y_w, eps, WIDTH, LEVELS))
+    stream = _sum(stream, _norm(part, w, eps, WIDTH, LEVELS))
     if HAS_SCALAR:
-        stream = (stream.to(tl.float32) * tl.load(scalar).to(tl.float32)).to(stream.dtype)
+        stream = (stream.to(tl.float32) * factor).to(stream.dtype)
     tl.store(h_out + row + dims, stream, mask=inside)
     if HAS_NEXT:
-        x = _norm(stream, next_weight, eps, dims, inside, WIDTH, LEVELS)
-        tl.store(x_out + row + dims, x, mask=inside)
+        tl.store(x_out + row + dims, _norm(stream, next_w, eps, WIDTH, LEVELS), mask=inside)
 
 
 @triton.jit
@@ -101,21 +108,26 @@ def _add_norm_moe_kernel(
     WIDTH: tl.constexpr,
     LEVELS: tl.constexpr,
     HAS_ROUTER: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One row of [rows, WIDTH] a program."""
     row = tl.program_id(0).to(tl.int64) * WIDTH
     dims = tl.arange(0, 1 << LEVELS)
     inside = dims < WIDTH
+    w, dense_w = _row(weight, dims, inside), _row(dense_weight, dims, inside)
+    expert_w = _row(expert_weight, dims, inside)
+    if HAS_ROUTER:
+        scale = _row(router_scale, dims, inside)
+    wait_for_previous(DEPENDENT)
     part, stream = _row(a, row + dims, inside), _row(h, row + dims, inside)
-    stream = _sum(stream, _norm(part, weight, eps, dims, inside, WIDTH, LEVELS))
+    stream = _sum(stream, _norm(part, w, eps, WIDTH, LEVELS))
     tl.store(h_out + row + dims, stream, mask=inside)
     unit = normed_kernel(stream.to(tl.float32), eps, WIDTH, LEVELS)
-    dense = unit * _row(dense_weight, dims, inside).to(tl.float32)
+    dense, expert = unit * dense_w.to(tl.float32), unit * expert_w.to(tl.float32)
     tl.store(dense_out + row + dims, dense.to(stream.dtype), mask=inside)
-    expert = unit * _row(expert_weight, dims, inside).to(tl.float32)
     tl.store(expert_out + row + dims, expert.to(stream.dtype), mask=inside)
     if HAS_ROUTER:
-        r = router_input_kernel(unit, _row(router_scale, dims, inside), root)
+        r = router_input_kernel(unit, scale, root)
         tl.store(router_out + row + dims, r, mask=inside)
 
 
@@ -162,6 +174,7 @@ def launch_add_norm(
             HAS_SCALAR=scalar is not None,
             HAS_NEXT=next_weight is not None,
             **options(*h.shape),
+            **launch_options(h.device),
         )
     return h_out, x_out
 
@@ -195,6 +208,7 @@ def launch_add_norm_moe(
             eps,
             HAS_ROUTER=r is not None,
             **options(*h.shape),
+            **launch_options(h.device),
         )
     return h_out, dense, expert, r
 

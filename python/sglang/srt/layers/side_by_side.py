@@ -30,7 +30,7 @@ def can_use(x: Tensor) -> bool:
 
 
 def side_by_side(aside: Callable[[], Aside], here: Callable[[], Here], x: Tensor) -> tuple[Aside, Here]:
-    """(aside(), here()), at the same time where can_use(x); x is an input of both.
+    """(aside(), here()), at the same time where can_use(x); x is an input of both. What takes longer is `here`.
 
     Neither may change what the other reads. Tensors that `aside` makes may be used until the next call: its stream
     waits there for whoever reads them.
@@ -38,9 +38,10 @@ def side_by_side(aside: Callable[[], Aside], here: Callable[[], Here], x: Tensor
     if not can_use(x):
         return aside(), here()
     current, side = torch.cuda.current_stream(x.device), _side_stream(x.device)
-    side.wait_stream(current)
+    start = current.record_event()
+    second = here()  # first, so that its first kernel finds multiprocessors that aside's have not filled
+    side.wait_event(start)
     with torch.cuda.stream(side):
         first = aside()
-    second = here()
     current.wait_stream(side)
     return first, second

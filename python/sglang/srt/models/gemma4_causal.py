@@ -129,7 +129,8 @@ class Gemma4DecoderLayer(nn.Module):
             h, x, x2, r = add_norm_moe(
                 h, a, after_attention, before_mlp, before_experts, scale, self.router.root, self.eps
             )
-            parts = side_by_side(lambda: self.mlp(x), lambda: self.experts(x2, *self.router(h, r)), x)
+            weights, ids = self.router(h, r)  # before the MLP's products, which would hold it up
+            parts = side_by_side(lambda: self.mlp(x), lambda: self.experts(x2, weights, ids), x)
             m, y = self.tp.all_reduce_pair(*parts)
             experts = (y, self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight)
         else:

@@ -146,6 +146,12 @@ def test_hoppers_tiles_over_pieces_walk_alike():
         assert extend.block_n == decode.block_n and FIRST_PIECE % extend.block_n == 0
 
 
+def test_few_rows_take_more_warps():
+    _, decode = piece_tiles((9, 0), 256, 2, hopper=True)
+    assert [decode.for_rows(rows).num_warps for rows in (1, 4, 5, 64)] == [8, 8, 4, 4]
+    assert decode_tile((9, 0), 256).for_rows(1) == decode_tile((9, 0), 256)
+
+
 def test_pieces_under_a_window():
     pieces = pieces_for(1000)
     for window in (1, 2, 255, 256, 257, 1024, 8192):

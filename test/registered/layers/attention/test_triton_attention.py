@@ -383,7 +383,8 @@ def test_served_tiles_over_pieces_agree(dim):
     case.cached, case.new = torch.arange(1460, 1500, device=DEVICE), torch.ones(40, dtype=torch.int64, device=DEVICE)
     case.req_rows = case.req_rows.repeat(40)
     for splits in (1, max_pieces(pieces, window or 1500)):
-        assert torch.equal(decode(case, splits, decode_by, pieces=pieces), whole[-40:]), splits
+        for tile in (decode_by, decode_by.for_rows(1)):
+            assert torch.equal(decode(case, splits, tile, pieces=pieces), whole[-40:]), (splits, tile)
 
 
 def test_slots_beyond_32_bits():

@@ -167,7 +167,8 @@ class TritonBackend(AttentionBackend):
                 window,
                 pieces=pieces,
             )
-        if tokens < q.shape[0]:
+        rows = q.shape[0] - tokens
+        if rows:
             decode_attention(
                 q[tokens:],
                 k_cache,
@@ -177,8 +178,8 @@ class TritonBackend(AttentionBackend):
                 batch.req_pool_indices[extends:],
                 batch.seq_lens[extends:],
                 self._scratch,
-                self._splits(q.shape[0] - tokens, layer),
-                geometry.decode,
+                self._splits(rows, layer),
+                geometry.decode.for_rows(rows),
                 layer.scale,
                 window,
                 self._paths.get(sliding),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.layers.fixed_order import halving_sum, halving_sum_kernel
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
 
 MAX_EXPERTS, MAX_K = 1024, 16  # a row is held in the registers of one warp, and the search for the largest is unrolled
@@ -37,11 +38,13 @@ def _topk_softmax_kernel(
     LEVELS: tl.constexpr,
     K: tl.constexpr,
     SLOT_LEVELS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One row of logits [T, EXPERTS], `logits_stride` apart, a program. weights, ids [T, K] contiguous."""
     row = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, 1 << LEVELS)
     inside = experts < EXPERTS
+    wait_for_previous(DEPENDENT)
     x = tl.load(logits + row * logits_stride + experts, mask=inside, other=float("-inf")).to(tl.float32)
     e = tl.exp((x - tl.max(x, axis=0)).to(tl.float64)).to(tl.float32)
     probs = tl.div_rn(e, halving_sum_kernel(e, LEVELS))
@@ -83,6 +86,7 @@ def launch(logits: Tensor, k: int, expert_scale: Tensor) -> tuple[Tensor, Tensor
             SLOT_LEVELS=(k - 1).bit_length(),
             num_warps=1,
             enable_fp_fusion=False,
+            **launch_options(logits.device),
         )
     return weights, ids
 

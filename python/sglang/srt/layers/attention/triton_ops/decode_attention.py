@@ -25,6 +25,7 @@ from sglang.srt.layers.attention.triton_ops.pieces import (
     pieces_below,
 )
 from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, tl, triton
 
 MAX_SPLITS = 64  # outside batch-invariant mode
@@ -79,7 +80,9 @@ def _decode_kernel(
     PATH: tl.constexpr,
     PIECE: tl.constexpr,  # keys of a piece, or of the first ones (pieces.py); 0: `splits` of them, as long as it takes
     GROWING: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_previous(DEPENDENT)
     request, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     kv_head = (tl.program_id(1) // HEAD_BLOCKS).to(tl.int64)
     length = tl.load(seq_lens + request).to(tl.int32)
@@ -205,9 +208,11 @@ def _combine_kernel(
     BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """BLOCK_DV columns of one (request, head) a program. No load waits for another: what lies in the scratch of pieces
     without keys is read too, and passed over."""
+    wait_for_previous(DEPENDENT)
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v_dims = tl.program_id(2) * BLOCK_DV + tl.arange(0, BLOCK_DV)
     flat = request * tl.num_programs(1) + head
@@ -243,8 +248,10 @@ def _merge_kernel(
     BLOCK_DV: tl.constexpr,
     PIECE: tl.constexpr,
     GROWING: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """_combine_kernel for pieces at fixed places: what one program would do that takes them all."""
+    wait_for_previous(DEPENDENT)
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = tl.load(seq_lens + request).to(tl.int32)
     first = pieces_below(tl.maximum(length - window, 0) + 1, PIECE, GROWING) - 1
@@ -332,7 +339,7 @@ def decode_attention(
     assert splits == 1 or scratch.numel() >= needed, f"scratch of {scratch.numel()}, needed {needed}"
     sums, lses = scratch[: places * v_dim], scratch[places * v_dim :]
     window = NO_WINDOW if window is None else window
-    head_blocks = cdiv(group, heads)
+    head_blocks, options = cdiv(group, heads), launch_options(q.device)
     _decode_kernel[(batch, kv_heads * head_blocks, splits)](
         q,
         k_cache,
@@ -368,6 +375,7 @@ def decode_attention(
         GROWING=pieces.growing,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **options,
     )
     if splits > 1 and pieces.length:
         _merge_kernel[(batch, num_heads)](
@@ -383,6 +391,7 @@ def decode_attention(
             PIECE=pieces.length,
             GROWING=pieces.growing,
             num_warps=4,
+            **options,
         )
     elif splits > 1:
         _combine_kernel[(batch, num_heads, cdiv(v_dim, COMBINED_COLUMNS))](
@@ -397,6 +406,7 @@ def decode_attention(
             BLOCK_N=tile.block_n,
             MAX_SPLITS=MAX_SPLITS,
             num_warps=4,
+            **options,
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
 from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, Pieces, attend_pieces
 from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, runs_triton, tl, triton
 
 
@@ -67,7 +68,9 @@ def _extend_kernel(
     TREE: tl.constexpr,
     PIECE: tl.constexpr,  # keys of a piece, or of the first ones (pieces.py); 0: all keys are one
     GROWING: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_previous(DEPENDENT)
     request = tl.load(work + 2 * tl.program_id(0))
     first = tl.load(work + 2 * tl.program_id(0) + 1)  # of the tile's tokens, among the request's new ones
     kv_head = tl.program_id(1).to(tl.int64)
@@ -276,6 +279,7 @@ def extend_attention(
         GROWING=pieces.growing,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **launch_options(q.device),
     )
 
 

@@ -5,7 +5,7 @@ tiles of one head's tokens; ours hold the query heads of a KV head beside each o
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Measures what Hopper's own row for head sizes 129 to 256 is worth: with "1" these take the tile of smaller heads.
 DISABLE_HOPPER_TILES = "SGLANG_DISABLE_HOPPER_EXTEND_TILES"
@@ -28,8 +28,14 @@ class DecodeTile:
     block_n: int
     num_warps: int
     num_stages: int
+    few_rows_warps: int | None = None
+
+    def for_rows(self, rows: int) -> "DecodeTile":
+        """The tile for a batch of so many rows: programs of few have a multiprocessor each."""
+        return self if self.few_rows_warps is None or rows > FEW_ROWS else replace(self, num_warps=self.few_rows_warps)
 
 
+FEW_ROWS = 4
 HEAD_SIZES = (64, 128, 256, 512)  # upper ends of the classes
 
 EXTEND = {  # a tile for each class of head sizes
@@ -73,7 +79,7 @@ _PIECES_SMALL = (
 HOPPER_PIECES = (
     (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
-    (ExtendTile(128, 64, 8, 3), DecodeTile(64, 4, 3)),
+    (ExtendTile(128, 64, 8, 3), DecodeTile(64, 4, 3, few_rows_warps=8)),
     (ExtendTile(64, 32, 8, 3), DecodeTile(32, 4, 3)),
 )
 PIECES = {"sm80": _PIECES, "sm86": _PIECES_SMALL, "sm90": _PIECES, "sm100": _PIECES, "sm120": _PIECES_SMALL}

@@ -10,6 +10,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, runs_triton, tl, triton
 
 # Pairs one program reads: the smallest that holds all pairs, else the largest, several times. Each is a compilation.
@@ -39,10 +40,11 @@ def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
-def _count_kernel(ids_ptr, counts_ptr, num_pairs, BINS: tl.constexpr, SEGMENT: tl.constexpr):
+def _count_kernel(ids_ptr, counts_ptr, num_pairs, BINS: tl.constexpr, SEGMENT: tl.constexpr, DEPENDENT: tl.constexpr):
     """counts[segment, e] = pairs of the segment that chose expert e."""
     segment = tl.program_id(0)
     pair = segment * SEGMENT + tl.arange(0, SEGMENT)
+    wait_for_previous(DEPENDENT)
     chosen = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=0).to(tl.int32)
     counts = tl.histogram(chosen, BINS, mask=pair < num_pairs)
     tl.store(counts_ptr + segment * BINS + tl.arange(0, BINS), counts)
@@ -61,11 +63,13 @@ def _place_kernel(
     BINS: tl.constexpr,  # num_experts, rounded up to a power of two
     SEGMENT: tl.constexpr,
     SEGMENT_ROWS: tl.constexpr,  # num_segments, rounded up to a power of two
+    DEPENDENT: tl.constexpr,
 ):
     """Program (e, s) places expert e's pairs of segment s."""
     expert = tl.program_id(0)
     segment = tl.program_id(1)
     pair = segment * SEGMENT + tl.arange(0, SEGMENT)
+    wait_for_previous(DEPENDENT)
     chosen = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
 
     bins = tl.arange(0, BINS)
@@ -129,10 +133,10 @@ def align(ids: Tensor, num_experts: int, block_m: int) -> Alignment:
     pairs = torch.empty(capacity * block_m, **as_int)
     experts = torch.empty(capacity, **as_int)
     used = torch.empty(1, **as_int)
-    counts = used
+    counts, options = used, launch_options(ids.device)
     if num_segments > 1:
         counts = torch.empty(num_segments, bins, **as_int)
-        _count_kernel[(num_segments,)](ids, counts, num_pairs, bins, segment, num_warps=8)
+        _count_kernel[(num_segments,)](ids, counts, num_pairs, bins, segment, num_warps=8, **options)
     _place_kernel[(num_experts, num_segments)](
         ids,
         counts,
@@ -146,5 +150,6 @@ def align(ids: Tensor, num_experts: int, block_m: int) -> Alignment:
         SEGMENT=segment,
         SEGMENT_ROWS=next_power_of_2(num_segments),
         num_warps=4 if segment <= 1024 else 8,
+        **options,
     )
     return Alignment(pairs, experts, used, num_pairs, block_m)

@@ -20,6 +20,7 @@ from sglang.srt.layers.activation import CUDA_MATH, gate_with, gelu_tanh_and_mul
 from sglang.srt.layers.moe.fused_moe_triton.align import Alignment, align
 from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles, get_config, invariant_tiles
 from sglang.srt.layers.moe.fused_moe_triton.moe_sum import moe_sum
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, runs_triton, tl, triton
 
 # Whether the up product applies the activation before it writes: half the traffic between the products, twice the
@@ -48,8 +49,10 @@ def _grouped_gemm_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,  # K % BLOCK_K == 0: no masks over the depth
+    DEPENDENT: tl.constexpr,
 ):
     program = tl.program_id(0)
+    wait_for_previous(DEPENDENT)
     blocks_m = tl.load(used_ptr)
     blocks_n = tl.cdiv(N, BLOCK_N)
     if program >= blocks_m * blocks_n:
@@ -106,9 +109,8 @@ def grouped_gemm(
     c = a.new_empty(plan.num_pairs, n) if out is None else out
     sizes = n, k, plan.num_pairs, pairs_per_row, a.stride(0)
     grid = (plan.capacity * cdiv(n, tiles.block_n),)
-    _grouped_gemm_kernel[grid](
-        a, b, c, plan.pairs, plan.experts, plan.used, *sizes, **kernel_options(k, tiles, activation)
-    )
+    options = kernel_options(k, tiles, activation) | launch_options(a.device)
+    _grouped_gemm_kernel[grid](a, b, c, plan.pairs, plan.experts, plan.used, *sizes, **options)
     return c
 
 
@@ -134,7 +136,8 @@ def precompile(dtype: torch.dtype, n: int, k: int, tiles: Tiles, activation: str
     """
     pointers = [dtype] * 3 + [torch.int32] * 3
     sizes = n, k, 0, 0, k  # the two zeros are not compiled in
-    _grouped_gemm_kernel.warmup(*pointers, *sizes, grid=(1,), **kernel_options(k, tiles, activation))
+    options = kernel_options(k, tiles, activation) | launch_options(torch.device("cuda"))
+    _grouped_gemm_kernel.warmup(*pointers, *sizes, grid=(1,), **options)
 
 
 @functools.cache

@@ -7,17 +7,19 @@ of roundings of transformers. Exact op. It reads k rows a token and writes one; 
 import torch
 from torch import Tensor
 
+from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, runs_triton, tl, triton
 
 BLOCK = 1024  # columns of one program
 
 
 @triton.jit
-def _sum_kernel(y_ptr, weights_ptr, out_ptr, hidden, K: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_kernel(y_ptr, weights_ptr, out_ptr, hidden, K: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """y [T, K, hidden], weights [T, K], out [T, hidden], all contiguous; program (t, b) makes a block of a row."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden
+    wait_for_previous(DEPENDENT)
     rows_ptr = y_ptr + token * K * hidden + column
     total = tl.load(rows_ptr, mask=inside).to(tl.float32) * tl.load(weights_ptr + token * K)
     for slot in tl.static_range(1, K):
@@ -52,5 +54,5 @@ def moe_sum(y: Tensor, weights: Tensor) -> Tensor:
     out = y.new_empty(tokens, hidden)
     if out.numel():
         grid = (tokens, cdiv(hidden, BLOCK))
-        _sum_kernel[grid](y, weights, out, hidden, k, BLOCK, enable_fp_fusion=False)
+        _sum_kernel[grid](y, weights, out, hidden, k, BLOCK, enable_fp_fusion=False, **launch_options(y.device))
     return out
