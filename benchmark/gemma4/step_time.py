@@ -1,0 +1,102 @@
+"""How long does a decode step keep a GPU busy? Replays its CUDA graph back to back, without what the host does between.
+
+    python benchmark/gemma4/step_time.py --model-path benchmark/gemma4/configs/26b-a4b --load-format dummy \\
+        [--batch-size 1 8 26 64] [--input-len 1100] [--trace]
+
+Takes the server's flags. Sampling is left out. Two runs differ by 0.1 %, where bench_one_batch, which waits for each
+step, shows the host's moods too. With --trace also the kernels of one step of the first size: microseconds of its
+begin and end, and how long it took.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sglang.bench_one_batch import Bench, Case
+from sglang.srt.arg_fields import OneLineParser
+from sglang.srt.server_args import parse_with_server_args
+from sglang.srt.utils.child import setup_logging, startup_errors
+from sglang.srt.utils.flag_types import at_least
+
+SAMPLES, STEPS = 20, 3  # of a median, and in each: steps that follow each other
+
+
+@torch.inference_mode()
+def step_ms(step: Callable[[], object]) -> float:
+    """Median milliseconds of a step."""
+    times = []
+    for _ in range(SAMPLES + 1):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(STEPS):
+            step()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / STEPS)
+    return statistics.median(times[1:])
+
+
+@torch.inference_mode()
+def trace(step: Callable[[], object]) -> list[str]:
+    """A line for each kernel of the second of three steps."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(3):
+            step()
+        torch.cuda.synchronize()
+    events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.start)
+    events = events[len(events) // 3 : len(events) * 2 // 3]
+    times = [(e.time_range.start - events[0].time_range.start, e.time_range.elapsed_us(), e.name) for e in events]
+    return [f"{begin:9.2f} {begin + us:9.2f} {us:7.2f} {name[:80]}" for begin, us, name in times]
+
+
+def measure(bench: Bench, own: argparse.Namespace) -> None:
+    graphs = bench.worker.runner.graphs
+    if graphs is None:
+        raise ValueError("there is no graph to replay: this needs a GPU, and neither speculation nor single launches")
+    print("| batch | step ms |\n|---|---|")
+    for batch_size in own.batch_size:
+        case = Case(batch_size, own.input_len, 2)
+        bench.check(case)
+        with bench.batch(case) as batch:
+            for step in batch.prefill_steps():
+                bench.worker.submit(step).result()
+            step = batch.decode_step()
+            inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
+
+            def replay(inputs: np.ndarray = inputs) -> None:
+                graphs.run(inputs)
+
+            print(f"| {batch_size} | {step_ms(replay):.3f} |", flush=True)
+            lines = trace(replay) if own.trace and batch_size == own.batch_size[0] else []
+            batch.keep([[0]] * batch_size)
+        bench.kv.check_idle()
+        print("\n".join(lines), end="\n" * bool(lines))
+
+
+def add_flags(parser: OneLineParser) -> None:
+    parser.set_defaults(log_level="warning", random_seed="0")
+    group = parser.add_argument_group("benchmark")
+    group.add_argument(
+        "--batch-size", type=at_least(1), nargs="+", default=[1, 8, 26, 64], metavar="N", help="requests"
+    )
+    group.add_argument("--input-len", type=at_least(1), default=1100, metavar="N", help="cached tokens of each")
+    group.add_argument("--trace", action="store_true", help="also the kernels of a step of the first size")
+
+
+def main(argv: list[str]) -> int:
+    description = "Time decode steps on a GPU alone."
+    typed, own = parse_with_server_args(argv, "python benchmark/gemma4/step_time.py", description, add_flags)
+    setup_logging(typed.log_level, "bench")
+    with startup_errors():
+        measure(Bench(dataclasses.replace(typed, disable_radix_cache=True)), own)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""benchmark/gemma4/step_time.py on a tiny model: its table and trace on a GPU, and what it refuses."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.tiny_models import make_tiny_gemma4
+
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+register_cuda_ci(est_time=30, stage="base-b", runner_config="1-gpu-large")
+
+SCRIPT = Path(__file__).parents[3] / "benchmark/gemma4/step_time.py"
+
+
+def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    path = make_tiny_gemma4(folder, "moe_top2", tokenizer=True)
+    sizes = ["--max-total-tokens", "600", "--max-running-requests", "4", "--input-len", "20"]
+    command = [sys.executable, str(SCRIPT), "--model-path", str(path), *sizes, *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_table_and_trace(tmp_path: Path):
+    done = run(tmp_path, "--batch-size", "3", "1", "--trace")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert [row[1].strip() for row in rows] == ["3", "1"] and all(0 < float(row[2]) < 100 for row in rows)
+    kernels = re.findall(r"^ +([\d.]+) +([\d.]+) +[\d.]+ _grouped_gemm_kernel$", done.stdout, re.MULTILINE)
+    assert len(kernels) >= 4 and all(float(begin) < float(end) for begin, end in kernels)
+
+
+def test_without_a_graph(tmp_path: Path):
+    done = run(tmp_path, "--device", "cpu")
+    assert done.returncode == 2 and "error: there is no graph to replay" in done.stderr
+    assert "Traceback" not in done.stderr and "|" not in done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
