@@ -156,9 +156,9 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if values["attention_backend"] != "triton":
         if args.cuda_graph_max_bs is not None:
             raise ValueError("--cuda-graph-max-bs: graphs need a GPU and --attention-backend triton; leave it out")
-        if args.piecewise_cuda_graph_max_tokens is not None:
+        if args.enable_piecewise_cuda_graph:
             raise ValueError(
-                "--piecewise-cuda-graph-max-tokens: graphs need a GPU and --attention-backend triton; leave it out"
+                "--enable-piecewise-cuda-graph: graphs need a GPU and --attention-backend triton; leave it out"
             )
         if not args.disable_cuda_graph:
             choose("disable_cuda_graph", True, "torch_native plans its work on the host, step by step")
@@ -172,8 +172,10 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if args.chunked_prefill_size is None:
         size = default_chunked_prefill_size(device, memory_mib)
         choose("chunked_prefill_size", size, f"{device} with {memory_mib / MIB_PER_GIB:.0f} GiB")
+    if args.piecewise_cuda_graph_max_tokens is not None and not args.enable_piecewise_cuda_graph:
+        raise ValueError("--piecewise-cuda-graph-max-tokens needs --enable-piecewise-cuda-graph")
     prompt_tokens = step_prompt_tokens(values["chunked_prefill_size"], args.max_prefill_tokens)
-    if not values["disable_cuda_graph"] and not args.disable_prefill_cuda_graph:
+    if args.enable_piecewise_cuda_graph:
         limit, most = args.piecewise_cuda_graph_max_tokens, prompt_tokens + values["max_running_requests"]
         if limit is None or limit > most:
             reason = "no step is larger" if (limit or MAX_GRAPH_TOKENS) >= most else "larger steps gain little"

@@ -18,7 +18,6 @@ from sglang.srt.arg_fields import (
     between,
     build_parser,
     convert,
-    flag_of,
     kinds,
     name_of,
     nearest,
@@ -234,10 +233,7 @@ class ServerArgs:
         metavar="NAME",
     )
     disable_cuda_graph: bool = arg(
-        False, help="Launch every kernel of a step by itself instead of replaying a graph.", group=KERNELS
-    )
-    disable_prefill_cuda_graph: bool = arg(
-        False, help="The same for prefill and mixed steps only; a start is then shorter.", group=KERNELS
+        False, help="Launch every kernel of a decode step by itself instead of replaying a graph.", group=KERNELS
     )
     cuda_graph_max_bs: int | None = arg(
         None,
@@ -245,10 +241,16 @@ class ServerArgs:
         group=KERNELS,
         check=between(1, 4096),
     )
+    enable_piecewise_cuda_graph: bool = arg(
+        False,
+        help="Replay prefill and mixed steps as CUDA graphs too, whole ones here, and compile what larger steps launch "
+        "before the server is ready, which takes some seconds longer: for a slow host, or more than one GPU.",
+        group=KERNELS,
+    )
     piecewise_cuda_graph_max_tokens: int | None = arg(
         None,
-        help="Largest prefill or mixed step with a CUDA graph, a whole one here, in tokens (auto: 4096, or the largest "
-        "step if that is less).",
+        help="Largest prefill or mixed step with a CUDA graph, in tokens (auto: 4096, or the largest step if that is "
+        "less).",
         group=KERNELS,
         check=between(1, 65536),
     )
@@ -354,10 +356,8 @@ class ServerArgs:
             )
         if self.disable_cuda_graph and self.cuda_graph_max_bs is not None:
             yield "--cuda-graph-max-bs contradicts --disable-cuda-graph; drop one of them"
-        if self.piecewise_cuda_graph_max_tokens is not None:
-            for off in ("disable_cuda_graph", "disable_prefill_cuda_graph"):
-                if getattr(self, off):
-                    yield f"--piecewise-cuda-graph-max-tokens contradicts {flag_of(off)}; drop one of them"
+        if self.disable_cuda_graph and self.enable_piecewise_cuda_graph:
+            yield "--enable-piecewise-cuda-graph contradicts --disable-cuda-graph; drop one of them"
         if self.enable_mixed_chunk and self.chunked_prefill_size == -1:
             yield (
                 "--enable-mixed-chunk needs prompt chunks, which --chunked-prefill-size -1 turns off; "

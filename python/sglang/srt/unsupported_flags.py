@@ -10,8 +10,8 @@ _ONE_GPU = "is not supported yet: the model runs on one device; leave it out"
 _NO_SPEC = "is not supported: a Gemma4Assistant drafter makes the drafts and they are verified exactly; leave it out"
 _TEXT_ONLY = "is not supported: only text is served; leave it out"
 _GRAPHS = (
-    "is not supported: steps have graphs, chosen by --cuda-graph-max-bs, --piecewise-cuda-graph-max-tokens, "
-    "--disable-cuda-graph and --disable-prefill-cuda-graph"
+    "is not supported: graphs are chosen by --disable-cuda-graph, --cuda-graph-max-bs, --enable-piecewise-cuda-graph "
+    "and --piecewise-cuda-graph-max-tokens"
 )
 _NO_LORA = "is not supported: LoRA adapters are not served; leave it out"
 _NO_HICACHE = "is not supported: the KV cache has no host tier; leave it out"
@@ -63,7 +63,7 @@ _BY_REASON: dict[str, str] = {
         disable_fast_image_processor encoder_only language_only encoder_urls is_embedding enable_prefix_mm_cache
     """,
     _GRAPHS: """
-        disable_decode_cuda_graph cuda_graph_max_bs_decode cuda_graph_bs
+        disable_decode_cuda_graph disable_prefill_cuda_graph cuda_graph_max_bs_decode cuda_graph_bs
         cuda_graph_bs_decode disable_cuda_graph_padding enable_profile_cuda_graph
         enable_cudagraph_gc piecewise_cuda_graph_tokens
     """,
@@ -90,7 +90,6 @@ _BY_REASON: dict[str, str] = {
     "is not supported: code from a checkpoint is never run; leave it out": "trust_remote_code",
     "is not supported: the implementation is chosen by the config's architecture; leave it out": "model_impl",
     "is not supported: the fast tokenizer is always used; leave it out": "tokenizer_mode tokenizer_backend",
-    "is the default, unless --disable-prefill-cuda-graph is given; leave it out": "enable_piecewise_cuda_graph",
     "is gone: use --attention-backend": "enable_flashinfer_mla enable_flashmla disable_flashinfer",
 }
 

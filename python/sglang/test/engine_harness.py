@@ -57,8 +57,7 @@ def load(path: str | Path, **settings) -> LoadedModel:
 def engine(path: str | Path, **settings) -> Harness:
     """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
     if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
-        few = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4, "disable_prefill_cuda_graph": True}
-        settings = few | settings
+        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4} | settings
     return load(path, **settings).harness()
 
 

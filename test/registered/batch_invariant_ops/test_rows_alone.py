@@ -222,7 +222,7 @@ def test_sizes_that_disagree_are_left_out():
 
     def product(rows: torch.Tensor) -> torch.Tensor:
         if len(rows) >= 5:
-            return (rows[:, None].double() @ weight.T.double())[:, 0].float()
+            return torch.cat([row @ weight.T for row in rows.split(1)])
         return rows[:, :100] @ weight[:, :100].T + rows[:, 100:] @ weight[:, 100:].T
 
     assert agreeing_sizes(product, x) == tuple(size for size in SIZES if size >= 5)

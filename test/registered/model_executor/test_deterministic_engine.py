@@ -68,7 +68,7 @@ SETTINGS = {
 }
 if DEVICE == "cuda":
     SETTINGS["no_graphs"] = Setting(server={"disable_cuda_graph": True})
-    SETTINGS["prefill_graphs"] = Setting(server={"disable_prefill_cuda_graph": False})
+    SETTINGS["prefill_graphs"] = Setting(server={"enable_piecewise_cuda_graph": True})
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class Request:
 
 @cache
 def model(**server) -> LoadedModel:
-    settings = {"enable_deterministic_inference": True, "max_total_tokens": 30_000, "disable_prefill_cuda_graph": True}
-    return load(shipped_model_path(), **(settings | server))
+    return load(shipped_model_path(), enable_deterministic_inference=True, max_total_tokens=30_000, **server)
 
 
 @cache

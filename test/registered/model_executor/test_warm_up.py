@@ -9,7 +9,7 @@ import torch
 from sglang.srt.layers.moe.fused_moe_triton.config import TUNED_TOKENS
 from sglang.srt.model_executor.prefill_graphs import warm_up_sizes
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
-from sglang.test.engine_harness import DEVICE, load
+from sglang.test.engine_harness import load
 from sglang.test.steps import kv_buffers
 from sglang.test.tiny_models import make_tiny_gemma4
 
@@ -26,8 +26,7 @@ def test_warm_up_is_for_steps_beyond_the_graphs():
 @pytest.mark.parametrize("variant", ["moe_top4", "dense_k_eq_v", "ple_shared_double_wide"])
 def test_nobody_notices(variant, tmp_path):
     """Tables, last tokens and cached keys and values are as before, but for row and slot 0."""
-    settings = {"max_total_tokens": 3000, "max_running_requests": 4, "disable_prefill_cuda_graph": DEVICE == "cuda"}
-    runner = load(make_tiny_gemma4(tmp_path, variant), **settings).runner
+    runner = load(make_tiny_gemma4(tmp_path, variant), max_total_tokens=3000, max_running_requests=4).runner
     state = [runner.req_to_token, runner.req_to_token_swa, runner.last_tokens, *kv_buffers(runner)]
     rng = np.random.default_rng(0)
     for t in state:
