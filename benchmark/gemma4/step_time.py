@@ -10,7 +10,6 @@ begin and end, and how long it took.
 
 import argparse
 import dataclasses
-import statistics
 import sys
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.server_args import parse_with_server_args
 from sglang.srt.utils.child import setup_logging, startup_errors
 from sglang.srt.utils.flag_types import at_least
+from sglang.test.kernel_timing import median_us
 
 SAMPLES, STEPS = 20, 3  # of a median, and in each: steps that follow each other
 
@@ -29,28 +29,24 @@ SAMPLES, STEPS = 20, 3  # of a median, and in each: steps that follow each other
 @torch.inference_mode()
 def step_ms(step: Callable[[], object]) -> float:
     """Median milliseconds of a step."""
-    times = []
-    for _ in range(SAMPLES + 1):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+
+    def steps() -> None:
         for _ in range(STEPS):
             step()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / STEPS)
-    return statistics.median(times[1:])
+
+    return median_us(steps, SAMPLES) / 1000 / STEPS
 
 
 @torch.inference_mode()
 def trace(step: Callable[[], object]) -> list[str]:
-    """A line for each kernel of the second of three steps."""
+    """A line for each kernel of the second of the steps."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(3):
+        for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
     events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: event.time_range.start)
-    events = events[len(events) // 3 : len(events) * 2 // 3]
+    events = events[len(events) // STEPS : len(events) * 2 // STEPS]
     times = [(e.time_range.start - events[0].time_range.start, e.time_range.elapsed_us(), e.name) for e in events]
     return [f"{begin:9.2f} {begin + us:9.2f} {us:7.2f} {name[:80]}" for begin, us, name in times]
 

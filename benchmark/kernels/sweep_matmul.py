@@ -8,7 +8,7 @@ add in another order are left out and named. Times are medians over replays of a
 
 import argparse
 import itertools
-import multiprocessing
+import math
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from sglang.srt.batch_invariant_ops.agreement import zero_sums
 from sglang.srt.batch_invariant_ops.matmul import TILES, MatmulTile, matmul
 from sglang.test.kernel_timing import BANDWIDTH, buffers, rotating_us
+from sglang.test.kernel_variants import usable
 
 SHARED_MEMORY = 220 << 10  # bytes of a program; less than 30 KB leave the memory idle
 LEAST_SHARED_MEMORY = 30 << 10
@@ -36,27 +37,13 @@ def candidates(rows: int) -> list[MatmulTile]:
     ]
 
 
-def problem(tile: MatmulTile) -> str | None:
-    """What is wrong with the tile, None if nothing is. A depth of whole steps and one that is not: two compilations."""
+def check(tile: MatmulTile) -> float:
+    """0 if the tile gives the plain one's bits. A depth of whole steps and one that is not: two compilations."""
     for depth in (1024, 1056):
         x, weight = zero_sums(tile.block_m, 256, depth, torch.bfloat16, "cuda")
-        try:
-            same = torch.equal(matmul(x, weight, tile=tile), matmul(x, weight, tile=TILES[True, False]))
-        except Exception as error:  # of any kind: it does not compile, or is too large
-            return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
-        if not same:
-            return "adds in another order"
-    return None
-
-
-def usable(tiles: list[MatmulTile], jobs: int) -> list[MatmulTile]:
-    """The tiles without a problem, a line printed for each other; `jobs` processes compile side by side."""
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        problems = pool.map(problem, tiles, chunksize=4)
-    for tile, text in zip(tiles, problems, strict=True):
-        if text is not None:
-            print(f"left out {tile}: {text}")
-    return [tile for tile, text in zip(tiles, problems, strict=True) if text is None]
+        if not torch.equal(matmul(x, weight, tile=tile), matmul(x, weight, tile=TILES[True, False])):
+            return math.inf
+    return 0.0
 
 
 def main() -> None:
@@ -69,7 +56,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a GPU")
     tiles = {rows: candidates(rows) for rows in args.rows}
-    good = set(usable(sorted(set(itertools.chain(*tiles.values())), key=repr), args.jobs))
+    good = {tile for (tile,) in usable(check, [(tile,) for tile in dict.fromkeys(sum(tiles.values(), []))], args.jobs)}
     for shape, rows in itertools.product(args.shapes, args.rows):
         columns, depth = map(int, shape.split("x"))
         weights = buffers(columns, depth)

@@ -11,7 +11,7 @@ together, fastest first; the floor is K and V of the visible keys read once at 4
 import argparse
 
 import torch
-from harness import LAYERS, Layer, choose, make_case, make_cases, rotating, usable
+from harness import LAYERS, Layer, choose, make_case, make_cases, rotating
 
 from sglang.srt.layers.attention.triton_ops.decode_attention import (
     decode_attention,
@@ -20,6 +20,7 @@ from sglang.srt.layers.attention.triton_ops.decode_attention import (
 )
 from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
 from sglang.srt.utils.triton_runtime import triton
+from sglang.test.kernel_variants import usable
 
 BYTES_PER_SECOND = 4.3e12
 TILES = {

@@ -11,7 +11,7 @@ reaches on a Hopper GPU.
 import argparse
 
 import torch
-from harness import LAYERS, Layer, choose, make_case, make_cases, rotating, usable
+from harness import LAYERS, Layer, choose, make_case, make_cases, rotating
 
 from sglang.srt.layers.attention.triton_ops.extend_attention import (
     extend_attention,
@@ -22,6 +22,7 @@ from sglang.srt.layers.attention.triton_ops.extend_attention import (
 from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile, extend_tile
 from sglang.srt.utils.triton_runtime import triton
 from sglang.test.kernel_timing import add_case, add_json_argument
+from sglang.test.kernel_variants import usable
 
 FLOPS = 790e12
 TILES = {

@@ -114,6 +114,12 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         values[name] = value
         logger.info("%s = %s (%s)", name, value, reason)
 
+    def choose_limit(name: str, default: int, most: int, of_most: str, of_less: str) -> None:
+        """What is given, or the default, but not above `most`."""
+        limit = default if values[name] is None else values[name]
+        if values[name] is None or limit > most:
+            choose(name, min(limit, most), of_most if limit >= most else of_less)
+
     values["device"] = device
     if args.device == "auto":
         choose("device", device, "the GPU torch sees" if device == "cuda" else "torch sees no GPU")
@@ -154,19 +160,16 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     elif args.max_running_requests is None:
         choose("max_running_requests", 256 if device == "cuda" else 64, f"default of {device}")
     if values["attention_backend"] != "triton":
-        if args.cuda_graph_max_bs is not None:
-            raise ValueError("--cuda-graph-max-bs: graphs need a GPU and --attention-backend triton; leave it out")
-        if args.enable_piecewise_cuda_graph:
-            raise ValueError(
-                "--enable-piecewise-cuda-graph: graphs need a GPU and --attention-backend triton; leave it out"
-            )
+        for name in ("cuda_graph_max_bs", "enable_piecewise_cuda_graph"):
+            if values[name]:
+                raise ValueError(f"{flag_of(name)}: graphs need a GPU and --attention-backend triton; leave it out")
         if not args.disable_cuda_graph:
             choose("disable_cuda_graph", True, "torch_native plans its work on the host, step by step")
     elif not args.disable_cuda_graph:
-        limit, most = args.cuda_graph_max_bs or MAX_GRAPH_BATCH, values["max_running_requests"]
-        if args.cuda_graph_max_bs is None or limit > most:
-            reason = "no batch is larger" if limit >= most else "larger ones are rare, and a graph takes memory"
-            choose("cuda_graph_max_bs", min(limit, most), reason)
+        of_less = "larger ones are rare, and a graph takes memory"
+        choose_limit(
+            "cuda_graph_max_bs", MAX_GRAPH_BATCH, values["max_running_requests"], "no batch is larger", of_less
+        )
     if args.max_queued_requests is None:
         values["max_queued_requests"] = MAX_QUEUED_REQUESTS
     if args.chunked_prefill_size is None:
@@ -176,10 +179,8 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         raise ValueError("--piecewise-cuda-graph-max-tokens needs --enable-piecewise-cuda-graph")
     prompt_tokens = step_prompt_tokens(values["chunked_prefill_size"], args.max_prefill_tokens)
     if args.enable_piecewise_cuda_graph:
-        limit, most = args.piecewise_cuda_graph_max_tokens, prompt_tokens + values["max_running_requests"]
-        if limit is None or limit > most:
-            reason = "no step is larger" if (limit or MAX_GRAPH_TOKENS) >= most else "larger steps gain little"
-            choose("piecewise_cuda_graph_max_tokens", min(limit or MAX_GRAPH_TOKENS, most), reason)
+        most, of_less = prompt_tokens + values["max_running_requests"], "larger steps gain little"
+        choose_limit("piecewise_cuda_graph_max_tokens", MAX_GRAPH_TOKENS, most, "no step is larger", of_less)
     if args.enable_mixed_chunk is None and args.speculative_algorithm is not None:
         choose("enable_mixed_chunk", False, "a step verifies drafts or computes prompts")
     elif args.enable_mixed_chunk is None:

@@ -37,14 +37,19 @@ def graph_us(calls: Iterable[Callable[[], object]], replays: int) -> float:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    graph.replay()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(replays)]
+    return median_us(graph.replay, replays) / len(calls)
+
+
+def median_us(run: Callable[[], object], samples: int) -> float:
+    """Median microseconds between events before and after `run()`, after a first one that does not count."""
+    run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(samples)]
     for start, end in events:
         start.record()
-        graph.replay()
+        run()
         end.record()
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events) * 1000 / len(calls)
+    return statistics.median(start.elapsed_time(end) for start, end in events) * 1000
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,14 @@
 """Steps that tests make by hand, the attention backend they may run on, and what they leave behind."""
 
+from dataclasses import replace
+
 import numpy as np
 from torch import Tensor
 
 from sglang.srt.layers.sampler import SamplingFlags
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.model_executor.step_io import StepInput
+from sglang.test.engine_harness import LoadedModel
 
 
 def step_of(rows, seq_lens, extend_lens, num_extends, ids, slots) -> StepInput:
@@ -16,20 +19,10 @@ def step_of(rows, seq_lens, extend_lens, num_extends, ids, slots) -> StepInput:
     return StepInput(*arrays, num_extends, np.array(ids, dtype=np.int64), slots, slots + 50, sampled, SamplingFlags(0))
 
 
-def take_triton(runner: ModelRunner, rows: int) -> None:
+def take_triton(loaded: LoadedModel, rows: int) -> None:
     """Attention by Triton's kernels, for `rows` requests, where a server would not choose them."""
-    from sglang.srt.layers.attention.triton_backend import TritonBackend
-
-    config, longest = runner.config, runner.req_to_token.shape[1]
-    runner.attn_backend = TritonBackend(
-        runner.kv_layers,
-        config.text.num_heads,
-        rows,
-        config.sliding_window,
-        longest,
-        config.torch_dtype,
-        runner.device,
-    )
+    args = replace(loaded.args, attention_backend="triton")
+    loaded.runner.attn_backend = loaded.runner._attention_backend(args, rows)
 
 
 def kv_buffers(runner: ModelRunner) -> list[Tensor]:

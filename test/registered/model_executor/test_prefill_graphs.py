@@ -55,7 +55,7 @@ def test_sizes_are_near_each_other(most, longest):
     sizes = prefill_sizes(most, longest)
     assert sizes == sorted(set(sizes)) and sizes[-1] == most
     gaps = np.diff([0, *sizes])
-    assert all(gap <= min(longest, max(16, 64, size // 16)) for gap, size in zip(gaps, sizes, strict=True))
+    assert all(gap <= min(longest, max(64, size // 16)) for gap, size in zip(gaps, sizes, strict=True))
     assert all(gap <= max(16, size // 4) for gap, size in zip(gaps, sizes, strict=True))
 
 
@@ -74,7 +74,7 @@ def loaded(request, tmp_path, monkeypatch) -> LoadedModel:
     settings = {"max_total_tokens": 1500, "max_running_requests": ROWS, "chunked_prefill_size": 40}
     loaded = load(path, **settings)
     if not GPU:
-        take_triton(loaded.runner, ROWS)
+        take_triton(loaded, ROWS)
         monkeypatch.setattr(prefill_graphs, "capture", run_again)
     return loaded
 

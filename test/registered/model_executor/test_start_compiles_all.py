@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.sampler import SamplingFlags
 from sglang.srt.model_executor import prefill_graphs
 from sglang.srt.model_executor.cuda_graph_runner import capture_sizes, padded
 from sglang.srt.model_executor.model_runner import ModelRunner
@@ -22,7 +21,7 @@ from sglang.srt.model_executor.prefill_graphs import warm_up_sizes
 from sglang.srt.model_executor.step_io import StepInput
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.engine_harness import load
-from sglang.test.steps import take_triton
+from sglang.test.steps import step_of, take_triton
 from sglang.test.tiny_models import VOCAB, make_tiny_gemma4
 
 register_cpu_ci(est_time=30, suite="base-a-test-cpu")
@@ -35,9 +34,9 @@ def runner(request, tmp_path) -> ModelRunner:
     variant, deterministic = request.param
     settings = {"max_total_tokens": 2 * MOST, "chunked_prefill_size": MOST, "max_running_requests": ROWS}
     settings |= {"enable_deterministic_inference": deterministic, "device": "cpu"}
-    runner = load(make_tiny_gemma4(tmp_path, variant), **settings).runner
-    take_triton(runner, ROWS)
-    return runner
+    loaded = load(make_tiny_gemma4(tmp_path, variant), **settings)
+    take_triton(loaded, ROWS)
+    return loaded.runner
 
 
 def random_step(rng: random.Random, longest: int) -> StepInput:
@@ -48,17 +47,8 @@ def random_step(rng: random.Random, longest: int) -> StepInput:
     prefix = [rng.choice([0, rng.randrange(longest - n + 1)]) for n in new]
     lengths = [p + n for p, n in zip(prefix, new, strict=True)] + [rng.randrange(1, longest) for _ in range(decodes)]
     slots, everyone = np.arange(1, sum(new) + decodes + 1), np.arange(count + decodes)
-    return StepInput(
-        rows=everyone + 1,
-        seq_lens=np.array(lengths),
-        extend_lens=np.array(new + [1] * decodes),
-        num_extends=count,
-        prefill_ids=np.array(rng.choices(range(VOCAB), k=sum(new))),
-        out_cache_loc=slots,
-        out_cache_loc_swa=slots,
-        sampled=everyone,
-        flags=SamplingFlags(0),
-    )
+    ids = rng.choices(range(VOCAB), k=sum(new))
+    return step_of(everyone + 1, lengths, new + [1] * decodes, count, ids, slots)
 
 
 def run_once(step, pool, device):

@@ -20,7 +20,6 @@ from sglang.srt.batch_invariant_ops.mode import enabled
 MAX_COLUMNS = 8192  # on a CPU a wider weight goes through in parts, which bounds what a trial costs
 FEW_ROWS = 256  # on a GPU the kernel takes these: as fast as the library, whose split sums do not agree
 GPU_SIZES = (*range(384, 2049, 128), *range(2560, 8193, 512))
-HOPPER_ROWS = range(1, 17)  # on Hopper the kernel takes these outside the mode too (docs/performance.md)
 GPU_COLUMNS = 65536  # wider weights, the head's, see few rows
 
 Weight = tuple[int, int, torch.dtype, torch.device]  # columns, depth
@@ -30,8 +29,8 @@ _gpu_sizes: dict[Weight, tuple[int, ...]] = {}  # what prepare() found
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K], weight [N, K], bias [N] -> [T, N], all of one dtype. ValueError if no block size agrees here."""
     if not enabled():
-        if len(x) in HOPPER_ROWS and x.dtype != torch.float32 and matmul.can_use(x, weight) and _is_hopper(x.device):
-            return matmul.matmul(x, weight, bias, matmul.matmul_tile(len(x), len(weight), 2, hopper=True))
+        if matmul.beats_library(x, weight):  # whatever order its tiles add in
+            return matmul.matmul(x, weight, bias, matmul.matmul_tile(len(x), len(weight), x.itemsize, hopper=True))
         return F.linear(x, weight, bias)
     if matmul.can_use(x, weight):
         sizes = _gpu_sizes.get((*weight.shape, weight.dtype, weight.device), ()) if bias is None else ()
@@ -41,11 +40,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _on_cpu(x, weight, bias)
     biases = [None] * -(-len(weight) // MAX_COLUMNS) if bias is None else bias.split(MAX_COLUMNS)
     return torch.cat([_on_cpu(x, *part) for part in zip(weight.split(MAX_COLUMNS), biases, strict=True)], dim=1)
-
-
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

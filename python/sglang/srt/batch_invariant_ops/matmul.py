@@ -79,10 +79,20 @@ def matmul_tile(rows: int, columns: int, itemsize: int, hopper: bool) -> MatmulT
 
 
 @functools.cache
+def is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def beats_library(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel, with HOPPER's tiles, is faster than torch's product (docs/performance.md)."""
+    return 1 <= len(x) <= FEW_ROWS and x.dtype != torch.float32 and can_use(x, weight) and is_hopper(x.device)
+
+
+@functools.cache
 def instructions_agree(device: int) -> bool:
     """Whether CUDA device number `device` is a Hopper whose mma.sync and wgmma add a row in one order: tried once, with
     every tile of HOPPER, on sums that are nothing but rounding errors. Not to be called first in a graph's capture."""
-    if torch.cuda.get_device_capability(device)[0] != 9:
+    if not is_hopper(torch.device("cuda", device)):
         return False
     x, weight = zero_sums(64, 640, 2112, torch.bfloat16, f"cuda:{device}")
     want = matmul(x, weight, tile=TILES[True, False])

@@ -1,8 +1,8 @@
 """Two parts of a layer that do not need each other, on two streams of a GPU.
 
-A step of few tokens is bound by reading weights, yet kernels that only choose (the router's product, the choice of
-experts, their places) read next to none, one after the other. What reads weights meanwhile is free. That holds where a
-CUDA graph is captured: launched one by one, two streams would only cost the host more.
+A step of few tokens is bound by reading weights, yet there are kernels that read next to none: those that sort, apply
+activations and add. What reads weights meanwhile is free. That holds where a CUDA graph is captured: launched one by
+one, two streams would only cost the host more.
 
 Exact: each part's kernels get the same inputs on either way.
 """

@@ -39,8 +39,7 @@ def compile_with(kernel, arch, dtype, constexprs, num_warps=4, num_stages=3):
             return f"*{dtype}"
         return POINTERS.get(name) or ("fp32" if name == "scale" else "i32")
 
-    constexprs = {"DEPENDENT": False} | constexprs
-    signature = {name: kind(name) for name in kernel.arg_names if name not in constexprs}
+    signature = {name: kind(name) for name in kernel.arg_names if name.islower() and name not in constexprs}
     return compile_kernel(kernel, arch, signature, constexprs, num_warps, num_stages)
 
 

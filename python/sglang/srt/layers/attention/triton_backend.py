@@ -80,6 +80,8 @@ class TritonBackend(AttentionBackend):
                 needed = scratch_size(max_batch, num_heads, heads, dim, self.sm_count)
             self._geometries[heads, dim] = _Geometry(extend, tokens_per_tile(num_heads // heads, extend), decode)
             scratch = max(scratch, needed)
+        # Query tokens of a prefill tile, for every head geometry.
+        self.tile_tokens = sorted({geometry.tokens for geometry in self._geometries.values()})
         self._scratch = torch.empty(scratch, dtype=torch.float32, device=self.device)
         self._work: dict[int, Tensor] = {}  # prefill tiles of the step that prepare() announced, by tokens a tile
         self._paths: dict[bool, tuple[Tensor, int]] = {}  # of that step's draft trees, by whether the layer slides
@@ -128,11 +130,6 @@ class TritonBackend(AttentionBackend):
         works = [make_work(prefix, new, tokens) for tokens in self.tile_tokens]
         parts = to_device(np.concatenate(works), torch.int32, self.device).split([len(work) for work in works])
         self._work.update(zip(self.tile_tokens, parts, strict=True))
-
-    @property
-    def tile_tokens(self) -> list[int]:
-        """Query tokens of a prefill tile, for every head geometry."""
-        return sorted({geometry.tokens for geometry in self._geometries.values()})
 
     def prepare_prompts(self, work: list[Tensor], tokens: int) -> None:
         """prepare() for a step of prompts with `tokens` new tokens, whose tiles of each of `tile_tokens` are on the
