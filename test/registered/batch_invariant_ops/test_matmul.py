@@ -114,8 +114,25 @@ def test_many_rows_through_torch_have_the_kernels_bits(shape):
         prepare([weight])
         assert shape[0] < 1000 or len(linear_module._gpu_sizes[(*shape, weight.dtype, weight.device)]) > 10
         for rows in (256, 257, 384, 385, 1087, 2048, 2049, 5000, 8192, 8193, len(x)):
-            assert torch.equal(linear(x[:rows], weight), want[:rows]), rows
+            assert torch.equal(linear(x[:rows], weight), want[:rows]), rows  # with rows behind them
+            assert torch.equal(linear(x[:rows].clone(), weight), want[:rows]), rows
             assert torch.equal(linear(x[-rows:], weight), want[-rows:]), rows
+
+
+@on_gpu
+def test_a_block_goes_over_what_lies_behind_the_rows():
+    """No launch but the product's, and what is there, were it NaN, is not seen."""
+    x, weight = zero_sums(1536, 2816, 2112, torch.bfloat16, DEVICE)
+    want = matmul.matmul(x, weight)
+    x[1053:] = torch.nan
+    with batch_invariant():
+        prepare([weight])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            got = linear(x[:1053], weight)
+            torch.cuda.synchronize()
+    assert got.shape == (1053, 2816) and torch.equal(got, want[:1053])
+    kernels = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(kernels) == 1, kernels
 
 
 @pytest.mark.skipif(

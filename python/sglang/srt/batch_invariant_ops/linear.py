@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from sglang.srt.batch_invariant_ops import matmul
 from sglang.srt.batch_invariant_ops.agreement import LARGEST, agreeing_sizes, next_size, zero_sums
 from sglang.srt.batch_invariant_ops.mode import enabled
+from sglang.srt.batch_invariant_ops.row_room import with_rows
 
 MAX_COLUMNS = 8192  # on a CPU a wider weight goes through in parts, which bounds what a trial costs
 FEW_ROWS = 256  # on a GPU the kernel takes these: as fast as the library, whose split sums do not agree
-GPU_SIZES = (*range(384, 2049, 128), *range(2560, 8193, 512))
+GPU_SIZES = (*range(320, 2049, 64), *range(2304, 8193, 256))  # see row_room.ROOM
 GPU_COLUMNS = 65536  # wider weights, the head's, see few rows
 
 Weight = tuple[int, int, torch.dtype, torch.device]  # columns, depth
@@ -61,8 +62,8 @@ def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int,
         return F.linear(x.contiguous(), weight, bias)
     whole = rows // sizes[-1] * sizes[-1]
     rest = next_size(rows - whole, sizes) if rows > whole else 0
-    blocks = F.pad(x, (0, 0, 0, whole + rest - rows)).split(sizes[-1])
-    parts = [F.linear(block, weight, bias) for block in blocks]
+    filled = with_rows(x, whole + rest) if x.is_cuda else F.pad(x, (0, 0, 0, whole + rest - rows))
+    parts = [F.linear(block, weight, bias) for block in filled.split(sizes[-1])]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
 

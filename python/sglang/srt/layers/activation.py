@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt import batch_invariant_ops
+from sglang.srt.batch_invariant_ops.row_room import empty_rows
 from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED, cdiv, libdevice, runs_triton, tl, triton
 
@@ -73,7 +74,7 @@ def _gated_kernel(
 
 def _launch(gate_up: Tensor, activation: str) -> Tensor:
     width = gate_up.shape[-1] // 2
-    out = gate_up.new_empty(*gate_up.shape[:-1], width)
+    out = empty_rows(*gate_up.shape[:-1], width, like=gate_up)
     if out.numel():
         grid = (cdiv(out.numel(), BLOCK),)
         options = launch_options(out.device)

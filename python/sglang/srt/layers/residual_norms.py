@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sglang.srt.batch_invariant_ops.row_room import empty_rows
 from sglang.srt.layers.layernorm import MAX_WIDTH, normed_kernel, rms_norm, rms_norm_ordered
 from sglang.srt.layers.moe import router_norm
 from sglang.srt.layers.moe.router_norm import router_input_kernel, router_norm_reference
@@ -155,7 +156,8 @@ def launch_add_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """The kernel over contiguous rows; see add_norm_reference."""
     assert scalar is None or scalar.dtype == h.dtype, f"a product of {h.dtype} and {scalar.dtype} is another dtype"
-    h_out, x_out = torch.empty_like(h), None if next_weight is None else torch.empty_like(h)
+    h_out = torch.empty_like(h)
+    x_out = None if next_weight is None else empty_rows(*h.shape, like=h)
     y, m_weight, y_weight = experts or (None, None, None)
     if h.numel():
         _add_norm_kernel[(h.shape[0],)](
@@ -190,8 +192,9 @@ def launch_add_norm_moe(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The kernel over contiguous rows; see add_norm_moe_reference. Without `router_scale` there is no r."""
-    h_out, dense, expert = (torch.empty_like(h) for _ in range(3))
-    r = None if router_scale is None else torch.empty_like(h)
+    h_out, expert = torch.empty_like(h), torch.empty_like(h)
+    dense = empty_rows(*h.shape, like=h)
+    r = None if router_scale is None else empty_rows(*h.shape, like=h)
     if h.numel():
         _add_norm_moe_kernel[(h.shape[0],)](
             h,

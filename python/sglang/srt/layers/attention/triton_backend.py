@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sglang.srt.batch_invariant_ops import enabled
 from sglang.srt.batch_invariant_ops.matmul import instructions_agree
+from sglang.srt.batch_invariant_ops.row_room import empty_rows
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.layers.attention.base import Attention, AttentionBackend
 from sglang.srt.layers.attention.triton_ops.decode_attention import (
@@ -144,7 +145,7 @@ class TritonBackend(AttentionBackend):
         k_cache, v_cache = batch.kv_pool.get_kv(layer.kv_layer)
         table = batch.req_to_token_swa if sliding else batch.req_to_token
         geometry = self._geometries[layer.num_kv_heads, layer.head_dim]
-        out = q.new_empty(q.shape[0], layer.num_heads, v_cache.shape[-1])
+        out = empty_rows(len(q), layer.num_heads, v_cache.shape[-1], like=q)
         extends, tokens = batch.num_extends, self._extend_tokens
         pieces = pieces_for(window) if enabled() else NO_PIECES
         if extends:
