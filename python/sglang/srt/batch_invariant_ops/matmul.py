@@ -45,22 +45,24 @@ TILES = {  # (few rows, many columns): narrow programs where there are few of th
     (False, False): MatmulTile(64, 64, BLOCK_K, 2, 3),
     (False, True): MatmulTile(64, 64, BLOCK_K, 2, 3),
 }
-# (up to so many rows, up to so many columns) -> tile, in this order; measured on an H100 and, up to 16 rows, on an H200
+# (up to so many rows, up to so many columns) -> tile, in this order; measured on an H200 up to 16 rows, else on an H100
 # (docs/performance.md)
 HOPPER = {
     (16, 512): MatmulTile(16, 16, 512, 4, 3),
     (16, 8192): MatmulTile(16, 64, 128, 4, 8, weight_first=True),
     (16, None): MatmulTile(16, 128, 128, 4, 4, weight_first=True),
-    (32, 8192): MatmulTile(32, 32, 128, 4, 5, weight_first=True),
-    (32, None): MatmulTile(32, 64, 128, 4, 4, weight_first=True),
-    (64, 4608): MatmulTile(64, 16, 128, 4, 5),
-    (64, None): MatmulTile(64, 32, 128, 4, 4),
+    (32, 8192): MatmulTile(32, 64, 128, 4, 6, weight_first=True),
+    (32, None): MatmulTile(32, 64, 128, 4, 3, weight_first=True),
+    (64, 4608): MatmulTile(64, 32, 128, 4, 6),
+    (64, 8192): MatmulTile(64, 64, 128, 4, 5),
+    (64, None): MatmulTile(64, 64, 128, 4, 3),
     (128, 4608): MatmulTile(64, 64, 128, 4, 4),
     (256, 4608): MatmulTile(64, 64, 64, 4, 6),
     (128, None): MatmulTile(64, 64, 64, 4, 6),
     (256, None): MatmulTile(64, 128, 64, 4, 4),
     (None, None): MatmulTile(128, 128, 64, 4, 4),
 }
+OUTSIDE_THE_MODE = 64  # rows up to which HOPPER's tiles are faster than torch's product
 GROUP_M = 8  # row blocks that programs visit before they take the next columns
 FLOAT32 = MatmulTile(16, 32, 32, 4, 2)  # serves tests
 
@@ -85,7 +87,7 @@ def is_hopper(device: torch.device) -> bool:
 
 def beats_library(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel, with HOPPER's tiles, is faster than torch's product (docs/performance.md)."""
-    return 1 <= len(x) <= FEW_ROWS and x.dtype != torch.float32 and can_use(x, weight) and is_hopper(x.device)
+    return 1 <= len(x) <= OUTSIDE_THE_MODE and x.dtype != torch.float32 and can_use(x, weight) and is_hopper(x.device)
 
 
 @functools.cache
@@ -128,9 +130,9 @@ def _matmul_kernel(
     m = (first_m + program % per_group % group_m) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = program % per_group // group_m * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    # Rows and columns behind the last compute the first ones again and are not stored. Of few rows they are zeros: all
-    # programs would ask for one row many times over.
-    is_row = (m < M) | (BLOCK_M > 16)
+    # Columns behind the last compute the first one again and are not stored. So do rows of large blocks; in small ones,
+    # where many may be missing, they are zeros: all programs would ask for one row many times over.
+    is_row = (m < M) | (BLOCK_M > 64)
     x_rows = tl.where(m < M, m, 0).to(tl.int64) * stride_x
     weight_rows = tl.where(n < N, n, 0).to(tl.int64) * K
     wait_for_previous(DEPENDENT)
