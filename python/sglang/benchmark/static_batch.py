@@ -1,7 +1,7 @@
 """StaticBatch: requests that start together and decode in step, through the same steps as served ones.
 
 For measuring: it plans by hand what a scheduler would decide, and leaves slots, steps and sampling to the parts that
-serve. Prompts go in chunks of the server's --chunked-prefill-size, without decodes among them.
+serve. Prompts go in chunks of the server's --chunked-prefill-size, without decodes among them unless asked for.
 """
 
 from collections.abc import Iterator
@@ -41,12 +41,16 @@ class StaticBatch:
             if req.row >= 0:
                 self._kv.release(req)
 
-    def prefill_steps(self) -> Iterator[StepInput]:
-        """The steps that compute the prompts; those that end one sample its first token. Raises ValueError when the
-        KV pools are too small."""
-        waiting = list(self.reqs)
+    def prefill_steps(self, beside: "StaticBatch | None" = None) -> Iterator[StepInput]:
+        """The steps that compute the prompts; those that end one sample its first token. With `beside` each also
+        decodes a token for each request of that batch, whose tokens come last. Raises ValueError when the KV pools are
+        too small."""
+        waiting, decodes = list(self.reqs), [] if beside is None else beside.reqs
         while waiting:
-            plan = StepPlan()
+            plan = StepPlan(decodes=decodes)
+            if beside is not None:
+                self._kv.trim(decodes)
+                self._writes, beside._writes = self._writes + beside._writes, []
             budget = self._chunk_size if self._chunk_size > 0 else sum(len(req.prompt) for req in waiting)
             self._kv.trim([req for req in self.reqs if req.row >= 0])
             for req in waiting:
@@ -60,7 +64,8 @@ class StaticBatch:
                 tokens = min(len(req.prompt) - done, budget)
                 budget -= tokens
                 plan.chunks.append(Chunk(req, tokens, match))
-            yield self._step(plan, sum(chunk.tokens for chunk in plan.chunks))
+            tokens = sum(chunk.tokens for chunk in plan.chunks)
+            yield self._step(plan, tokens + len(decodes) * self._kv.decode_tokens)
             waiting = [req for req in waiting if req.is_prefilling or req.row < 0]
 
     def decode_step(self) -> StepInput:

@@ -23,8 +23,8 @@ ON_GPU = DEVICE == "cuda"
 on_gpu = pytest.mark.skipif(not ON_GPU, reason="tensor cores have no interpreter")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 ROWS_AND_COLUMNS = [
-    (1, 128), (1, 2816), (16, 262_144), (17, 8192), (32, 9216), (33, 4224), (64, 8192), (65, 2816), (128, 8192),
-    (256, 2816), (256, 8192), (257, 128),
+    (1, 128), (1, 2816), (16, 262_144), (17, 8192), (32, 9216), (32, 262_144), (33, 4224), (64, 8192), (64, 9216),
+    (64, 262_144), (65, 2816), (128, 8192), (256, 2816), (256, 8192), (257, 128),
 ]  # fmt: skip
 # [N, K]; on a GPU those of Gemma 4 26B-A4B: qkv of sliding and full layers, o, MLP, router, head
 SHAPES = (
@@ -155,9 +155,9 @@ def test_tiles_by_rows_and_columns():
     assert {tile.block_k for tile in matmul.TILES.values()} == {matmul.BLOCK_K}
     assert matmul.matmul_tile(1000, 2816, 4, True) == matmul.FLOAT32
     tiles = [matmul.matmul_tile(rows, columns, 2, True) for rows, columns in ROWS_AND_COLUMNS]
-    assert [(t.block_m, t.block_n, t.weight_first) for t in tiles] == [
-        (16, 16, False), (16, 64, True), (16, 128, True), (32, 64, True), (32, 64, True), (64, 32, False),
-        (64, 64, False), (64, 64, False), (64, 64, False), (64, 64, False), (64, 128, False), (128, 128, False),
+    assert [(t.block_m, t.block_n, t.num_stages) for t in tiles] == [
+        (16, 16, 3), (16, 64, 8), (16, 128, 4), (32, 64, 6), (32, 64, 3), (32, 64, 6), (64, 32, 6), (64, 64, 5),
+        (64, 64, 5), (64, 128, 4), (64, 64, 4), (64, 64, 6), (64, 64, 6), (64, 128, 4), (128, 128, 4),
     ]  # fmt: skip
 
 

@@ -73,6 +73,25 @@ def test_chunks_keep_to_their_size():
         assert (decode.num_extends, len(decode.rows)) == (0, 3)
 
 
+@pytest.mark.parametrize("chunk", [-1, 4])
+def test_prompts_beside_decodes(chunk):
+    worker, kv = make()
+    early, late = prompts(5, 9), prompts(11, 3, seed=1)
+    with StaticBatch(kv, early, -1) as decodes, StaticBatch(kv, late, chunk) as batch:
+        got = [[ids[0] for step in decodes.prefill_steps() for ids in worker.submit(step).result().next_ids]]
+        first = []
+        for step in batch.prefill_steps(beside=decodes):
+            assert len(step.rows) - step.num_extends == 2
+            ids = [ids[0] for ids in worker.submit(step).result().next_ids]
+            first, got = first + ids[:-2], [*got, ids[-2:]]
+        assert len(got) == (2 if chunk == -1 else 5)
+        got.append([ids[0] for ids in worker.submit(decodes.decode_step()).result().next_ids])
+    assert [[token] for token in first] == [expected_output(prompt.tolist(), 1, VOCAB) for prompt in late]
+    for tokens, prompt in zip(zip(*got, strict=True), early, strict=True):
+        assert list(tokens) == expected_output(prompt.tolist(), len(got), VOCAB)
+    kv.check_idle()
+
+
 def test_log_probabilities_when_asked():
     _, kv = make()
     with StaticBatch(kv, prompts(4), -1, top_logprobs=5) as batch:

@@ -22,10 +22,8 @@ Outputs = TypeVar("Outputs")
 
 
 def capture_sizes(max_bs: int) -> list[int]:
-    """Batch sizes up to `max_bs`, itself included: close together where a padded row, which has experts of its own,
-    costs a large part of a step."""
-    steps = [*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16)]
-    steps += range(160, max_bs + 1, 32)
+    """Batch sizes up to `max_bs`, itself included: close together where a padded row costs a large part of a step."""
+    steps = [1, 2, 4, *range(8, 33, 8), *range(48, 129, 16), *range(160, max_bs + 1, 32)]
     return sorted({size for size in steps if size <= max_bs} | {max_bs})
 
 
