@@ -14,7 +14,15 @@ Close op: float32 sums, P rounded to the inputs' dtype. Floor: K and V of the vi
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
+from sglang.srt.layers.attention.triton_ops.attend_keys import (
+    LOG2_E,
+    NO_WINDOW,
+    TOP_START,
+    Drafts,
+    Keys,
+    Rows,
+    attend_keys,
+)
 from sglang.srt.layers.attention.triton_ops.extend_attention import can_use, extend_attention_reference
 from sglang.srt.layers.attention.triton_ops.pieces import (
     NO_PIECES,
@@ -117,26 +125,17 @@ def _decode_kernel(
     table += tl.load(req_rows + request) * table_stride
     k_cache += kv_head * k_head_stride
     v_cache += kv_head * v_head_stride
-    row_first, row_end = first_key + row * 0, length + row * 0
+    rows = Rows(q_tile, first_key + row * 0, length + row * 0)
+    keys = Keys(table, k_cache, v_cache, k_slot_stride, v_slot_stride, first_key, length)
+    drafts = Drafts(row, None, prefix, path_slots)  # no tree
     if PIECE:
         acc, total, top = attend_pieces(
-            q_tile,
+            rows,
             scale,
-            table,
-            k_cache,
-            v_cache,
-            k_slot_stride,
-            v_slot_stride,
+            keys,
             begin,
             end,
-            first_key,
-            length,
-            row_first,
-            row_end,
-            row,  # no tree
-            table,
-            prefix,
-            path_slots,
+            drafts,
             D,
             DV,
             BLOCK_D,
@@ -153,23 +152,12 @@ def _decode_kernel(
             tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),
             tl.zeros([BLOCK_M], tl.float32),
             tl.full([BLOCK_M], TOP_START, tl.float32),
-            q_tile,
+            rows,
             scale,
-            table,
-            k_cache,
-            v_cache,
-            k_slot_stride,
-            v_slot_stride,
+            keys,
             begin,
             end,
-            first_key,
-            length,
-            row_first,
-            row_end,
-            row,  # no tree
-            table,
-            prefix,
-            path_slots,
+            drafts,
             D,
             DV,
             BLOCK_D,

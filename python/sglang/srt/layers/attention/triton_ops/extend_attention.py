@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.attention.triton_ops.attend_keys import LOG2_E, NO_WINDOW, TOP_START, attend_keys
+from sglang.srt.layers.attention.triton_ops.attend_keys import (
+    LOG2_E,
+    NO_WINDOW,
+    TOP_START,
+    Drafts,
+    Keys,
+    Rows,
+    attend_keys,
+)
 from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, Pieces, attend_pieces
 from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile
 from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
@@ -106,26 +114,18 @@ def _extend_kernel(
     table += tl.load(req_rows + request) * table_stride
     k_cache += kv_head * k_head_stride
     v_cache += kv_head * v_head_stride
+    rows = Rows(q_tile, row_first, row_end)
+    keys = Keys(table, k_cache, v_cache, k_slot_stride, v_slot_stride, first_key, end_key)
+    drafts = Drafts(tree_rows, tree_positions, prefix, table)  # no path
     begin = first_key // BLOCK_N * BLOCK_N
     if PIECE:
         acc, total, top = attend_pieces(
-            q_tile,
+            rows,
             scale,
-            table,
-            k_cache,
-            v_cache,
-            k_slot_stride,
-            v_slot_stride,
+            keys,
             begin,
             end_key,
-            first_key,
-            end_key,
-            row_first,
-            row_end,
-            tree_rows,
-            tree_positions,
-            prefix,
-            table,  # no path
+            drafts,
             D,
             DV,
             BLOCK_D,
@@ -151,23 +151,12 @@ def _extend_kernel(
                 acc,
                 total,
                 top,
-                q_tile,
+                rows,
                 scale,
-                table,
-                k_cache,
-                v_cache,
-                k_slot_stride,
-                v_slot_stride,
+                keys,
                 part_begin,
                 part_end,
-                first_key,
-                end_key,
-                row_first,
-                row_end,
-                tree_rows,
-                tree_positions,
-                prefix,
-                table,  # no path
+                drafts,
                 D,
                 DV,
                 BLOCK_D,
