@@ -54,4 +54,4 @@ def test_room_reaches_the_next_size():
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, *sys.argv[1:]]))
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
