@@ -104,6 +104,7 @@ def test_by_stage_ends_itself(server, root):
         ({"num_steps": 0}, "num_steps"),
         ({"num_steps": 10**9}, "num_steps"),
         ({"start_step": -1}, "start_step"),
+        ({"start_step": 2**64}, "start_step"),  # no socket carries it
         ({"activities": []}, "activities"),
         ({"activities": ["XPU"]}, "activities"),
         ({"profile_prefix": "../x"}, "profile_prefix"),

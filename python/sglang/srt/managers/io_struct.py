@@ -90,7 +90,7 @@ class ProfileSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     output_dir: str | None = None  # at or below SGLANG_TORCH_PROFILER_DIR, which is the default
     profile_prefix: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z")] | None = None
     num_steps: Annotated[int, msgspec.Meta(ge=1, le=MAX_PROFILE_STEPS)] | None = None  # None: until it is stopped
-    start_step: Annotated[int, msgspec.Meta(ge=0)] | None = None  # None, or one that is past: the next step
+    start_step: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None  # None, or a past one: the next step
     activities: Annotated[list[Literal["CPU", "GPU"]], msgspec.Meta(min_length=1, max_length=2)] | None = None
     profile_by_stage: bool = False
     with_stack: bool = False
