@@ -35,6 +35,7 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setenv("SGLANG_MOE_CONFIG_DIR", str(tmp_path))
     monkeypatch.delenv("SGLANG_DISABLE_MOE_CONFIGS", raising=False)
     load_tables.cache_clear()
+    config._from_files.cache_clear()
     return tmp_path
 
 

@@ -101,8 +101,15 @@ def get_config(
     if os.environ.get("SGLANG_DISABLE_MOE_CONFIGS", "").lower() in ("1", "true"):
         return default_tiles(tokens, num_experts)
     root = os.environ.get("SGLANG_MOE_CONFIG_DIR") or str(PACKAGE)
+    return _from_files(root, num_experts, n, device_name, dtype, tokens, down, triton_version)
+
+
+@functools.lru_cache(1 << 16)  # a step asks for the same in every layer
+def _from_files(
+    root: str, num_experts: int, n: int, device_name: str, dtype: torch.dtype, tokens: int, down: bool, version: str
+) -> Tiles:
     up_name, down_name = (file_name(num_experts, n, device_name, dtype, side) for side in (False, True))
-    tables = load_tables(root, version_folder(triton_version), up_name, down_name)
+    tables = load_tables(root, version_folder(version), up_name, down_name)
     return nearest(tables[down], tokens) if tables else default_tiles(tokens, num_experts)
 
 
