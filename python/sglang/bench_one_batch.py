@@ -3,22 +3,26 @@
     python -m sglang.bench_one_batch --batch-size 1 8 26 64 --input-len 1024 --output-len 64 --model-path FOLDER
     python -m sglang.bench_one_batch --correctness-test --model-path FOLDER
 
-Takes the server's flags. A batch runs through the steps that serve requests: prompt chunks, CUDA graphs for decodes,
-tokens chosen on the device. What is timed of a step goes from giving out slots to its tokens on the host, the device
-idle before and after. Exit codes: 2 for a mistake of the user's, 1 when the correctness test fails.
+Takes the server's flags; with --tp-size the ranks are processes on this machine. A batch runs through the steps that
+serve requests: prompt chunks, CUDA graphs for decodes, tokens chosen on the device. What is timed of a step goes from
+giving out slots to its tokens on the host, the device idle before and after. Exit codes: 2 for a mistake of the user's,
+1 when the correctness test fails or a rank ends.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
 import statistics
 import sys
 import time
+from typing import TextIO
 
+from sglang.benchmark.bench_ranks import leading, other_ranks
 from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.server_args import ServerArgs, parse_with_server_args
-from sglang.srt.utils.child import setup_logging, startup_errors
+from sglang.srt.utils.child import LaunchConfig, setup_logging, startup_errors
 from sglang.srt.utils.flag_types import at_least
 
 WARMUP_TOKENS = 4  # output tokens of the run that compiles and allocates
@@ -44,17 +48,18 @@ class Run:
 
 
 class Bench:
-    """A model and its KV slots as a server would have them. Raises ValueError or OSError when it can't be loaded."""
+    """A model and its KV slots as a server would have them, one rank's of them where `launch` says which. Raises
+    ValueError or OSError when it can't be loaded."""
 
-    def __init__(self, typed: ServerArgs):
-        from sglang.srt.managers.run_scheduler import make_kv_manager, resolve_for_model
+    def __init__(self, typed: ServerArgs, launch: LaunchConfig | None = None):
+        from sglang.srt.managers.run_scheduler import make_kv_manager, resolve_and_join
         from sglang.srt.managers.tp_worker import InlineWorker
         from sglang.srt.model_executor.model_runner import ModelRunner
 
-        if typed.tp_size > 1:
-            raise ValueError(f"--tp-size {typed.tp_size}: bench_one_batch runs on one device; use bench_serving")
-        self.args, self.config = resolve_for_model(typed)
-        runner = ModelRunner(self.args, self.config)
+        if typed.tp_size > 1 and launch is None:
+            raise ValueError(f"--tp-size {typed.tp_size}: this runs on one device, unlike bench_one_batch")
+        self.args, self.config, self.tp = resolve_and_join(typed, launch or LaunchConfig({}, ""))
+        runner = ModelRunner(self.args, self.config, self.tp)
         self.worker = InlineWorker(runner)
         self.kv, self.max_len = make_kv_manager(self.args, self.config, runner)
 
@@ -162,15 +167,20 @@ def print_summary(figures: dict) -> None:
 
 
 def profile(bench: Bench, case: Case) -> None:
-    """One more run of the case, with a trace and a table of each stage. Raises OSError when they can't be written."""
+    """One more run of the case, with rank 0's trace and a table of each stage. Raises OSError when they can't be
+    written."""
     from sglang.srt.managers.io_struct import ProfileSettings
     from sglang.srt.managers.step_profiler import StepProfiler
     from sglang.srt.utils.trace_table import stage_table
 
+    case = dataclasses.replace(case, output_len=min(case.output_len, PROFILE_STEPS + 1))
+    if bench.tp.rank > 0:
+        bench.run(case)
+        return
     prefix = f"bench_one_batch-{case.batch_size}-{case.input_len}"
     settings = ProfileSettings(num_steps=PROFILE_STEPS, profile_by_stage=True, profile_prefix=prefix)
     profiler = StepProfiler(bench.worker, settings)
-    bench.run(dataclasses.replace(case, output_len=min(case.output_len, PROFILE_STEPS + 1)), profiler)
+    bench.run(case, profiler)
     if profiler.running:
         profiler.stop()
     if profiler.error:
@@ -193,6 +203,28 @@ def measure(bench: Bench, case: Case, own: argparse.Namespace) -> dict:
     print_summary(figures)
     details = {"prefill_steps": runs[0].prefill_steps, "repeats": own.repeats, "device": bench.device_name()}
     return {"run_name": own.run_name} | dataclasses.asdict(case) | figures | details
+
+
+def work(bench: Bench, own: argparse.Namespace, results: TextIO | None) -> int:
+    """Run the cases, each with a line in `results`, or the correctness test, as every rank does; the exit code."""
+    if own.correctness_test:
+        return 0 if prefix_check(bench, own).run() else 1
+    for case in cases(own):
+        results.write(json.dumps(measure(bench, case, own)) + "\n")
+        results.flush()
+        if own.profile:
+            profile(bench, case)
+    return 0
+
+
+def prefix_check(bench: Bench, own: argparse.Namespace):
+    from sglang.benchmark.prefix_check import PrefixCheck
+
+    return PrefixCheck(bench, own.cut_len, own.output_len[0])
+
+
+def cases(own: argparse.Namespace) -> list[Case]:
+    return [Case(*lengths) for lengths in itertools.product(own.batch_size, own.input_len, own.output_len)]
 
 
 def add_flags(parser: OneLineParser) -> None:
@@ -226,33 +258,36 @@ def add_flags(parser: OneLineParser) -> None:
     )
 
 
+def prepare(
+    typed: ServerArgs, own: argparse.Namespace, at_the_end: contextlib.ExitStack
+) -> tuple[Bench, TextIO | None]:
+    """What work() needs on rank 0, looked through for mistakes. Raises ValueError or OSError for those."""
+    results = None
+    if not own.correctness_test:
+        results = at_the_end.enter_context(open(own.result_filename, "a"))
+        typed = dataclasses.replace(typed, disable_radix_cache=True)
+    if own.profile:
+        from sglang.srt.managers.step_profiler import profile_folder
+
+        profile_folder(None)
+    bench = Bench(typed, at_the_end.enter_context(other_ranks(typed)))
+    if own.correctness_test:
+        prefix_check(bench, own)
+    else:
+        for case in cases(own):
+            bench.check(case)
+    return bench, results
+
+
 def main(argv: list[str]) -> int:
     description = "Time one static batch without a server."
     typed, own = parse_with_server_args(argv, "python -m sglang.bench_one_batch", description, add_flags)
     setup_logging(typed.log_level, "bench")
-    if own.correctness_test:
-        from sglang.benchmark.prefix_check import PrefixCheck
-
+    with contextlib.ExitStack() as at_the_end:
         with startup_errors():
-            check = PrefixCheck(Bench(typed), own.cut_len, own.output_len[0])
-        return 0 if check.run() else 1
-    from sglang.srt.managers.step_profiler import profile_folder
-
-    cases = [Case(*lengths) for lengths in itertools.product(own.batch_size, own.input_len, own.output_len)]
-    with startup_errors():
-        results = open(own.result_filename, "a")
-        if own.profile:
-            profile_folder(None)
-        bench = Bench(dataclasses.replace(typed, disable_radix_cache=True))
-        for case in cases:
-            bench.check(case)
-    with results:
-        for case in cases:
-            results.write(json.dumps(measure(bench, case, own)) + "\n")
-            results.flush()
-            if own.profile:
-                profile(bench, case)
-    return 0
+            bench, results = prepare(typed, own, at_the_end)
+        with leading(bench, own):
+            return work(bench, own, results)
 
 
 if __name__ == "__main__":

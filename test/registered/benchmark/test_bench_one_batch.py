@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 from sglang import bench_one_batch
@@ -15,7 +18,7 @@ from sglang.srt.utils.trace_table import stage_table
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_models import make_tiny_assistant, make_tiny_gemma4
 
-register_cpu_ci(est_time=35, suite="base-a-test-cpu")
+register_cpu_ci(est_time=55, suite="base-a-test-cpu")
 
 FIGURES = (
     "prefill_latency", "prefill_throughput", "median_decode_latency", "median_decode_throughput", "total_latency",
@@ -143,6 +146,8 @@ def test_cases_that_do_not_fit(bench, case, says):
         (["--correctness-test", "--output-len", "99999"], "--output-len 99999"),
         (["--correctness-test", "--disable-radix-cache"], "--disable-radix-cache"),
         (["--correctness-test", *DRAFTS], "leave --speculative-algorithm out"),
+        (["--tp-size", "3"], "--tp-size 3 does not divide"),
+        (["--tp-size", "2", "--nnodes", "2", "--dist-init-addr", "127.0.0.1:1"], "--nnodes 2: bench_one_batch runs on"),
     ],
 )
 def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, says):
@@ -154,6 +159,39 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, says):
     assert error.startswith("error: ")
     assert says in error
     assert error.count("\n") == 1
+
+
+def start_ranks(folder: Path, *flags: str) -> subprocess.Popen:
+    """bench_one_batch of two ranks in a process of its own: a group can't be left again."""
+    command = [sys.executable, "-m", "sglang.bench_one_batch", "--device", "cpu", "--tp-size", "2", *flags]
+    env = os.environ | {"SGLANG_TORCH_PROFILER_DIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_two_ranks(tmp_path):
+    flags = ["--batch-size", "2", "3", "--input-len", "20", "--output-len", "4", "--profile", "--dtype", "float32"]
+    timed = start_ranks(tmp_path, *flags)
+    checked = start_ranks(tmp_path, "--correctness-test", "--output-len", "3", "--dtype", "float32")
+    (out, error), (checks, _) = timed.communicate(timeout=120), checked.communicate(timeout=120)
+    assert (timed.returncode, checked.returncode) == (0, 0), error
+    records = [json.loads(line) for line in (tmp_path / "result.jsonl").read_text().splitlines()]
+    assert [record["batch_size"] for record in records] == [2, 3]
+    assert out.count("Benchmark. batch size") == 2 and out.count("EXTEND: 1 steps") == 2  # rank 0 alone says something
+    assert len(list(tmp_path.glob("*TP-0-*.json.gz"))) == 4 == len(list(tmp_path.glob("*.json.gz")))
+    assert "Correct: no token's log-probability differs" in checks and checks.count("after 4 reused tokens") == 3
+
+
+def test_a_rank_that_ends(tmp_path):
+    running = start_ranks(tmp_path, "--input-len", "20", "--output-len", "3000")
+    for line in running.stdout:
+        if line.startswith("Benchmark."):
+            break
+    [rank] = psutil.Process(running.pid).children()
+    rank.kill()
+    _, error = running.communicate(timeout=30)
+    assert running.returncode == 1 and "error: " in error
+    assert "rank 1 process was killed by SIGKILL" in error or "has lost another rank" in error, error
+    assert "Traceback" not in error
 
 
 def test_help(capsys):

@@ -63,6 +63,11 @@ def test_a_prompt_of_more_than_a_step(tmp_path: Path):
     assert done.returncode == 2 and "--prompt-len 17 is above --chunked-prefill-size 16" in done.stderr
 
 
+def test_several_ranks(tmp_path: Path):
+    done = run(tmp_path, "--device", "cpu", "--tp-size", "2")
+    assert done.returncode == 2 and "--tp-size 2: this runs on one device" in done.stderr
+
+
 def test_without_a_graph(tmp_path: Path):
     done = run(tmp_path, "--device", "cpu")
     assert done.returncode == 2 and "error: there is no graph to replay" in done.stderr

@@ -125,15 +125,10 @@ def connect(launch: LaunchConfig, tp) -> tuple[Callable, Callable]:
     return receive, send
 
 
-def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
-    """The scheduler with everything it drives, and the message that says it is ready."""
+def resolve_and_join(typed, launch: LaunchConfig):
+    """(ResolvedArgs, ModelConfig, TensorParallel) of the rank that `launch` makes of this process. Raises what
+    resolve_for_model and join do."""
     from sglang.srt.managers import join_ranks
-    from sglang.srt.managers.io_struct import SchedulerReady
-    from sglang.srt.managers.schedule_policy import SchedulePolicy
-    from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
-    from sglang.srt.managers.scheduler_stats import SchedulerStats
-    from sglang.srt.managers.tp_worker import make_worker
-    from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.resolved_args import choose_device
 
     if launch.tp_rank % (typed.tp_size // typed.nnodes) == 0:
@@ -143,7 +138,19 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     else:
         tp = join_ranks.join(typed, launch, choose_device(typed))
         args, model_config = resolve_for_model(typed)
-    args = join_ranks.agree(args, tp)
+    return join_ranks.agree(args, tp), model_config, tp
+
+
+def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
+    """The scheduler with everything it drives, and the message that says it is ready."""
+    from sglang.srt.managers.io_struct import SchedulerReady
+    from sglang.srt.managers.schedule_policy import SchedulePolicy
+    from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
+    from sglang.srt.managers.scheduler_stats import SchedulerStats
+    from sglang.srt.managers.tp_worker import make_worker
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    args, model_config, tp = resolve_and_join(typed, launch)
     receive, send = connect(launch, tp)
     runner = make_runner(args, model_config) if make_runner else ModelRunner(args, model_config, tp)
     kv, max_len = make_kv_manager(args, model_config, runner)

@@ -1,0 +1,86 @@
+"""bench_one_batch on several ranks: its process is rank 0, the others are children that go through the same steps.
+
+A child hears the server's settings as a server's rank does, and from rank 0 what is to be run once that can't fail any
+more for a mistake of the user's.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils.child import (
+    STARTUP_FAILED,
+    LaunchConfig,
+    exit_when_parent_dies,
+    read_launch_config,
+    setup_logging,
+    startup_errors,
+)
+
+MODULE = "sglang.benchmark.bench_ranks"
+
+
+@contextmanager
+def other_ranks(args: ServerArgs) -> Iterator[LaunchConfig | None]:
+    """The other ranks of `args` inside the `with`, and what makes this process rank 0; None where it is alone. If one
+    ends, so does this process. Raises ValueError for ranks on other machines."""
+    if args.nnodes > 1:
+        raise ValueError(f"--nnodes {args.nnodes}: bench_one_batch runs on one machine; use bench_serving")
+    if args.tp_size == 1:
+        yield None
+        return
+    supervisor = ProcessSupervisor(_end)
+    try:
+        for rank in range(1, args.tp_size):
+            supervisor.start(f"rank {rank}", MODULE, args.to_dict(), rank)
+        yield LaunchConfig(args.to_dict(), supervisor.ipc_dir)
+    finally:
+        supervisor.shutdown()
+
+
+def _end(death: ChildDied) -> None:
+    if death.exit_code == STARTUP_FAILED:  # it has said in one line what is wrong
+        os._exit(STARTUP_FAILED)
+    print(f"error: {death}: the benchmark ends", file=sys.stderr, flush=True)
+    os._exit(1)  # rank 0 may be waiting for it inside a step
+
+
+@contextmanager
+def leading(bench, own: argparse.Namespace) -> Iterator[None]:
+    """Around rank 0's work(): the others begin. Where one is lost this process ends in one line, at once."""
+    if bench.tp.size == 1:
+        yield
+        return
+    from sglang.srt.distributed.process_group import RankLost
+
+    bench.tp.broadcast_bytes(json.dumps(vars(own)).encode())
+    try:
+        yield
+    except RankLost as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        os._exit(1)  # leaving properly would wait for threads that wait for the lost rank
+
+
+def main() -> None:
+    """A child's life. It ends by rank 0's hand."""
+    launch = read_launch_config()
+    exit_when_parent_dies(launch.ipc_dir)
+    from sglang.bench_one_batch import Bench, work
+
+    setup_logging("error", f"bench rank {launch.tp_rank}")
+    with startup_errors():
+        bench = Bench(ServerArgs.from_dict(launch.server_args), launch)
+    own = argparse.Namespace(**json.loads(bench.tp.broadcast_bytes(None)))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        work(bench, own, nowhere)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()
