@@ -23,6 +23,7 @@ import torch
 from sglang.bench_one_batch import Bench, Case
 from sglang.benchmark.static_batch import StaticBatch
 from sglang.srt.arg_fields import OneLineParser
+from sglang.srt.model_executor.step_layout import decode_layout
 from sglang.srt.server_args import parse_with_server_args
 from sglang.srt.utils.child import setup_logging, startup_errors
 from sglang.srt.utils.flag_types import at_least
@@ -92,7 +93,7 @@ def measure(bench: Bench, own: argparse.Namespace) -> None:
             for step in batch.prefill_steps():
                 bench.worker.submit(step).result()
             step = batch.decode_step()
-            inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
+            inputs = decode_layout(step)
 
             def replay(inputs: np.ndarray = inputs) -> None:
                 graphs.run(inputs)

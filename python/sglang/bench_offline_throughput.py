@@ -197,7 +197,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {e}", file=sys.stderr)
         return STARTUP_FAILED
     except ChildDied as death:
-        if death.exit_code != STARTUP_FAILED:  # else the process has said in one line what is wrong
+        if not death.explained:
             print(f"error: {death}", file=sys.stderr)
         return STARTUP_FAILED
     with engine:

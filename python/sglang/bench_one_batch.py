@@ -17,6 +17,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TextIO
 
 from sglang.benchmark.bench_ranks import leading, other_ranks
@@ -205,26 +207,27 @@ def measure(bench: Bench, case: Case, own: argparse.Namespace) -> dict:
     return {"run_name": own.run_name} | dataclasses.asdict(case) | figures | details
 
 
-def work(bench: Bench, own: argparse.Namespace, results: TextIO | None) -> int:
-    """Run the cases, each with a line in `results`, or the correctness test, as every rank does; the exit code."""
+def plan(bench: Bench, own: argparse.Namespace, results: TextIO | None) -> Callable[[], int]:
+    """What every rank is to run, which returns the exit code: the correctness test, or all cases with a line each in
+    `results`. Raises ValueError for what can't be run."""
     if own.correctness_test:
-        return 0 if prefix_check(bench, own).run() else 1
-    for case in cases(own):
+        from sglang.benchmark.prefix_check import PrefixCheck
+
+        check = PrefixCheck(bench, own.cut_len, own.output_len[0])
+        return lambda: 0 if check.run() else 1
+    cases = [Case(*lengths) for lengths in itertools.product(own.batch_size, own.input_len, own.output_len)]
+    for case in cases:
+        bench.check(case)
+    return partial(run_cases, bench, cases, own, results)
+
+
+def run_cases(bench: Bench, cases: list[Case], own: argparse.Namespace, results: TextIO) -> int:
+    for case in cases:
         results.write(json.dumps(measure(bench, case, own)) + "\n")
         results.flush()
         if own.profile:
             profile(bench, case)
     return 0
-
-
-def prefix_check(bench: Bench, own: argparse.Namespace):
-    from sglang.benchmark.prefix_check import PrefixCheck
-
-    return PrefixCheck(bench, own.cut_len, own.output_len[0])
-
-
-def cases(own: argparse.Namespace) -> list[Case]:
-    return [Case(*lengths) for lengths in itertools.product(own.batch_size, own.input_len, own.output_len)]
 
 
 def add_flags(parser: OneLineParser) -> None:
@@ -258,36 +261,24 @@ def add_flags(parser: OneLineParser) -> None:
     )
 
 
-def prepare(
-    typed: ServerArgs, own: argparse.Namespace, at_the_end: contextlib.ExitStack
-) -> tuple[Bench, TextIO | None]:
-    """What work() needs on rank 0, looked through for mistakes. Raises ValueError or OSError for those."""
-    results = None
-    if not own.correctness_test:
-        results = at_the_end.enter_context(open(own.result_filename, "a"))
-        typed = dataclasses.replace(typed, disable_radix_cache=True)
-    if own.profile:
-        from sglang.srt.managers.step_profiler import profile_folder
-
-        profile_folder(None)
-    bench = Bench(typed, at_the_end.enter_context(other_ranks(typed)))
-    if own.correctness_test:
-        prefix_check(bench, own)
-    else:
-        for case in cases(own):
-            bench.check(case)
-    return bench, results
-
-
 def main(argv: list[str]) -> int:
     description = "Time one static batch without a server."
     typed, own = parse_with_server_args(argv, "python -m sglang.bench_one_batch", description, add_flags)
     setup_logging(typed.log_level, "bench")
     with contextlib.ExitStack() as at_the_end:
         with startup_errors():
-            bench, results = prepare(typed, own, at_the_end)
+            results = None
+            if not own.correctness_test:
+                results = at_the_end.enter_context(open(own.result_filename, "a"))
+                typed = dataclasses.replace(typed, disable_radix_cache=True)
+            if own.profile:
+                from sglang.srt.managers.step_profiler import profile_folder
+
+                profile_folder(None)
+            bench = Bench(typed, at_the_end.enter_context(other_ranks(typed)))
+            run = plan(bench, own, results)
         with leading(bench, own):
-            return work(bench, own, results)
+            return run()
 
 
 if __name__ == "__main__":

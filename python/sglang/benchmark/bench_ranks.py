@@ -15,7 +15,6 @@ from contextlib import contextmanager, redirect_stdout
 from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.child import (
-    STARTUP_FAILED,
     LaunchConfig,
     exit_when_parent_dies,
     read_launch_config,
@@ -45,40 +44,35 @@ def other_ranks(args: ServerArgs) -> Iterator[LaunchConfig | None]:
 
 
 def _end(death: ChildDied) -> None:
-    if death.exit_code == STARTUP_FAILED:  # it has said in one line what is wrong
-        os._exit(STARTUP_FAILED)
+    if death.explained:
+        os._exit(death.exit_code)
     print(f"error: {death}: the benchmark ends", file=sys.stderr, flush=True)
     os._exit(1)  # rank 0 may be waiting for it inside a step
 
 
 @contextmanager
 def leading(bench, own: argparse.Namespace) -> Iterator[None]:
-    """Around rank 0's work(): the others begin. Where one is lost this process ends in one line, at once."""
-    if bench.tp.size == 1:
-        yield
-        return
-    from sglang.srt.distributed.process_group import RankLost
+    """Around what rank 0 has planned: the others plan and run the same."""
+    from sglang.srt.managers.join_ranks import ending_with_others
 
-    bench.tp.broadcast_bytes(json.dumps(vars(own)).encode())
-    try:
+    if bench.tp.size > 1:
+        bench.tp.broadcast_bytes(json.dumps(vars(own)).encode())
+    with ending_with_others(bench.tp.size):
         yield
-    except RankLost as e:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        os._exit(1)  # leaving properly would wait for threads that wait for the lost rank
 
 
 def main() -> None:
     """A child's life. It ends by rank 0's hand."""
     launch = read_launch_config()
     exit_when_parent_dies(launch.ipc_dir)
-    from sglang.bench_one_batch import Bench, work
+    from sglang.bench_one_batch import Bench, plan
 
     setup_logging("error", f"bench rank {launch.tp_rank}")
     with startup_errors():
         bench = Bench(ServerArgs.from_dict(launch.server_args), launch)
     own = argparse.Namespace(**json.loads(bench.tp.broadcast_bytes(None)))
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        work(bench, own, nowhere)
+        plan(bench, own, nowhere)()
     signal.pause()
 
 

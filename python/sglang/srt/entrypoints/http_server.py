@@ -150,7 +150,7 @@ class HttpServer:
             if not self.args.skip_server_warmup:
                 await self.backend.warm_up()
         except ChildDied as death:
-            if death.exit_code != STARTUP_FAILED:  # else the process has said in one line what is wrong
+            if not death.explained:
                 _print_error(f"{death} while the server was starting")
             return STARTUP_FAILED
         except (ValueError, OSError) as e:

@@ -33,7 +33,7 @@ def serve(args: ServerArgs) -> int:
         supervisor.shutdown()
     if not deaths:
         return 0
-    if deaths[0].exit_code == STARTUP_FAILED:
-        return STARTUP_FAILED  # the process has said in one line what is wrong
+    if deaths[0].explained:
+        return STARTUP_FAILED
     print(f"error: {deaths[0]}: the node ends", file=sys.stderr, flush=True)
     return 1

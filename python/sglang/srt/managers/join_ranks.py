@@ -1,7 +1,11 @@
-"""How a scheduler process becomes one of the ranks that share a model: device, group, settings all must agree on."""
+"""How a process becomes one of the ranks that share a model, device, group, settings all must agree on, and how it ends
+with them."""
 
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -44,3 +48,18 @@ def agree(args: ResolvedArgs, tp: TensorParallel) -> ResolvedArgs:
     mine = msgspec.msgpack.encode(dataclasses.asdict(args)) if tp.rank == 0 else None
     chosen = msgspec.msgpack.decode(tp.broadcast_bytes(mine))
     return dataclasses.replace(args, **{name: value for name, value in chosen.items() if name not in OWN})
+
+
+@contextmanager
+def ending_with_others(tp_size: int) -> Iterator[None]:
+    """Around the steps of one of `tp_size` ranks: where it has lost another its process ends in one line, at once."""
+    if tp_size == 1:
+        yield
+        return
+    from sglang.srt.distributed.process_group import RankLost
+
+    try:
+        yield
+    except RankLost as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        os._exit(1)  # leaving properly would wait for threads that wait for the lost rank

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sglang
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.child import LaunchConfig, write_launch_config
+from sglang.srt.utils.child import STARTUP_FAILED, LaunchConfig, write_launch_config
 from sglang.srt.utils.ipc import make_ipc_dir
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ TERMINATE_SECONDS = 2.0  # from SIGTERM to SIGKILL
 
 
 class ChildDied(RuntimeError):
-    """A child ended that should not have. `exit_code` as Popen gives it: negative is a signal's number."""
+    """A child ended that should not have. `exit_code` as Popen gives it: negative is a signal's number. `explained`: it
+    could not start, and has said in one line why."""
 
     def __init__(self, name: str, exit_code: int):
         how = (
@@ -36,6 +37,7 @@ class ChildDied(RuntimeError):
         super().__init__(f"the {name} process {how}")
         self.name = name
         self.exit_code = exit_code
+        self.explained = exit_code == STARTUP_FAILED
 
 
 class ProcessSupervisor:

@@ -37,20 +37,10 @@ def main(make_runner: Callable | None = None) -> None:
     watch(scheduler, args.watchdog_timeout)
     freeze_startup_objects()
     scheduler.send(ready)
-    run(scheduler, args.tp_size)
+    from sglang.srt.managers.join_ranks import ending_with_others
 
-
-def run(scheduler, tp_size: int) -> None:
-    """Serve until killed. A rank that has lost another ends in one line, at once."""
-    if tp_size == 1:
+    with ending_with_others(args.tp_size):
         scheduler.run_forever()
-    from sglang.srt.distributed.process_group import RankLost
-
-    try:
-        scheduler.run_forever()
-    except RankLost as e:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        os._exit(1)  # leaving properly would wait for threads that wait for the lost rank
 
 
 def resolve_for_model(typed):

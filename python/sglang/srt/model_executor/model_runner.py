@@ -6,7 +6,6 @@ It owns every device tensor of a step. It knows rows and slots, not requests; th
 import logging
 import time
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
 from sglang.srt.model_executor.step_io import StepInput
-from sglang.srt.model_executor.step_layout import LAST_TOKEN, StepTensors, layout, nobodys_step, split
+from sglang.srt.model_executor.step_layout import LAST_TOKEN, StepTensors, decode_layout, layout, nobodys_step, split
 from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
@@ -180,8 +179,8 @@ class ModelRunner:
         return self.model(batch.input_ids, batch.positions, batch)
 
     def _run_decode(self, step: StepInput) -> tuple[Tensor, Tensor]:
-        """(request rows, lengths, slots, sliding slots) [4, B] on the device, and logits [B, V]."""
-        inputs = np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
+        """decode_layout's numbers on the device, and logits [B, V]."""
+        inputs = decode_layout(step)
         if self.graphs and self.graphs.takes(len(step.rows)):
             inputs, logits = self.graphs.run(inputs)
             return inputs, logits[: len(step.rows)]
@@ -189,7 +188,7 @@ class ModelRunner:
         return inputs, self.decode(inputs, step.seq_lens.tolist())
 
     def decode(self, inputs: Tensor, seq_lens_cpu: list[int]) -> Tensor:
-        """One token for each request of `inputs` (see _run_decode): logits [B, V]. The part that graphs capture."""
+        """One token for each request of `inputs` (see decode_layout): logits [B, V]. The part that graphs capture."""
         rows, seq_lens, out_cache_loc, out_cache_loc_swa = inputs.unbind()
         positions = seq_lens - 1
         self.note_slots(rows, positions, out_cache_loc, out_cache_loc_swa)

@@ -1,5 +1,5 @@
-"""Prefill and mixed steps as numbers: how one lies in an array that goes to the device in one copy, and how it is
-filled up with what is nobody's.
+"""Steps as numbers: how one lies in an array that goes to the device in one copy, and how one of prompts is filled up
+with what is nobody's.
 
 Nobody's requests are row 0 of the tables and slot 0 of both pools, where padding lies.
 """
@@ -34,6 +34,11 @@ class StepTensors(NamedTuple):
 
 PER_TOKEN = StepTensors._fields.index("rows")
 PER_REQUEST = len(StepTensors._fields) - PER_TOKEN
+
+
+def decode_layout(step: StepInput) -> np.ndarray:
+    """Of a step of decodes alone: request rows, lengths, slots, sliding slots [4, B] int64."""
+    return np.stack((step.rows, step.seq_lens, step.out_cache_loc, step.out_cache_loc_swa))
 
 
 def layout(step: StepInput) -> np.ndarray:
