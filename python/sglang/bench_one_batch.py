@@ -15,13 +15,12 @@ import dataclasses
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
-from sglang.benchmark.bench_ranks import leading, other_ranks
+from sglang.benchmark.bench_ranks import leading, other_ranks, run_and_leave
 from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.server_args import ServerArgs, parse_with_server_args
 from sglang.srt.utils.child import LaunchConfig, setup_logging, startup_errors
@@ -282,4 +281,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_and_leave(main)

@@ -9,8 +9,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import NoReturn
 
 from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.srt.server_args import ServerArgs
@@ -59,6 +61,23 @@ def leading(bench, own: argparse.Namespace) -> Iterator[None]:
         bench.tp.broadcast_bytes(json.dumps(vars(own)).encode())
     with ending_with_others(bench.tp.size):
         yield
+
+
+def run_and_leave(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run `main` with the command line's arguments. The process ends with its code, but clears nothing up: NCCL would
+    wait at its end for captured graphs, which hold its communicators, and for ranks that are gone."""
+    code = 1
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
 
 
 def main() -> None:
