@@ -6,7 +6,8 @@ that belong to nobody. Graphs share one memory pool, the largest captured first,
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.utils.device_copies import fill, to_device
+from sglang.srt.utils.device_memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +24,11 @@ Outputs = TypeVar("Outputs")
 
 
 def capture_sizes(max_bs: int) -> list[int]:
-    """Batch sizes up to `max_bs`, itself included: close together where a padded row costs a large part of a step."""
-    steps = [1, 2, 4, *range(8, 33, 8), *range(48, 129, 16), *range(160, max_bs + 1, 32)]
-    return sorted({size for size in steps if size <= max_bs} | {max_bs})
+    """Batch sizes up to `max_bs`, itself included: close together where a padded row, with experts of its own, costs a
+    large part of a step."""
+    few = [*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8)]
+    sizes = [*few, *range(80, 129, 16), *range(160, max_bs + 1, 32)]
+    return sorted({size for size in sizes if size <= max_bs} | {max_bs})
 
 
 def padded(inputs: np.ndarray, size: int, padding: list[int]) -> np.ndarray:
@@ -32,6 +36,15 @@ def padded(inputs: np.ndarray, size: int, padding: list[int]) -> np.ndarray:
     out = np.tile(np.array(padding, dtype=np.int64)[:, None], size)
     out[:, : inputs.shape[1]] = inputs
     return out
+
+
+@contextmanager
+def captures(what: str, device: torch.device) -> Iterator[None]:
+    """Logs how long the captures inside took, and how much device memory."""
+    started, free = time.monotonic(), free_memory(device)
+    yield
+    taken = (free - free_memory(device)) / 1e9
+    logger.info("CUDA graphs: %s, %.2f GB, %.1f s", what, taken, time.monotonic() - started)
 
 
 def capture(
@@ -51,24 +64,15 @@ class CudaGraphRunner(Generic[Outputs]):
     wait for the device, nor branch on its data. `padding` [F] is a column that does no harm."""
 
     def __init__(self, step: Callable[[Tensor], Outputs], padding: list[int], sizes: list[int], device: torch.device):
-        started = time.monotonic()
-        free = torch.cuda.mem_get_info(device)[0]
         self.sizes = sorted(sizes)
         self.padding = padding
         self._graphs: dict[int, tuple[Callable[[], None], Tensor, Outputs]] = {}
         pool = None
-        for size in reversed(self.sizes):
-            inputs = to_device(padded(np.zeros((len(padding), 0)), size, padding), torch.int64, device)
-            replay, outputs, pool = capture(partial(step, inputs), pool, device)
-            self._graphs[size] = replay, inputs, outputs
-        taken = (free - torch.cuda.mem_get_info(device)[0]) / 1e9
-        logger.info(
-            "CUDA graphs: %d batch sizes up to %d, %.2f GB, %.1f s",
-            len(sizes),
-            self.sizes[-1],
-            taken,
-            time.monotonic() - started,
-        )
+        with captures(f"{len(sizes)} batch sizes up to {self.sizes[-1]}", device):
+            for size in reversed(self.sizes):
+                inputs = to_device(padded(np.zeros((len(padding), 0)), size, padding), torch.int64, device)
+                replay, outputs, pool = capture(partial(step, inputs), pool, device)
+                self._graphs[size] = replay, inputs, outputs
 
     def takes(self, n: int) -> bool:
         """Whether a step of n requests fits the largest graph."""

@@ -28,6 +28,7 @@ from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
 from sglang.srt.utils.device_copies import to_device, to_host
+from sglang.srt.utils.device_memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -325,12 +326,3 @@ def _check_attention(backend: str, config: ModelConfig, device: torch.device) ->
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if reasons := TritonBackend.check(config.kv_layers, config.text.num_heads, config.torch_dtype, capability):
         raise ValueError(f"--attention-backend triton can't serve this model here: {'; '.join(reasons)}")
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on the device before the weights are there."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available

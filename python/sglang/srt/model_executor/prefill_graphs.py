@@ -8,8 +8,6 @@ Steps larger than the graphs are launched kernel by kernel. Those kernels differ
 compiles one when it is first launched, for up to a second; warm_up_sizes() are the steps that leave none for later.
 """
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,15 +18,13 @@ from torch import Tensor
 
 from sglang.srt.layers.attention.triton_ops.extend_attention import make_work
 from sglang.srt.layers.moe.fused_moe_triton.config import TUNED_TOKENS
-from sglang.srt.model_executor.cuda_graph_runner import capture
+from sglang.srt.model_executor.cuda_graph_runner import capture, captures
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.model_executor.step_layout import NOBODYS, filled, layout, nobodys_step
 from sglang.srt.utils.device_copies import fill
 
-logger = logging.getLogger(__name__)
-
-MAX_REQUESTS = 64
+MAX_REQUESTS = 128  # room for more costs every step
 MAX_DECODE_KEYS = 8192
 
 # layout()'s numbers and attention's tiles of each size, on the device, and how many requests they are -> the batch, and
@@ -88,29 +84,30 @@ class PrefillGraphs:
         longest: int,
         device: torch.device,
     ):
-        started = time.monotonic()
         self._tile_tokens = tile_tokens
         self._max_requests = min(max_requests, MAX_REQUESTS)
-        self._requests = self._max_requests + NOBODYS
         sizes = prefill_sizes(min(most, self._max_requests * longest), longest)
         self._graphs: list[Graph] = []
         pool = None
-        for size in reversed(sizes):
-            host_numbers, host_work = self._host_arrays(nobodys_step(size, longest), size)
-            numbers, work = (torch.from_numpy(a).to(device) for a in (host_numbers, np.concatenate(host_work)))
-            tiles = list(work.split([len(a) for a in host_work]))
-            replay, outputs, pool = capture(partial(run, numbers, tiles, self._requests), pool, device)
-            self._graphs.insert(0, Graph(size, replay, numbers, work, outputs))
-        seconds = time.monotonic() - started
-        logger.info("CUDA graphs: %d sizes of prefills up to %d tokens, %.1f s", len(sizes), sizes[-1], seconds)
+        with captures(f"{len(sizes)} sizes of prefills up to {sizes[-1]} tokens", device):
+            for size in reversed(sizes):
+                host_numbers, host_work = self._host_arrays(nobodys_step(size, longest), size)
+                numbers, work = (torch.from_numpy(a).to(device) for a in (host_numbers, np.concatenate(host_work)))
+                tiles = list(work.split([len(a) for a in host_work]))
+                replay, outputs, pool = capture(partial(run, numbers, tiles, self._requests(size)), pool, device)
+                self._graphs.insert(0, Graph(size, replay, numbers, work, outputs))
 
     @property
     def largest(self) -> int:
         """Tokens of the largest graph."""
         return self._graphs[-1].tokens
 
+    def _requests(self, tokens: int) -> int:
+        """Requests in a graph of so many tokens: each has one at least, nobody's may have none."""
+        return min(self._max_requests, tokens) + NOBODYS
+
     def _host_arrays(self, step: StepInput, tokens: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        step = filled(step, tokens, self._requests)
+        step = filled(step, tokens, self._requests(tokens))
         return layout(step), work_arrays(step, self._tile_tokens, tokens)
 
     def takes(self, step: StepInput) -> bool:

@@ -81,9 +81,11 @@ def _extend_kernel(
     wait_for_previous(DEPENDENT)
     request = tl.load(work + 2 * tl.program_id(0))
     first = tl.load(work + 2 * tl.program_id(0) + 1)  # of the tile's tokens, among the request's new ones
+    new = tl.load(new_lens + request).to(tl.int32)
+    if first >= new:  # one of a graph's tiles that this step leaves over
+        return
     kv_head = tl.program_id(1).to(tl.int64)
     prefix = tl.load(prefix_lens + request).to(tl.int32)
-    new = tl.load(new_lens + request).to(tl.int32)
     last = tl.minimum(first + BLOCK_M // HEADS, new) - 1
 
     row = tl.arange(0, BLOCK_M)
