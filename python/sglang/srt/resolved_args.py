@@ -160,7 +160,7 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     elif args.max_running_requests is None:
         choose("max_running_requests", 256 if device == "cuda" else 64, f"default of {device}")
     if values["attention_backend"] != "triton":
-        for name in ("cuda_graph_max_bs", "enable_piecewise_cuda_graph"):
+        for name in ("cuda_graph_max_bs", "enable_piecewise_cuda_graph", "piecewise_cuda_graph_max_tokens"):
             if values[name]:
                 raise ValueError(f"{flag_of(name)}: graphs need a GPU and --attention-backend triton; leave it out")
         if not args.disable_cuda_graph:
@@ -175,10 +175,12 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if args.chunked_prefill_size is None:
         size = default_chunked_prefill_size(device, memory_mib)
         choose("chunked_prefill_size", size, f"{device} with {memory_mib / MIB_PER_GIB:.0f} GiB")
-    if args.piecewise_cuda_graph_max_tokens is not None and not args.enable_piecewise_cuda_graph:
-        raise ValueError("--piecewise-cuda-graph-max-tokens needs --enable-piecewise-cuda-graph")
     prompt_tokens = step_prompt_tokens(values["chunked_prefill_size"], args.max_prefill_tokens)
-    if args.enable_piecewise_cuda_graph:
+    if args.enable_piecewise_cuda_graph is None:
+        on = not values["disable_cuda_graph"]
+        reason = "a busy host launches a prefill slower than the GPU computes it" if on else "no step has a graph"
+        choose("enable_piecewise_cuda_graph", on, reason)
+    if values["enable_piecewise_cuda_graph"]:
         most, of_less = prompt_tokens + values["max_running_requests"], "larger steps gain little"
         choose_limit("piecewise_cuda_graph_max_tokens", MAX_GRAPH_TOKENS, most, "no step is larger", of_less)
     if args.enable_mixed_chunk is None and args.speculative_algorithm is not None:

@@ -241,11 +241,12 @@ class ServerArgs:
         group=KERNELS,
         check=between(1, 4096),
     )
-    enable_piecewise_cuda_graph: bool = arg(
-        False,
+    enable_piecewise_cuda_graph: bool | None = arg(
+        None,
         help="Replay prefill and mixed steps as CUDA graphs too, whole ones here, and compile what larger steps launch "
-        "before the server is ready, which takes some seconds longer: for a slow host, or more than one GPU.",
+        "before the server is ready (the default with CUDA graphs; a start takes some seconds longer).",
         group=KERNELS,
+        off_flag="--disable-piecewise-cuda-graph",
     )
     piecewise_cuda_graph_max_tokens: int | None = arg(
         None,
@@ -358,6 +359,11 @@ class ServerArgs:
             yield "--cuda-graph-max-bs contradicts --disable-cuda-graph; drop one of them"
         if self.disable_cuda_graph and self.enable_piecewise_cuda_graph:
             yield "--enable-piecewise-cuda-graph contradicts --disable-cuda-graph; drop one of them"
+        if self.piecewise_cuda_graph_max_tokens is not None:
+            if self.disable_cuda_graph:
+                yield "--piecewise-cuda-graph-max-tokens contradicts --disable-cuda-graph; drop one of them"
+            if self.enable_piecewise_cuda_graph is False:
+                yield "--piecewise-cuda-graph-max-tokens contradicts --disable-piecewise-cuda-graph; drop one of them"
         if self.enable_mixed_chunk and self.chunked_prefill_size == -1:
             yield (
                 "--enable-mixed-chunk needs prompt chunks, which --chunked-prefill-size -1 turns off; "

@@ -10,7 +10,7 @@ _ONE_GPU = "is not supported yet: the model runs on one device; leave it out"
 _NO_SPEC = "is not supported: a Gemma4Assistant drafter makes the drafts and they are verified exactly; leave it out"
 _TEXT_ONLY = "is not supported: only text is served; leave it out"
 _GRAPHS = (
-    "is not supported: graphs are chosen by --disable-cuda-graph, --cuda-graph-max-bs, --enable-piecewise-cuda-graph "
+    "is not supported: graphs are chosen by --disable-cuda-graph, --cuda-graph-max-bs, --disable-piecewise-cuda-graph "
     "and --piecewise-cuda-graph-max-tokens"
 )
 _NO_LORA = "is not supported: LoRA adapters are not served; leave it out"

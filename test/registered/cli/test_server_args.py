@@ -170,6 +170,12 @@ def test_a_bad_value_is_one_line_that_names_the_flag(name: str, capsys):
         (["--skip-tokenizer-init", "--chat-template", "x"], "--skip-tokenizer-init"),
         (["--disable-cuda-graph", "--cuda-graph-max-bs", "4"], "drop one of them"),
         (["--disable-cuda-graph", "--enable-piecewise-cuda-graph"], "drop one of them"),
+        (["--enable-piecewise-cuda-graph", "--disable-piecewise-cuda-graph"], "contradicts"),
+        (["--disable-cuda-graph", "--piecewise-cuda-graph-max-tokens", "64"], "contradicts --disable-cuda-graph"),
+        (
+            ["--disable-piecewise-cuda-graph", "--piecewise-cuda-graph-max-tokens", "64"],
+            "contradicts --disable-piecewise-cuda-graph",
+        ),
         (["--speculative-algorithm", "NEXTN", "--enable-mixed-chunk"], "drop one of them"),
     ],
 )
@@ -238,7 +244,8 @@ def test_resolve_fills_every_automatic_value_and_says_why(device: str, caplog):
     assert (args.context_length, args.dtype) == (4096, "bfloat16")
     assert args.attention_backend == ("triton" if device == "cuda" else "torch_native")
     assert (args.disable_cuda_graph, args.cuda_graph_max_bs) == ((False, 256) if device == "cuda" else (True, None))
-    assert args.piecewise_cuda_graph_max_tokens is None
+    assert args.enable_piecewise_cuda_graph is (device == "cuda")
+    assert args.piecewise_cuda_graph_max_tokens == (4096 if device == "cuda" else None)
     assert 0.5 <= args.mem_fraction_static < 1 and args.enable_mixed_chunk is True
     for name in ("chunked_prefill_size", "mem_fraction_static", "random_seed", "context_length"):
         assert any(r.message.startswith(f"{name} = ") and "(" in r.message for r in caplog.records)
@@ -308,7 +315,8 @@ def test_graphs_cover_the_largest_batch_there_can_be():
     for wanted in (None, 100):
         typed = ServerArgs(max_running_requests=48, cuda_graph_max_bs=wanted)
         assert resolve(typed, MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs == 48
-    assert resolve(ServerArgs(disable_cuda_graph=True), MODEL, "cuda", memory_mib=1 << 17).cuda_graph_max_bs is None
+    args = resolve(ServerArgs(disable_cuda_graph=True), MODEL, "cuda", memory_mib=1 << 17)
+    assert args.cuda_graph_max_bs is None and args.enable_piecewise_cuda_graph is False
 
 
 @pytest.mark.parametrize(
@@ -322,16 +330,19 @@ def test_graphs_cover_the_largest_batch_there_can_be():
     ],
 )
 def test_prefill_graphs_cover_the_largest_step_there_can_be(typed: dict, tokens: int):
-    args = resolve(ServerArgs(**typed, enable_piecewise_cuda_graph=True), MODEL, "cuda", memory_mib=140 * 1024)
+    args = resolve(ServerArgs(**typed), MODEL, "cuda", memory_mib=140 * 1024)
     assert args.piecewise_cuda_graph_max_tokens == tokens
-    if "piecewise_cuda_graph_max_tokens" in typed:
-        with pytest.raises(ValueError, match="needs --enable-piecewise-cuda-graph"):
-            resolve(ServerArgs(**typed), MODEL, "cuda", memory_mib=140 * 1024)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
-    "wanted", [{"cuda_graph_max_bs": 4}, {"enable_piecewise_cuda_graph": True}, {"attention_backend": "triton"}]
+    "wanted",
+    [
+        {"cuda_graph_max_bs": 4},
+        {"enable_piecewise_cuda_graph": True},
+        {"piecewise_cuda_graph_max_tokens": 64},
+        {"attention_backend": "triton"},
+    ],
 )
 def test_resolve_refuses_what_needs_a_gpu(wanted: dict, device: str):
     if device == "cuda":

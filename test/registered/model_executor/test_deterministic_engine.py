@@ -68,7 +68,7 @@ SETTINGS = {
 }
 if DEVICE == "cuda":
     SETTINGS["no_graphs"] = Setting(server={"disable_cuda_graph": True})
-    SETTINGS["prefill_graphs"] = Setting(server={"enable_piecewise_cuda_graph": True})
+    SETTINGS["prefills_launched"] = Setting(server={"enable_piecewise_cuda_graph": False})
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_a_failing_step_comes_out_of_the_scheduler(folder):
     def fail(*_):
         raise RuntimeError("device lost")
 
-    h.worker.runner.model.forward = fail
+    h.worker.runner.model.compute_logits = fail
     h.add("a", [5, 6], 4)
     with pytest.raises(RuntimeError, match="device lost"):
         h.run()
