@@ -15,15 +15,16 @@ import dataclasses
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
-from sglang.benchmark.bench_ranks import leading, other_ranks, run_and_leave
+from sglang.benchmark.bench_ranks import leading, other_ranks
 from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.server_args import ServerArgs, parse_with_server_args
-from sglang.srt.utils.child import LaunchConfig, setup_logging, startup_errors
+from sglang.srt.utils.child import LaunchConfig, run_and_leave, setup_logging, startup_errors
 from sglang.srt.utils.flag_types import at_least
 
 WARMUP_TOKENS = 4  # output tokens of the run that compiles and allocates
@@ -281,4 +282,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_and_leave(main)
+    run_and_leave(lambda: main(sys.argv[1:]))

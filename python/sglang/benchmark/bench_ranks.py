@@ -9,10 +9,8 @@ import json
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import NoReturn
 
 from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.srt.server_args import ServerArgs
@@ -20,6 +18,7 @@ from sglang.srt.utils.child import (
     LaunchConfig,
     exit_when_parent_dies,
     read_launch_config,
+    run_and_leave,
     setup_logging,
     startup_errors,
 )
@@ -63,23 +62,6 @@ def leading(bench, own: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def run_and_leave(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run `main` with the command line's arguments. The process ends with its code, but clears nothing up: NCCL would
-    wait at its end for captured graphs, which hold its communicators, and for ranks that are gone."""
-    code = 1
-    try:
-        code = main(sys.argv[1:])
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else int(e.code is not None)
-    except Exception:
-        traceback.print_exc()
-    finally:
-        try:
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-
-
 def main() -> None:
     """A child's life. It ends by rank 0's hand."""
     launch = read_launch_config()
@@ -96,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

@@ -194,23 +194,6 @@ def test_a_rank_that_ends(tmp_path):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    ("main", "code", "error"), [("3", 3, ""), ("sys.exit(2)", 2, ""), ("1 // 0", 1, "ZeroDivisionError")]
-)
-def test_what_never_ends_is_left_behind(main: str, code: int, error: str):
-    """As NCCL's communicators at the end of a process, on whose captured graphs they wait."""
-    lines = [
-        "import sys, threading, time",
-        "from sglang.benchmark.bench_ranks import run_and_leave",
-        "threading.Thread(target=time.sleep, args=(300,)).start()",
-        "print(1, end='')",
-        f"run_and_leave(lambda argv: {main})",
-    ]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (code, "1")
-    assert error in done.stderr and bool(error) == bool(done.stderr)
-
-
 def test_help(capsys):
     with pytest.raises(SystemExit):
         bench_one_batch.main(["--help"])

@@ -12,6 +12,7 @@ from sglang.srt.utils.child import (
     exit_when_parent_dies,
     freeze_startup_objects,
     read_launch_config,
+    run_and_leave,
     setup_logging,
     startup_errors,
 )
@@ -198,4 +199,4 @@ def watch(scheduler, timeout: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

@@ -14,7 +14,9 @@ import signal
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import msgspec
 
@@ -82,6 +84,23 @@ def setup_logging(level: str, process_name: str) -> None:
     logging.basicConfig(
         level=level.upper(), format=f"[%(asctime)s {process_name}] %(message)s", datefmt="%Y-%m-%d %H:%M:%S", force=True
     )
+
+
+def run_and_leave(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and end the process with its code, but clear nothing up: at the end of a process NCCL would wait for
+    captured graphs, which hold its communicators, and for ranks that are gone."""
+    code = 1
+    try:
+        code = main() or 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
 
 
 @contextlib.contextmanager
