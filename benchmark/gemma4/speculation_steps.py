@@ -26,7 +26,7 @@ import run_metadata
 from study_tables import rounds_table
 
 import sglang
-from sglang.bench_one_batch import Bench, Case
+from sglang.benchmark.static_bench import Bench, Case
 from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.layers.sampler import SamplingFlags
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sglang.bench_one_batch import Bench, Case
 from sglang.benchmark.static_batch import StaticBatch
+from sglang.benchmark.static_bench import Bench, Case
 from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.model_executor.step_layout import decode_layout
 from sglang.srt.server_args import parse_with_server_args

@@ -1,29 +1,21 @@
 """bench_one_batch on several ranks: its process is rank 0, the others are children that go through the same steps.
 
-A child hears the server's settings as a server's rank does, and from rank 0 what is to be run once that can't fail any
-more for a mistake of the user's.
+Those (run_bench_rank.py) hear the server's settings as a server's ranks do, and from rank 0 what is to be run once that
+can't fail any more for a mistake of the user's.
 """
 
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 
 from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.child import (
-    LaunchConfig,
-    exit_when_parent_dies,
-    read_launch_config,
-    run_and_leave,
-    setup_logging,
-    startup_errors,
-)
+from sglang.srt.utils.child import LaunchConfig
 
-MODULE = "sglang.benchmark.bench_ranks"
+MODULE = "sglang.benchmark.run_bench_rank"
 
 
 @contextmanager
@@ -60,22 +52,3 @@ def leading(bench, own: argparse.Namespace) -> Iterator[None]:
         bench.tp.broadcast_bytes(json.dumps(vars(own)).encode())
     with ending_with_others(bench.tp.size):
         yield
-
-
-def main() -> None:
-    """A child's life. It ends by rank 0's hand."""
-    launch = read_launch_config()
-    exit_when_parent_dies(launch.ipc_dir)
-    from sglang.bench_one_batch import Bench, plan
-
-    setup_logging("error", f"bench rank {launch.tp_rank}")
-    with startup_errors():
-        bench = Bench(ServerArgs.from_dict(launch.server_args), launch)
-    own = argparse.Namespace(**json.loads(bench.tp.broadcast_bytes(None)))
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        plan(bench, own, nowhere)()
-    signal.pause()
-
-
-if __name__ == "__main__":
-    run_and_leave(main)

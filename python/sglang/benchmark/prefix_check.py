@@ -1,16 +1,12 @@
 """Do a model's tokens and log-probabilities stay the same when part of the prompt comes from the prefix cache?"""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from sglang.benchmark.static_batch import StaticBatch
+from sglang.benchmark.static_bench import Bench
 from sglang.srt.model_executor.step_io import TokenLogprob
 from sglang.srt.server_args import model_folder
 from sglang.srt.utils.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from sglang.bench_one_batch import Bench
 
 TEXTS = (
     "Question: Mia has 24 stickers and buys 10 more. How many stickers does she have?\nAnswer:",
@@ -30,7 +26,7 @@ Answer = list[TokenLogprob]  # of one prompt, by output position; the best token
 class PrefixCheck:
     """Raises ValueError when the prompts, `cut_len` or `output_len` (both in tokens) can't be used with the model."""
 
-    def __init__(self, bench: "Bench", cut_len: int, output_len: int):
+    def __init__(self, bench: Bench, cut_len: int, output_len: int):
         if bench.args.disable_radix_cache:
             raise ValueError("--correctness-test needs the prefix cache that --disable-radix-cache turns off")
         if bench.args.speculation:

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from sglang import bench_one_batch
-from sglang.bench_one_batch import Bench, Case, Run, summary
+from sglang.bench_one_batch import summary
 from sglang.benchmark.prefix_check import PrefixCheck, compare
+from sglang.benchmark.static_bench import Bench, Case, Run
 from sglang.srt.model_executor.step_io import TokenLogprob
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.trace_table import stage_table

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang.bench_one_batch import Bench, Case
+from sglang.benchmark.static_bench import Bench, Case
 from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.tiny_models import make_tiny_gemma4
