@@ -7,6 +7,7 @@ it truncates. `_mend_bfloat16` makes both right, bit for bit as torch does; floa
 import os
 import sys
 
+import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,3 +83,12 @@ def _mend_bfloat16() -> None:
 
 if DEVICE == "cpu":
     _mend_bfloat16()
+
+
+@pytest.fixture
+def exact_products(monkeypatch):
+    """A row's products are the same wherever it stands in a matrix: the interpreter's are numpy's, of which those in
+    float32 are not, and those in float64, rounded, are."""
+    if DEVICE == "cpu":
+        matmul = np.matmul
+        monkeypatch.setattr(np, "matmul", lambda a, b, dtype: matmul(a, b, dtype=np.float64).astype(dtype))

@@ -2,10 +2,9 @@
 
 import sys
 
-from sglang.test.triton_testing import DEVICE
+from sglang.test.triton_testing import DEVICE, exact_products  # noqa: F401, a fixture
 
 # isort: split
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -20,6 +19,7 @@ register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 linear_module = sys.modules["sglang.srt.batch_invariant_ops.linear"]
 ON_GPU = DEVICE == "cuda"
+pytestmark = pytest.mark.usefixtures("exact_products")
 on_gpu = pytest.mark.skipif(not ON_GPU, reason="tensor cores have no interpreter")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 ROWS_AND_COLUMNS = [
@@ -32,14 +32,6 @@ SHAPES = (
     if ON_GPU
     else [(100, 96), (33, 300)]
 )
-
-
-@pytest.fixture(autouse=True)
-def exact_products(monkeypatch):
-    """numpy's float32 products differ with a row's place in the matrix; float64 hides that."""
-    if not ON_GPU:
-        product = np.matmul
-        monkeypatch.setattr(np, "matmul", lambda a, b, dtype: product(a, b, dtype=np.float64).astype(dtype))
 
 
 def case(rows, shape, dtype):

@@ -8,12 +8,11 @@ import random
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sglang.test.triton_testing import DEVICE
+from sglang.test.triton_testing import DEVICE, exact_products  # noqa: F401, a fixture
 
 # isort: split
 from sglang.srt.batch_invariant_ops import batch_invariant
@@ -287,17 +286,10 @@ def test_tree_of_drafts(window):
     assert torch.equal(extend(case, ExtendTile(16, 16, 4, 1))[-3:], with_tree)  # a chain's mask is the causal one
 
 
-@pytest.fixture
-def exact_products(monkeypatch):
-    """numpy's float32 products differ with a row's place in the matrix; float64 hides that."""
-    if not ON_GPU:
-        matmul = np.matmul
-        monkeypatch.setattr(np, "matmul", lambda a, b, dtype: matmul(a, b, dtype=np.float64).astype(dtype))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 20])
-def test_bits_do_not_depend_on_chunks_or_batch(window, dtype, exact_products):
+@pytest.mark.usefixtures("exact_products")
+def test_bits_do_not_depend_on_chunks_or_batch(window, dtype):
     """A prompt at once beside another one, against two chunks of it: the first alone, the second beside the other."""
     rows, window = grown([(0, 40), (0, 9)], window)
     case = make_case(rows, (3, 1, 32, 32), dtype, window)
@@ -325,7 +317,8 @@ def test_pieces_against_float64(window, pieces, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("window", "pieces"), [(None, SHORT), (None, GROWING), (7, SHORT), (40, SHORT)])
-def test_a_row_over_pieces_has_one_result(window, pieces, dtype, exact_products):
+@pytest.mark.usefixtures("exact_products")
+def test_a_row_over_pieces_has_one_result(window, pieces, dtype):
     """As part of a prompt, of a chunk, or a decode by one program or several; beside a request or alone."""
     total = 170 if pieces.growing else 100
     heads, rows = (3, 1, 48, 32), [(0, total), (0, 9)]
@@ -479,7 +472,8 @@ def test_backend_equals_torch_native(window):
             torch.testing.assert_close(got[row], want[row], rtol=1e-5, atol=1e-5)
 
 
-def test_backend_in_batch_invariant_mode(monkeypatch, exact_products):
+@pytest.mark.usefixtures("exact_products")
+def test_backend_in_batch_invariant_mode(monkeypatch):
     """A request in one step, in chunks and token by token, alone and in company."""
     window = 40
     monkeypatch.setattr(pieces_module, "WINDOW_PIECE", 32)
