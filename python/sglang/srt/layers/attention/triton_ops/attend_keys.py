@@ -47,6 +47,12 @@ class Drafts(NamedTuple):
 
 
 @triton.jit
+def no_keys(M: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """acc, total, top (see attend_keys) of M rows before they have seen a key."""
+    return tl.zeros([M, BLOCK_DV], tl.float32), tl.zeros([M], tl.float32), tl.full([M], TOP_START, tl.float32)
+
+
+@triton.jit
 def attend_keys(
     acc,  # [M, BLOCK_DV] float32, the running state
     total,  # [M] float32

@@ -17,11 +17,11 @@ from torch import Tensor
 from sglang.srt.layers.attention.triton_ops.attend_keys import (
     LOG2_E,
     NO_WINDOW,
-    TOP_START,
     Drafts,
     Keys,
     Rows,
     attend_keys,
+    no_keys,
 )
 from sglang.srt.layers.attention.triton_ops.extend_attention import can_use, extend_attention_reference
 from sglang.srt.layers.attention.triton_ops.pieces import (
@@ -148,10 +148,11 @@ def _decode_kernel(
             PATH=PATH,
         )
     else:
+        acc, total, top = no_keys(BLOCK_M, BLOCK_DV)
         acc, total, top = attend_keys(
-            tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),
-            tl.zeros([BLOCK_M], tl.float32),
-            tl.full([BLOCK_M], TOP_START, tl.float32),
+            acc,
+            total,
+            top,
             rows,
             scale,
             keys,
@@ -245,9 +246,7 @@ def _merge_kernel(
     first = pieces_below(tl.maximum(length - window, 0) + 1, PIECE, GROWING) - 1
     piece = (request * tl.num_programs(1) + head) * splits + tl.arange(0, 1)
     v_dims = tl.arange(0, BLOCK_DV)
-    acc = tl.zeros([1, BLOCK_DV], tl.float32)
-    total = tl.zeros([1], tl.float32)
-    top = tl.full([1], TOP_START, tl.float32)
+    acc, total, top = no_keys(1, BLOCK_DV)
     # The loads of four pieces are in flight together.
     for _ in tl.range(first, pieces_below(length, PIECE, GROWING), loop_unroll_factor=4):
         piece_acc = tl.load(sums + piece[:, None] * DV + v_dims[None, :], mask=v_dims[None, :] < DV, other=0.0)

@@ -18,11 +18,11 @@ from torch import Tensor
 from sglang.srt.layers.attention.triton_ops.attend_keys import (
     LOG2_E,
     NO_WINDOW,
-    TOP_START,
     Drafts,
     Keys,
     Rows,
     attend_keys,
+    no_keys,
 )
 from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, Pieces, attend_pieces
 from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile
@@ -143,9 +143,7 @@ def _extend_kernel(
         # Keys of [inner_begin, inner_end) are visible to every row, so their tiles need no masks.
         inner_end = tl.maximum(low // BLOCK_N * BLOCK_N, begin)
         inner_begin = tl.minimum(tl.cdiv(tl.maximum(high - window + 1, 0), BLOCK_N) * BLOCK_N, inner_end)
-        acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        top = tl.full([BLOCK_M], TOP_START, tl.float32)
+        acc, total, top = no_keys(BLOCK_M, BLOCK_DV)
         for part in tl.static_range(0 if WINDOWED else 1, 3):  # where windows begin, the wholly visible, the diagonal
             part_begin = begin if part == 0 else inner_begin if part == 1 else inner_end
             part_end = inner_begin if part == 0 else inner_end if part == 1 else end_key

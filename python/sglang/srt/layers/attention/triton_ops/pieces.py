@@ -17,7 +17,7 @@ remains is that tiles of all kernels walk over as many keys at a time and that t
 
 from typing import NamedTuple
 
-from sglang.srt.layers.attention.triton_ops.attend_keys import TOP_START, attend_keys
+from sglang.srt.layers.attention.triton_ops.attend_keys import attend_keys, no_keys
 from sglang.srt.utils.triton_runtime import tl, triton
 
 WINDOW_PIECE, FIRST_PIECE = 256, 128  # keys; measured in docs/performance.md
@@ -105,15 +105,14 @@ def attend_pieces(
 ):
     """acc, total, top (see attend_keys) over the keys of [begin, end), piece by piece. `begin` may lie inside a piece
     only where pieces do not grow."""
-    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    top = tl.full([BLOCK_M], TOP_START, tl.float32)
+    acc, total, top = no_keys(BLOCK_M, BLOCK_DV)
     first = pieces_below(begin + 1, PIECE, GROWING) - 1
     for piece in range(first, pieces_below(end, PIECE, GROWING)):
+        piece_acc, piece_total, piece_top = no_keys(BLOCK_M, BLOCK_DV)
         piece_acc, piece_total, piece_top = attend_keys(
-            tl.zeros([BLOCK_M, BLOCK_DV], tl.float32),
-            tl.zeros([BLOCK_M], tl.float32),
-            tl.full([BLOCK_M], TOP_START, tl.float32),
+            piece_acc,
+            piece_total,
+            piece_top,
             rows,
             scale,
             keys,
