@@ -52,7 +52,7 @@ def agree(args: ResolvedArgs, tp: TensorParallel) -> ResolvedArgs:
 
 @contextmanager
 def ending_with_others(tp_size: int) -> Iterator[None]:
-    """Around the steps of one of `tp_size` ranks: where it has lost another its process ends in one line, at once."""
+    """Around the steps of one of `tp_size` ranks: SystemExit, after one line, where it has lost another."""
     if tp_size == 1:
         yield
         return
@@ -62,4 +62,4 @@ def ending_with_others(tp_size: int) -> Iterator[None]:
         yield
     except RankLost as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
-        os._exit(1)  # leaving properly would wait for threads that wait for the lost rank
+        sys.exit(1)

@@ -88,7 +88,7 @@ def setup_logging(level: str, process_name: str) -> None:
 
 def run_and_leave(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and end the process with its code, but clear nothing up: at the end of a process NCCL would wait for
-    captured graphs, which hold its communicators, and for ranks that are gone."""
+    captured graphs, which hold its communicators, and threads of NCCL's and gloo's for ranks that are gone."""
     code = 1
     try:
         code = main() or 0
