@@ -160,9 +160,8 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     elif args.max_running_requests is None:
         choose("max_running_requests", 256 if device == "cuda" else 64, f"default of {device}")
     if values["attention_backend"] != "triton":
-        for name in ("cuda_graph_max_bs", "enable_piecewise_cuda_graph", "piecewise_cuda_graph_max_tokens"):
-            if values[name]:
-                raise ValueError(f"{flag_of(name)}: graphs need a GPU and --attention-backend triton; leave it out")
+        for flag in args.graph_flags():
+            raise ValueError(f"{flag}: graphs need a GPU and --attention-backend triton; leave it out")
         if not args.disable_cuda_graph:
             choose("disable_cuda_graph", True, "torch_native plans its work on the host, step by step")
     elif not args.disable_cuda_graph:

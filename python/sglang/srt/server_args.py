@@ -18,6 +18,7 @@ from sglang.srt.arg_fields import (
     between,
     build_parser,
     convert,
+    flag_of,
     kinds,
     name_of,
     nearest,
@@ -331,6 +332,11 @@ class ServerArgs:
         for problem in self._contradictions():
             raise ValueError(problem)
 
+    def graph_flags(self) -> list[str]:
+        """Those given that ask for CUDA graphs."""
+        names = "cuda_graph_max_bs", "enable_piecewise_cuda_graph", "piecewise_cuda_graph_max_tokens"
+        return [flag_of(name) for name in names if getattr(self, name)]
+
     def _contradictions(self):
         if self.tp_size % self.nnodes:
             yield f"--nnodes {self.nnodes} does not divide --tp-size {self.tp_size}: every node has as many ranks"
@@ -355,15 +361,11 @@ class ServerArgs:
                 "--enable-mixed-chunk contradicts --speculative-algorithm: a step verifies drafts or computes prompts; "
                 "drop one of them"
             )
-        if self.disable_cuda_graph and self.cuda_graph_max_bs is not None:
-            yield "--cuda-graph-max-bs contradicts --disable-cuda-graph; drop one of them"
-        if self.disable_cuda_graph and self.enable_piecewise_cuda_graph:
-            yield "--enable-piecewise-cuda-graph contradicts --disable-cuda-graph; drop one of them"
-        if self.piecewise_cuda_graph_max_tokens is not None:
-            if self.disable_cuda_graph:
-                yield "--piecewise-cuda-graph-max-tokens contradicts --disable-cuda-graph; drop one of them"
-            if self.enable_piecewise_cuda_graph is False:
-                yield "--piecewise-cuda-graph-max-tokens contradicts --disable-piecewise-cuda-graph; drop one of them"
+        if self.disable_cuda_graph:
+            for flag in self.graph_flags():
+                yield f"{flag} contradicts --disable-cuda-graph; drop one of them"
+        if self.enable_piecewise_cuda_graph is False and self.piecewise_cuda_graph_max_tokens is not None:
+            yield "--piecewise-cuda-graph-max-tokens contradicts --disable-piecewise-cuda-graph; drop one of them"
         if self.enable_mixed_chunk and self.chunked_prefill_size == -1:
             yield (
                 "--enable-mixed-chunk needs prompt chunks, which --chunked-prefill-size -1 turns off; "

@@ -57,8 +57,7 @@ def load(path: str | Path, **settings) -> LoadedModel:
 def engine(path: str | Path, **settings) -> Harness:
     """A harness whose worker is a real model; log-probabilities and tokens come back in its `received`."""
     if DEVICE == "cuda":  # many engines share the card, and each graph takes a moment
-        graphs = {"cuda_graph_max_bs": 4, "piecewise_cuda_graph_max_tokens": 64}
-        settings = {"max_total_tokens": 5000} | graphs | settings
+        settings = {"max_total_tokens": 5000, "cuda_graph_max_bs": 4, "piecewise_cuda_graph_max_tokens": 64} | settings
     return load(path, **settings).harness()
 
 
