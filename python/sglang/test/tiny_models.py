@@ -58,13 +58,23 @@ LLAMA_VARIANTS = ("llama", "llama3_rope", "qwen2", "qwen3")
 
 
 def make_tiny_gemma4(
-    path: str | Path, variant: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0, tokenizer: bool = False
+    path: str | Path,
+    variant: str,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    tokenizer: bool = False,
+    wrapped: bool = False,
+    **changes,
 ) -> Path:
-    """Save a random Gemma 4 text model of one of GEMMA4_VARIANTS to `path`; with `tokenizer`, one that fits it."""
-    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+    """Save a random Gemma 4 text model of one of GEMMA4_VARIANTS to `path`; with `tokenizer`, one that fits it.
+
+    `changes` are fields of its config; `wrapped`: as the text part of a multimodal model that has no other parts.
+    """
+    from transformers import Gemma4Config, Gemma4ForCausalLM, Gemma4ForConditionalGeneration, Gemma4TextConfig
 
     torch.manual_seed(seed)
-    model = Gemma4ForCausalLM(Gemma4TextConfig(**{**_BASE, **GEMMA4_VARIANTS[variant]}))
+    text = Gemma4TextConfig(**{**_BASE, **GEMMA4_VARIANTS[variant], **changes})
+    model = Gemma4ForConditionalGeneration(Gemma4Config(text_config=text)) if wrapped else Gemma4ForCausalLM(text)
     return _save(model, Path(path), dtype, tokenizer)
 
 

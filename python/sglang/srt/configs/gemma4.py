@@ -15,6 +15,7 @@ DEFAULT_ROPE = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
+PER_LAYER_FIELDS = ("head_dim", "num_key_value_heads")  # what a layer's object in per_layer_config may change
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,10 @@ def _layers(raw: dict) -> tuple[Gemma4LayerConfig, ...]:
     double_wide = fields.boolean(raw, "use_double_wide_mlp", False)
     k_eq_v = fields.boolean(raw, "attention_k_eq_v", False)
     width = fields.integer(raw, "intermediate_size")
-    overrides = fields.mapping(raw, "per_layer_config")  # how transformers 5.17 saves a text-only model
+    objects = _layer_objects(raw, types)
     layers = []
     for i, kind in enumerate(types):
-        shape = {**_layer_shape(raw, kind, k_eq_v), **fields.mapping(overrides, str(i))}
+        shape = {**_layer_shape(raw, kind, k_eq_v), **objects.get(i, {})}
         shared = i >= first_shared
         if shared and kind not in own_types:
             raise ValueError(f"config.json: layer {i} shares the KV of a {kind} layer, but none below has its own")
@@ -163,6 +164,28 @@ def _layers(raw: dict) -> tuple[Gemma4LayerConfig, ...]:
             )
         )
     return tuple(layers)
+
+
+def _layer_objects(raw: dict, types: tuple[str, ...]) -> dict[int, dict]:
+    """Layer -> what its object in per_layer_config says: how transformers 5.17 saves the sizes of full layers. Its keys
+    are padded with zeros to one length. ValueError for what transformers' model can't be built from either."""
+    objects: dict[int, dict] = {}
+    for key, value in fields.mapping(raw, "per_layer_config").items():
+        where = f"config.json: per_layer_config[{key!r}]"
+        index = int(key) if key.isascii() and key.isdecimal() else -1
+        if not 0 <= index < len(types) or index in objects:
+            raise ValueError(f"{where} must be named after one of the layers 0 to {len(types) - 1}, each at most once")
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object, got {value!r}")
+        for name in value.keys() - PER_LAYER_FIELDS:
+            if name not in raw or value[name] != raw[name]:
+                raise ValueError(f"{where}: {name} can't differ between layers, only {', '.join(PER_LAYER_FIELDS)}")
+        objects[index] = {name: value[name] for name in PER_LAYER_FIELDS if name in value}
+    shapes = [{name: raw.get(name) for name in PER_LAYER_FIELDS} | objects.get(i, {}) for i in range(len(types))]
+    for kind in set(types):
+        if any(shape != shapes[types.index(kind)] for shape, other in zip(shapes, types, strict=True) if other == kind):
+            raise ValueError(f"config.json: per_layer_config gives layers of kind {kind} different sizes")
+    return objects
 
 
 def _layer_shape(raw: dict, kind: str, k_eq_v: bool) -> dict:
