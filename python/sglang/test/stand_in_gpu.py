@@ -4,13 +4,16 @@ Kernels are taken for tensors on the CPU, `compiled` gets the name of each kerne
 and a launch writes nothing: what it should have written is whatever the memory held.
 """
 
+from unittest import SkipTest
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from sglang.srt.utils import triton_runtime
 
-assert not triton_runtime.INTERPRETED, "the interpreter compiles nothing"
+if triton_runtime.INTERPRETED:  # of several test files in one process, an earlier one asked for it
+    raise SkipTest("Triton's interpreter compiles nothing: run this file in a process of its own")
 
 compiled: list[str] = []
 _functions: set[jit.JITFunction] = set()
