@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
-from sglang.test.word_problems import problems
-from sglang.test.word_problems.core import Problem
+from word_problems import problems
+from word_problems.core import Problem
 
 QUESTION_WEIGHT = 0.1  # of the loss, for tokens the model does not have to write itself
 GSM_SYMBOLIC_SHARE = 0.06
@@ -67,7 +66,7 @@ Span = tuple[str, float]  # text, loss weight of its tokens
 
 def sums(rng: random.Random) -> tuple[str, str]:
     """Bare sums as a question: `What is 23 * 4?`"""
-    from sglang.test.word_problems.core import add, div, mul, sub
+    from word_problems.core import add, div, mul, sub
 
     kind, a, b = rng.choice("+-*/"), rng.randint(2, 400), rng.randint(2, 400)
     if kind == "*":

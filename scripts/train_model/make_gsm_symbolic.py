@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from sglang.test.word_problems.gsm_symbolic import gsm_symbolic
+from word_problems.gsm_symbolic import gsm_symbolic
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from sglang.benchmark.dataset_files import Conversation, CustomPrompt, read_records
-from sglang.test.eval_data import few_shot_prompt, question_set
+from sglang.test.eval_data import SHIPPED_COUNT, few_shot_prompt, question_set
 
 DEFAULT_NUM_PROMPTS = 1000
 RE_ENCODINGS = 10  # tries to find a text of a wanted length
@@ -54,7 +54,8 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-prompts",
         type=int,
         metavar="N",
-        help=f"default: {DEFAULT_NUM_PROMPTS}; of generated-shared-prefix groups x prompts per group",
+        help=f"default: {DEFAULT_NUM_PROMPTS}; of generated-shared-prefix groups x prompts per group; of gsm8k "
+        f"without a file {SHIPPED_COUNT}",
     )
     data.add_argument("--seed", type=int, default=42, help="of prompts, lengths and arrivals (42)")
     data.add_argument("--tokenize-prompt", action="store_true", help="send token ids: prompt lengths are then exact")
@@ -84,7 +85,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     gsp.add_argument("--gsp-system-prompt-len", type=int, default=2048, metavar="TOKENS", help="(2048)")
     gsp.add_argument("--gsp-question-len", type=int, default=128, metavar="TOKENS", help="(128)")
     gsp.add_argument("--gsp-output-len", type=int, default=256, metavar="TOKENS", help="(256)")
-    gsm8k = parser.add_argument_group("gsm8k (problems of our own generator, or a GSM8K file by --dataset-path)")
+    gsm8k = parser.add_argument_group("gsm8k (shipped problems, or a GSM8K file by --dataset-path)")
     gsm8k.add_argument(
         "--gsm8k-num-shots", type=int, default=5, metavar="N", help="worked examples first; none in a chat (5)"
     )
@@ -128,6 +129,8 @@ def _flag(name: str) -> str:
 def count_prompts(args: argparse.Namespace) -> int:
     if args.dataset_name == "generated-shared-prefix":
         return args.gsp_num_groups * args.gsp_prompts_per_group
+    if args.dataset_name == "gsm8k" and not args.dataset_path:
+        return args.num_prompts or SHIPPED_COUNT
     return args.num_prompts or DEFAULT_NUM_PROMPTS
 
 
@@ -299,10 +302,8 @@ def _conversation_rows(source: Source, records: list[Conversation]) -> list[Data
 
 def _enough(rows: list[DatasetRow], source: Source) -> list[DatasetRow]:
     if len(rows) < source.num_prompts:
-        raise ValueError(
-            f"--dataset-path {source.args.dataset_path} gives {len(rows)} usable prompts, --num-prompts asks for "
-            f"{source.num_prompts}"
-        )
+        origin = f"--dataset-path {source.args.dataset_path}" if source.args.dataset_path else "the shipped file"
+        raise ValueError(f"{origin} gives {len(rows)} usable prompts, --num-prompts asks for {source.num_prompts}")
     return rows
 
 
@@ -337,7 +338,7 @@ def sample_gsm8k(source: Source) -> list[DatasetRow]:
     shots = 0 if alone else args.gsm8k_num_shots
     path, seed = args.dataset_path or None, None if args.dataset_path else args.seed
     try:
-        found = question_set(path, None if path else "train", seed, shots, source.num_prompts)
+        found = question_set(path, None, seed, shots, source.num_prompts)
     except OSError as e:
         raise ValueError(f"--dataset-path {path}: {e.strerror}; nothing is downloaded") from e
     texts = [q.question if alone else few_shot_prompt(found.shots, q) for q in found.questions]

@@ -28,8 +28,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--load-format", choices=("auto", "safetensors", "dummy"), default="auto")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--data-path", help="questions as JSONL in GSM8K's form (generated problems)")
-    parser.add_argument("--split", help="of the generated problems: seen, held-out or train (seen)")
+    parser.add_argument("--data-path", help="questions as JSONL in GSM8K's form (shipped problems)")
+    parser.add_argument("--split", help="of the shipped problems: seen or held-out (seen)")
     parser.add_argument("--random-input-len", type=at_least(1), metavar="N", help="prompts of N random ids, no score")
     parser.add_argument("--num-prompts", type=at_least(1), default=16, metavar="N", help="(16)")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=128, metavar="N", help="of an answer (128)")
@@ -157,10 +157,10 @@ def make_prompts(args: argparse.Namespace, folder: str, vocab_size: int) -> Prom
         rng = random.Random(0)
         return Prompts([rng.choices(range(vocab_size), k=args.random_input_len) for _ in range(args.num_prompts)])
     from sglang.srt.utils.tokenizer import Tokenizer
-    from sglang.test.eval_data import STREAMS, question_set
+    from sglang.test.eval_data import SHIPPED, question_set
 
-    if args.split not in (None, *STREAMS):
-        raise ValueError(f"--split {args.split}: give one of {', '.join(STREAMS)}")
+    if args.split not in (None, *SHIPPED):
+        raise ValueError(f"--split {args.split}: give one of {', '.join(SHIPPED)}")
     tokenizer = Tokenizer(folder)
     questions = question_set(args.data_path, args.split, None, 0, args.num_prompts).questions
     chats = [tokenizer.render_chat([{"role": "user", "content": question.question}]) for question in questions]

@@ -1,12 +1,13 @@
 """What goes into an evaluation and what comes out: questions in GSM8K's form, and one JSON line for each answer.
 
-Questions come from a file or from `sglang.test.word_problems`; nothing is ever downloaded. Knows no server.
+Questions come from a file, one's own or one of those in `test/data`; nothing is ever downloaded. Knows no server.
 """
 
 import contextlib
 import hashlib
 import math
 import os
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +16,12 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from sglang.test import word_problems
-from sglang.test.word_problems.__main__ import unique
-
-GENERATED_COUNT = 200  # questions, when neither a file nor a flag says how many
+SHIPPED_COUNT = 200  # questions, when neither a file nor a flag says how many
 NUMBER = re.compile(r"-?\d+\.?\d*")
-STREAMS = {
-    "seen": word_problems.test_seen,
-    "held-out": word_problems.test_held_out,
-    "train": word_problems.problems,
+DATA = Path(__file__).parent / "data"
+SHIPPED = {  # what the shipped model was not trained on: numbers and names that are new, and whole templates
+    "seen": DATA / "mini_gsm_seen.jsonl",
+    "held-out": DATA / "mini_gsm_heldout.jsonl",
 }
 
 
@@ -149,19 +147,21 @@ def question_set(
     data_path: str | Path | None, split: str | None, seed: int | None, num_shots: int, count: int | None
 ) -> QuestionSet:
     """The first `num_shots` questions of a file as worked examples and the next `count` to ask (None: all; fewer if
-    there are no more). Without a file they are generated: from `split` (None: seen) and `seed` (None: 1), the same each
-    time. Raises ValueError for a contradiction or when no question is left, OSError when the file can't be read."""
+    there are no more). Without a file they are the shipped ones of `split` (None: seen), 200 if nothing says how many,
+    in their file's order or in one that `seed` gives. Raises ValueError for a contradiction or when no question is
+    left, OSError when the file can't be read."""
     if num_shots < 0 or (count is not None and count < 1):
         raise ValueError(f"{num_shots} worked examples and {count} questions can't be")
     if data_path is not None:
         if split is not None or seed is not None:
-            raise ValueError("a split and a seed choose generated problems: leave them out, or the data path")
+            raise ValueError("a split and a seed choose shipped problems: leave them out, or the data path")
         rows, source = load(data_path), str(data_path)
     else:
-        split, seed = split or "seen", 1 if seed is None else seed
-        wanted = num_shots + (GENERATED_COUNT if count is None else count)
-        rows = [Question(p.question, p.answer) for p in unique(STREAMS[split](seed), wanted)]
-        source = f"sglang.test.word_problems, {split}, seed {seed}"
+        path = SHIPPED[split or "seen"]
+        rows, source = load(path), path.name + ("" if seed is None else f", seed {seed}")
+        count = SHIPPED_COUNT if count is None else count
+        if seed is not None:
+            random.Random(seed).shuffle(rows)
     if len(rows) <= num_shots:
         raise ValueError(f"{source}: of {len(rows)} questions none is left after {num_shots} worked examples")
     return QuestionSet(rows[:num_shots], rows[num_shots:][:count], source)

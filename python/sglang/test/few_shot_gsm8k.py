@@ -4,7 +4,7 @@
 
 Names and printed lines are upstream's; n and the 95 % interval stand beside the score. Two rules are those of its newer
 evaluation: worked examples are not asked again, and numbers may be negative or decimal. Nothing is downloaded: without
-a data path the questions are our generated ones, and a line says so.
+a data path the questions are the shipped ones, and a line says so.
 """
 
 import argparse

@@ -20,7 +20,7 @@ import msgspec
 from tqdm import tqdm
 
 from sglang.test.eval_data import (
-    STREAMS,
+    SHIPPED,
     Answer,
     Question,
     few_shot_prompt,
@@ -245,8 +245,8 @@ def at_least(low: int) -> Callable[[str], int]:
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", help="JSONL with question and answer, as GSM8K is published; never downloaded")
-    parser.add_argument("--split", choices=STREAMS, help="of our generated problems, without --data-path (seen)")
-    parser.add_argument("--data-seed", type=int, help="of our generated problems, without --data-path (1)")
+    parser.add_argument("--split", choices=SHIPPED, help="of the shipped problems, without --data-path (seen)")
+    parser.add_argument("--data-seed", type=int, help="order of the shipped problems (their file's)")
     parser.add_argument("--output-file", help="a new file for one JSON line an answer")
 
 
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     add_data_flags(parser)
     parser.add_argument("--form", choices=FORMS, default="chat")
     parser.add_argument("--num-shots", type=at_least(0), help="worked examples before a question (5; chat has none)")
-    parser.add_argument("--num-examples", type=at_least(1), help="questions (all of a file; 200 generated ones)")
+    parser.add_argument("--num-examples", type=at_least(1), help="questions (all of a file; 200 shipped ones)")
     parser.add_argument("--concurrency", type=at_least(1), default=32)
     parser.add_argument("--max-tokens", type=at_least(1), default=512)
     args = parser.parse_args(argv)

@@ -1,5 +1,6 @@
 """The shipped model's files: size, tensor names, architecture, tokenizer, chat template; and the word problem sets."""
 
+import importlib.util
 import json
 import re
 import struct
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sglang
-from sglang.test import word_problems
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.word_problems.__main__ import main as write_problems
-from sglang.test.word_problems.core import HELD_OUT, TEMPLATES, make
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts/train_model"))
+import word_problems
+from make_word_problems import main as write_problems
+from word_problems.core import HELD_OUT, TEMPLATES, make
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 
@@ -286,6 +289,11 @@ def test_gsm_symbolic_without_reasoning_gym(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(SystemExit, match="pip install reasoning-gym"):
         write_problems(["--split", "gsm-symbolic", "--count", "1"])
+
+
+def test_the_generator_is_no_part_of_the_package():
+    assert importlib.util.find_spec("sglang.test.word_problems") is None
+    assert not Path(word_problems.__file__).is_relative_to(PACKAGE)
 
 
 def test_cli_refuses_a_count_of_zero(capsys):

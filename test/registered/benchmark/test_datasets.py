@@ -187,10 +187,13 @@ def test_gsm8k_forms(make, tokenizer):
         make("--dataset-name", "gsm8k", "--num-prompts", "9", "--gsm8k-num-shots", "1", file=PROBLEMS)
 
 
-def test_gsm8k_of_our_own(make):
+def test_gsm8k_without_a_file(make):
     rows = make("--dataset-name", "gsm8k", "--num-prompts", "20", "--gsm8k-num-shots", "0")
     assert len({row.prompt for row in rows}) == 20 and all(row.prompt.startswith("Question: ") for row in rows)
     assert make("--dataset-name", "gsm8k", "--num-prompts", "20", "--gsm8k-num-shots", "0", "--seed", "1") != rows
+    assert len(make("--dataset-name", "gsm8k")) == 200
+    with pytest.raises(ValueError, match="the shipped file gives 495 usable prompts, --num-prompts asks for 496"):
+        make("--dataset-name", "gsm8k", "--num-prompts", "496")
 
 
 @pytest.mark.parametrize("name", ["random", "sharegpt", "custom"])

@@ -83,14 +83,21 @@ def test_shots_come_first_and_are_not_asked():
     assert question_set(SEEN, None, None, 0, None).questions == rows
 
 
-def test_generated_questions_repeat_with_their_seed():
+def test_without_a_file_the_shipped_questions_are_asked():
     data = question_set(None, None, None, 2, 10)
-    assert len(data.shots) == 2 and len(data.questions) == 10 and "seen, seed 1" in data.source
-    assert data == question_set(None, "seen", 1, 2, 10)
-    assert question_set(SEEN, None, None, 2, 10).questions == data.questions  # the shipped file is seed 1
-    others = [question_set(None, "seen", 2, 2, 10), question_set(None, "held-out", 1, 2, 10)]
-    assert all(not set(data.questions) & set(other.questions) for other in others)
-    assert len(question_set(None, "train", 1, 0, None).questions) == 200
+    assert data == question_set(None, "seen", None, 2, 10) and data.source == "mini_gsm_seen.jsonl"
+    assert (data.shots, data.questions) == (load(SEEN)[:2], load(SEEN)[2:12])
+    assert len(question_set(None, None, None, 0, None).questions) == 200
+    held_out = question_set(None, "held-out", None, 0, 204).questions
+    assert len(set(held_out)) == 204 and not set(held_out) & set(load(SEEN))
+
+
+def test_a_seed_gives_the_shipped_questions_an_order():
+    data = question_set(None, None, 1, 5, 495)
+    assert data == question_set(None, None, 1, 5, 495) and data.source == "mini_gsm_seen.jsonl, seed 1"
+    rows = data.shots + data.questions
+    assert rows != load(SEEN) and sorted(q.hash for q in rows) == sorted(q.hash for q in load(SEEN))
+    assert question_set(None, None, 2, 5, 495) != data
 
 
 @pytest.mark.parametrize(
@@ -101,6 +108,7 @@ def test_generated_questions_repeat_with_their_seed():
         ((SEEN, None, None, -1, 1), "-1 worked examples"),
         ((SEEN, None, None, 0, 0), "0 questions"),
         ((SEEN, None, None, 500, 1), "of 500 questions none is left after 500"),
+        ((None, None, None, 500, 1), "mini_gsm_seen.jsonl: of 500 questions none is left"),
     ],
 )
 def test_question_sets_that_cannot_be(arguments, message):

@@ -189,10 +189,10 @@ def test_command_line(stub, tmp_path, data, capsys):
     assert len(load_answers(path)) == 9 and server.asked[0][1]["max_tokens"] == 7
 
 
-def test_command_line_generates_questions(stub, capsys):
+def test_command_line_without_a_file(stub, capsys):
     server = stub(lambda prompt: "5")
     gsm8k_eval.main(["--base-url", server.url, "--num-examples", "4", "--split", "held-out", "--data-seed", "3"])
-    assert "4 questions of sglang.test.word_problems, held-out, seed 3" in capsys.readouterr().out
+    assert "4 questions of mini_gsm_heldout.jsonl, seed 3" in capsys.readouterr().out
     assert len(server.asked) == 4
 
 
@@ -254,7 +254,7 @@ def test_run_eval_as_upstreams_tests_call_it(stub, data, tmp_path, capsys):
 def test_run_eval_without_data_says_what_it_asks(stub, tmp_path, capsys):
     server, path = stub(lambda prompt: "5"), str(tmp_path / "run.jsonl")
     metrics = run_eval(SimpleNamespace(data_path=None, num_questions=3, port=server.server_port, output_file=path))
-    assert "3 questions of sglang.test.word_problems, seen, seed 1" in capsys.readouterr().out
+    assert "3 questions of mini_gsm_seen.jsonl" in capsys.readouterr().out
     assert metrics["output_file"] == path and len(load_answers(path)) == 3
     assert server.asked[0][1]["text"].count("Question: ") == 6
 

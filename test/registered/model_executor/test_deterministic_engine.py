@@ -9,16 +9,16 @@ import random
 import sys
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import islice
 
 import pytest
 import torch
 
 from sglang.assets import shipped_model_path
 from sglang.srt.utils.tokenizer import Tokenizer
-from sglang.test import word_problems
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.engine_harness import DEVICE, LoadedModel, load
+from sglang.test.eval_data import SHIPPED
+from sglang.test.eval_data import load as load_questions
 from sglang.test.scheduler_harness import Harness
 
 register_cpu_ci(est_time=60, suite="base-a-test-cpu")
@@ -88,7 +88,7 @@ def requests() -> list[Request]:
     """Word problems of one token to beyond the window; every fourth begins as the one before it does."""
     rng = random.Random(5)
     encode = Tokenizer(str(shipped_model_path())).encode
-    texts = [f"Question: {p.question}\nAnswer: {p.answer}\n\n" for p in islice(word_problems.problems(7), 400)]
+    texts = [f"Question: {q.question}\nAnswer: {q.answer}\n\n" for q in load_questions(SHIPPED["seen"])]
     made: list[Request] = []
     for i in range(COUNT):
         length = rng.choice([1, 7, 31, 32, 33, 64, 90, WINDOW - 1, WINDOW, WINDOW + 1, 170, 260, LONGEST])

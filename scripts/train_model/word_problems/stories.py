@@ -1,7 +1,7 @@
 """Templates that string drawn events together, so that no two stories need be alike."""
 
-from sglang.test.word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
-from sglang.test.word_problems.words import BOXES, DAYS, FAMILY, PARTS, THINGS, TIMES
+from word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
+from word_problems.words import BOXES, DAYS, FAMILY, PARTS, THINGS, TIMES
 
 Event = tuple[str, list[str], int]  # a sentence, its steps, the new count
 

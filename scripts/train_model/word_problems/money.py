@@ -1,7 +1,7 @@
 """Templates about buying, selling, earning and saving. Amounts are whole dollars."""
 
-from sglang.test.word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
-from sglang.test.word_problems.words import (
+from word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
+from word_problems.words import (
     CLOTHES,
     COUNT,
     DAYS,

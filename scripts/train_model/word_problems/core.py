@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglang.test.word_problems.words import BOYS, GIRLS, TEST_BOYS, TEST_GIRLS, THINGS, invented_name, invented_things
+from word_problems.words import BOYS, GIRLS, TEST_BOYS, TEST_GIRLS, THINGS, invented_name, invented_things
 
 TEST_SHARE = 16  # one in so many combinations of template and numbers is kept for the test sets
 INVENTED_NAMES, INVENTED_THINGS = 0.5, 0.1  # shares in training, so that the model learns to copy unknown words

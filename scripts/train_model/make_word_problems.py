@@ -1,6 +1,6 @@
 """Writes word problems as JSON lines in GSM8K's form: {"question": ..., "answer": "... #### N"}.
 
-python -m sglang.test.word_problems --split seen --count 500 --seed 1 --out mini_gsm_seen.jsonl
+python scripts/train_model/make_word_problems.py --split seen --count 500 --seed 1 --out mini_gsm_seen.jsonl
 """
 
 import argparse
@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
-from sglang.test.word_problems import problems, test_held_out, test_seen
-from sglang.test.word_problems.core import Problem
+from word_problems import problems, test_held_out, test_seen
+from word_problems.core import Problem
 
 
 def unique(stream, count: int) -> list[Problem]:
@@ -24,7 +24,7 @@ def unique(stream, count: int) -> list[Problem]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sglang.test.word_problems", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--split", choices=["train", "seen", "held-out", "gsm-symbolic"], default="train",
                         help="seen and held-out are the two test sets; gsm-symbolic needs reasoning-gym")  # fmt: skip
     parser.add_argument("--count", type=int, default=100)
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.count < 1:
         parser.error(f"--count must be at least 1, not {args.count}")
     if args.split == "gsm-symbolic":
-        from sglang.test.word_problems.gsm_symbolic import gsm_symbolic
+        from word_problems.gsm_symbolic import gsm_symbolic
 
         chosen = list(islice(gsm_symbolic(20 * args.count, args.seed, test=True), args.count))
     else:

@@ -1,7 +1,7 @@
 """Templates that combine a drawn setting with a drawn plot: many places, things and verbs over a few kinds of sums."""
 
-from sglang.test.word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
-from sglang.test.word_problems.words import COLORS, COUNT, DAYS, FAMILY, PARTS, THINGS, TIMES
+from word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
+from word_problems.words import COLORS, COUNT, DAYS, FAMILY, PARTS, THINGS, TIMES
 
 # place, its parts, a word that joins, what they hold, ways to lose some, ways to get some
 HOLDERS = (

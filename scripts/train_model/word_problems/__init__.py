@@ -7,8 +7,8 @@ problems: numbers and names that training never sees, and whole templates that t
 import random
 from collections.abc import Iterator
 
-from sglang.test.word_problems import measures, money, scenes, stories, things  # noqa: F401  (they register their templates)
-from sglang.test.word_problems.core import HELD_OUT, TEMPLATES, WEIGHTS, Problem, make
+from word_problems import measures, money, scenes, stories, things  # noqa: F401  (they register their templates)
+from word_problems.core import HELD_OUT, TEMPLATES, WEIGHTS, Problem, make
 
 SEEN = [name for name in TEMPLATES if name not in HELD_OUT]
 

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
-from sglang.test.word_problems.core import TEST_SHARE, Problem
+from word_problems.core import TEST_SHARE, Problem
 
 SUFFIX = " Give the result as your final answer. Do not include units."
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")

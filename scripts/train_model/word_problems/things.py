@@ -1,7 +1,7 @@
 """Templates about having, giving, sharing, packing and comparing things."""
 
-from sglang.test.word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
-from sglang.test.word_problems.words import (
+from word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
+from word_problems.words import (
     ANIMALS,
     BOXES,
     COLORS,

@@ -1,7 +1,7 @@
 """Templates about time, distance, length, ages, groups of people and rates."""
 
-from sglang.test.word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
-from sglang.test.word_problems.words import DAYS, FAMILY, FOOD, FRUIT, PARTS, PLACES, THINGS, TIMES
+from word_problems.core import Problem, Sampler, add, div, mul, need, sub, template
+from word_problems.words import DAYS, FAMILY, FOOD, FRUIT, PARTS, PLACES, THINGS, TIMES
 
 
 @template
