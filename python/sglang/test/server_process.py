@@ -43,11 +43,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 5.0) -> None:
 
 
 class ServerProcess:
-    """`python -m module --port P flags...` and extra_server_args(). As a context manager it waits until it is ready."""
+    """`python -m module --port P flags...` and extra_server_args(). As a context manager it waits until it is ready.
+    `address`: where it is asked."""
 
-    def __init__(self, module: str, *flags: str, port: int | None = None, timeout: float = 60.0):
+    def __init__(
+        self, module: str, *flags: str, port: int | None = None, timeout: float = 60.0, address: str = "127.0.0.1"
+    ):
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
         self.timeout = timeout
         self.client = httpx.Client(base_url=self.url, timeout=60.0)
         self._log = tempfile.TemporaryFile("w+")

@@ -24,11 +24,11 @@ def sockets_dir(monkeypatch):
 
 @pytest.fixture
 def start(model_folder, sockets_dir):
-    """start(*flags, ready=True, port=None): a running server."""
+    """start(*flags, ready=True, **options of ServerProcess): a running server."""
     servers = []
 
-    def start(*flags: str, ready: bool = True, port: int | None = None) -> ServerProcess:
-        server = ServerProcess("sglang.test.fake_server", "--model-path", model_folder, *flags, port=port)
+    def start(*flags: str, ready: bool = True, **options) -> ServerProcess:
+        server = ServerProcess("sglang.test.fake_server", "--model-path", model_folder, *flags, **options)
         servers.append(server)
         if ready:
             server.wait_ready()

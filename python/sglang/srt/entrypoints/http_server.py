@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from sglang.srt.entrypoints.backend import PROBE_SECONDS, Backend
+from sglang.srt.entrypoints.connections import bind
 from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest, item_type
 from sglang.srt.entrypoints.openai.protocol import (
     ChatCompletionRequest,
@@ -231,23 +232,6 @@ class _Uvicorn(uvicorn.Server):
 
 def _print_error(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """The listening address, taken before anything slow. Raises OSError that says what is wrong with it."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except socket.gaierror as e:
-        raise OSError(f"--host {host}: {e.strerror}") from e
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as e:
-        listener.close()
-        raise OSError(f"cannot listen on {host}:{port}: {e.strerror}; choose another --host or --port") from e
-    return listener
 
 
 def serve(args: ServerArgs, scheduler_module: str = SCHEDULER_MODULE) -> int:
