@@ -3,7 +3,7 @@
 It speaks the protocol of srt/managers/io_struct.py. Output token i is prompt token i (modulo its length). A request's
 `custom_params` change that: {"output_ids": [...]} are the tokens instead, {"delay": s} waits before each token,
 {"die": code} ends the process on arrival, {"refuse": message, "status": code} answers with an error, {"cached_tokens":
-n} and {"queue_time": s} are reported as they are.
+n} and {"queue_time": s} are reported as they are, {"label": name} is how /server_info calls it instead of its serial.
 `--json-model-override-args {"fake": {...}}` changes the start: "startup_error", "startup_exit", "startup_delay",
 "context_len", "generation_config".
 """
@@ -25,6 +25,8 @@ class FakeReq:
         self.msg = msg
         self.params = msg.sampling_params
         self.custom = self.params.custom_params or {}
+        self.label = self.custom.get("label", msg.serial)
+        self.announced = False
         self.tokens: list[int] = self.custom.get("output_ids") or msg.input_ids
         self.made: list[int] = []
         self.sent = 0
@@ -37,10 +39,10 @@ class FakeScheduler:
         self.receiver = receiver
         self.sender = sender
         self.context_len = context_len
-        self.running: dict[str, FakeReq] = {}
-        self.received: list[str] = []
-        self.aborted: list[str] = []
-        self.stopped: list[str] = []
+        self.running: dict[int, FakeReq] = {}
+        self.received: list[int | str] = []  # labels, as are the next
+        self.aborted: list[int | str] = []
+        self.stopped: list[int | str] = []
         self.last_request: dict = {}
 
     def step(self) -> None:
@@ -80,7 +82,7 @@ class FakeScheduler:
         return self._output(req, finish)
 
     def _output(self, req: FakeReq, finish):
-        from sglang.srt.managers.io_struct import TokenOutput
+        from sglang.srt.managers.io_struct import RequestReport, TextSettings, TokenOutput
 
         first, ids = req.sent == 0, req.made[req.sent :]
         start, prompt = req.msg.logprob_start_len, req.msg.input_ids
@@ -89,12 +91,11 @@ class FakeScheduler:
         input_logprobs = self._logprobs(req.msg, prompt[start:], start, start == 0) if wants_prompt else None
         req.sent = len(req.made)
         if finish is not None:
-            del self.running[req.msg.rid]
-        return TokenOutput(
-            req.msg.rid, ids, finish=finish, prompt_tokens=len(prompt), completion_tokens=req.sent,
-            output_logprobs=output_logprobs, input_logprobs=input_logprobs,
-            cached_tokens=req.custom.get("cached_tokens", 0), queue_time=req.custom.get("queue_time", 0.0),
-        )  # fmt: skip
+            del self.running[req.msg.serial]
+        text = None if req.announced else TextSettings(req.params, prompt[-8:])
+        req.announced = True
+        report = RequestReport(req.custom.get("cached_tokens", 0), queue_time=req.custom.get("queue_time", 0.0))
+        return TokenOutput(req.msg.serial, ids, finish, report, text, output_logprobs, input_logprobs)
 
     def _logprobs(self, msg, ids: list[int], start: int, no_first: bool = False):
         """Token i of its side has logprob -i - 1; the best k are ids 10, 11, ... at -0.25, -0.5, ..."""
@@ -111,10 +112,10 @@ class FakeScheduler:
             [[-float(i) for i in selected] for _ in ids] if selected else None,
         )
 
-    def _end(self, rid: str, finish) -> None:
+    def _end(self, req: FakeReq, finish) -> None:
         from sglang.srt.managers.io_struct import BatchTokenOutput
 
-        if req := self.running.get(rid):
+        if req.msg.serial in self.running:
             self.sender.send(BatchTokenOutput([self._output(req, finish)]))
 
     # ---- messages ----------------------------------------------------------------------------------------------
@@ -127,24 +128,26 @@ class FakeScheduler:
         req = FakeReq(msg, time.monotonic())
         if "die" in req.custom:
             os._exit(req.custom["die"])
-        self.received.append(msg.rid)
+        self.received.append(req.label)
         self.last_request = msgspec.to_builtins(msg.sampling_params) | {"input_ids": msg.input_ids}
-        self.running[msg.rid] = req
+        self.running[msg.serial] = req
         if "refuse" in req.custom:
-            self._end(msg.rid, FinishReason("abort", message=req.custom["refuse"], status_code=req.custom["status"]))
+            self._end(req, FinishReason("abort", message=req.custom["refuse"], status_code=req.custom["status"]))
 
     def on_AbortReq(self, msg) -> None:
         from sglang.srt.managers.io_struct import FinishReason
 
-        for rid in list(self.running) if msg.abort_all else [msg.rid]:
-            self.aborted.append(rid)
-            self._end(rid, FinishReason("abort", message=msg.message))
+        reqs = [req for serial, req in self.running.items() if msg.abort_all or serial == msg.serial]
+        for req in reqs:
+            self.aborted.append(req.label)
+            self._end(req, FinishReason("abort", message=msg.message))
 
     def on_StopReq(self, msg) -> None:
         from sglang.srt.managers.io_struct import FinishReason
 
-        self.stopped.append(msg.rid)
-        self._end(msg.rid, FinishReason("stop"))
+        if req := self.running.get(msg.serial):
+            self.stopped.append(req.label)
+            self._end(req, FinishReason("stop"))
 
     def on_FlushCacheReq(self, msg) -> None:
         from sglang.srt.managers.io_struct import FlushCacheReply
@@ -156,7 +159,7 @@ class FakeScheduler:
         from sglang.srt.managers.io_struct import InternalStateReply
 
         state = {
-            "running": list(self.running),
+            "running": [req.label for req in self.running.values()],
             "received": self.received,
             "aborted": self.aborted,
             "stopped": self.stopped,

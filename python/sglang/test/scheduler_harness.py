@@ -3,7 +3,15 @@
 import random
 from dataclasses import dataclass, field
 
-from sglang.srt.managers.io_struct import BatchTokenOutput, Logprobs, Message, TokenizedGenerateReq, TokenOutput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTokenOutput,
+    Logprobs,
+    Message,
+    StopReq,
+    TokenizedGenerateReq,
+    TokenOutput,
+)
 from sglang.srt.managers.kv_manager import KVManager
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
@@ -52,6 +60,7 @@ class Harness:
         self.inbox: list[Message] = []
         self.other: list[Message] = []
         self.received: dict[str, Received] = {}
+        self.names: list[str] = []  # that of serial i is at i - 1
         self.scheduler = Scheduler(
             self.worker,
             self.kv,
@@ -72,8 +81,9 @@ class Harness:
             self.other.append(message)
             return
         for output in message.outputs:
-            got = self.received.setdefault(output.rid, Received())
-            assert not got.finals, f"{output.rid} got a message after its final one"
+            name = self.names[output.serial - 1]
+            got = self.received.setdefault(name, Received())
+            assert not got.finals, f"{name} got a message after its final one"
             got.ids += output.new_ids
             if output.output_logprobs:
                 got.logprobs += output.output_logprobs.values
@@ -87,7 +97,7 @@ class Harness:
 
     def add(
         self,
-        rid: str,
+        name: str,
         prompt: list[int],
         max_new_tokens: int = 8,
         ignore_eos: bool = True,
@@ -96,7 +106,17 @@ class Harness:
     ) -> None:
         """`params`: more SamplingParams; `fields`: more of TokenizedGenerateReq."""
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, **(params or {}))
-        self.inbox.append(TokenizedGenerateReq(rid, list(prompt), params, **fields))
+        self.names.append(name)
+        self.inbox.append(TokenizedGenerateReq(len(self.names), list(prompt), params, **fields))
+
+    def serial(self, name: str) -> int:
+        return self.names.index(name) + 1
+
+    def abort(self, name: str) -> None:
+        self.inbox.append(AbortReq(self.serial(name)))
+
+    def stop(self, name: str) -> None:
+        self.inbox.append(StopReq(self.serial(name)))
 
     def step(self) -> None:
         self.scheduler.step()

@@ -58,7 +58,7 @@ def test_prompts_start_from_the_cache():
     before = worker.prefill_tokens
     batch = StaticBatch(kv, given, 16)
     assert run(worker, batch, 9) == [expected_output(prompt.tolist(), 9, VOCAB) for prompt in given]
-    assert [req.cached_tokens for req in batch.reqs] == [7, 7]
+    assert [req.report.cached_tokens for req in batch.reqs] == [7, 7]
     assert worker.prefill_tokens - before == 5 + 13
     kv.check_idle()
 

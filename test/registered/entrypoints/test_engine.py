@@ -22,6 +22,10 @@ FAKE_SCHEDULER = "sglang.test.fake_scheduler"
 SLOW = {"max_new_tokens": 400, "custom_params": {"delay": 0.05}}
 
 
+def slow(label: str) -> dict:
+    return {"max_new_tokens": 400, "custom_params": {"delay": 0.05, "label": label}}
+
+
 def says(text: str, **custom) -> dict:
     ids = make_tokenizer().encode(text, add_special_tokens=False).ids
     return {"max_new_tokens": len(ids), "custom_params": {"output_ids": ids, **custom}}
@@ -64,7 +68,7 @@ def test_control(engine, folder):
     assert engine.get_model_info()["model_path"] == folder
     assert engine.get_server_info()["log_level"] == "error"
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(engine.generate("a", SLOW, rid="r")))
+    thread = threading.Thread(target=lambda: answers.append(engine.generate("a", slow("r"), rid="r")))
     thread.start()
     wait_for(lambda: state(engine)["running"] == ["r"])
     assert engine.flush_cache() is False
@@ -111,16 +115,16 @@ def test_made_in_a_thread_that_ends(folder):
 
 
 def test_leaving_early_aborts(engine):
-    pieces = engine.generate("a", SLOW, stream=True, rid="iterator")
+    pieces = engine.generate("a", slow("iterator"), stream=True)
     next(pieces)
     pieces.close()
     wait_for(lambda: "iterator" in state(engine)["aborted"])
 
     async def main() -> None:
-        stream = await engine.async_generate("a", SLOW, stream=True, rid="async iterator")
+        stream = await engine.async_generate("a", slow("async iterator"), stream=True)
         await anext(stream)
         await stream.aclose()
-        task = asyncio.create_task(engine.async_generate("a", SLOW, rid="task"))
+        task = asyncio.create_task(engine.async_generate("a", slow("task")))
         await asyncio.sleep(0.2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -132,8 +132,8 @@ def test_batch_stream_names_the_index(events):
 
 
 def test_stop_string_never_shows(events, post, server):
-    params = {**says("one two stop three", delay=0.003), "stop": ["two stop", "zzz"]}
-    pieces = events("/generate", text="q", sampling_params=params, rid="stopper")
+    params = {**says("one two stop three", delay=0.003, label="stopper"), "stop": ["two stop", "zzz"]}
+    pieces = events("/generate", text="q", sampling_params=params)
     assert pieces[-1]["text"] == "one "
     assert pieces[-1]["meta_info"]["finish_reason"] == {"type": "stop", "matched": "two stop"}
     assert not any("t" in p["text"] for p in pieces), "the start of the stop string was shown"
@@ -297,7 +297,7 @@ def test_refusal_of_the_scheduler_has_its_status(post, server):
 
 
 def test_duplicate_rid_is_refused_while_it_runs_only(post, server):
-    slow = {"max_new_tokens": 200, "custom_params": {"delay": 0.05}}
+    slow = {"max_new_tokens": 200, "custom_params": {"delay": 0.05, "label": "dup"}}
     thread = threading.Thread(target=lambda: post("/generate", text="a", rid="dup", sampling_params=slow))
     thread.start()
     wait_for(lambda: "dup" in server.internal_state()["running"])
@@ -312,14 +312,14 @@ def test_duplicate_rid_is_refused_while_it_runs_only(post, server):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_client_that_leaves_frees_its_request(server, stream):
-    rid = f"leaver-{stream}"
-    body = {"text": "a", "rid": rid, "stream": stream}
-    body["sampling_params"] = {"max_new_tokens": 400, "custom_params": {"delay": 0.05}, "n": 2}
+    label = f"leaver-{stream}"
+    body = {"text": "a", "stream": stream}
+    body["sampling_params"] = {"max_new_tokens": 400, "custom_params": {"delay": 0.05, "label": label}, "n": 2}
     data = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", server.port)) as s:
         s.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
-        wait_for(lambda: f"{rid}-1" in server.internal_state()["running"])
-    wait_for(lambda: {f"{rid}-0", f"{rid}-1"} <= set(server.internal_state()["aborted"]))
+        wait_for(lambda: server.internal_state()["running"] == [label] * 2)
+    wait_for(lambda: server.internal_state()["aborted"].count(label) == 2)
     assert server.internal_state()["running"] == []
 
 

@@ -237,7 +237,7 @@ def test_models(client):
 
 
 def test_client_that_stops_reading_frees_its_request(chat, server):
-    with chat(text="x", stream=True, extra_body={**says("x" * 200, delay=0.05), "rid": "quitter"}) as stream:
+    with chat(text="x", stream=True, extra_body=says("x" * 200, delay=0.05, label="quitter")) as stream:
         next(iter(stream))
     done = threading.Event()
     for _ in range(100):

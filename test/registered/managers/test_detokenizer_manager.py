@@ -7,20 +7,21 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from sglang.srt.managers.detokenizer_manager import EARLY_SECONDS, DetokenizerManager
+from sglang.srt.managers.detokenizer_manager import DetokenizerManager
 from sglang.srt.managers.incremental_text import IncrementalText
 from sglang.srt.managers.io_struct import (
-    AbortReq,
     BatchTextOutput,
     BatchTokenOutput,
-    DetokenizeSetup,
     FinishReason,
     FlushCacheReply,
     Logprobs,
+    RequestReport,
     StopReq,
+    TextSettings,
     TokenOutput,
 )
 from sglang.srt.managers.stop_matcher import StopMatcher, compile_stop_regex
+from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
@@ -194,19 +195,25 @@ class Harness:
         self.tokenizer = tokenizer
         self.http: list = []
         self.scheduler: list = []
-        self.now = 0.0
-        self.manager = DetokenizerManager(tokenizer, self.http.append, self.scheduler.append, lambda: self.now)
+        self.serial = 0
+        self.settings: dict[int, TextSettings] = {}
+        self.manager = DetokenizerManager(tokenizer, self.http.append, self.scheduler.append)
 
-    def setup(self, rid: str = "r", **fields) -> None:
-        self.manager.handle_all([DetokenizeSetup(rid, **fields)])
+    def setup(self, **params) -> int:
+        """A new request, whose settings come with its first output; its serial."""
+        self.serial += 1
+        self.settings[self.serial] = TextSettings(SamplingParams(**params))
+        return self.serial
 
-    def tokens(
-        self, ids: list[int], finish: FinishReason | None = None, rid: str = "r", total: int = 0, **fields
-    ) -> list:
+    def output(self, ids: list[int], finish: FinishReason | None = None, serial: int = 0, **fields) -> TokenOutput:
+        """The next output of that request, of the latest one by default."""
+        serial = serial or self.serial
+        return TokenOutput(serial, ids, finish, text=self.settings.pop(serial, None), **fields)
+
+    def tokens(self, ids: list[int], finish: FinishReason | None = None, **fields) -> list:
         """Send one output; the TextOutputs it led to."""
         self.http.clear()
-        out = TokenOutput(rid, ids, finish, completion_tokens=total or len(ids), **fields)
-        self.manager.handle_all([BatchTokenOutput([out])])
+        self.manager.handle_all([BatchTokenOutput([self.output(ids, finish, **fields)])])
         return [text for message in self.http for text in message.outputs]
 
     def text(self, text: str, **kwargs) -> list:
@@ -226,13 +233,13 @@ def test_stop_string_across_tokens_ends_the_request_once(harness):
     harness.setup(stop=["END"])
     assert [o.text_delta for o in harness.text("aE")] == ["a"]
     assert [o.text_delta for o in harness.text("N")] == [""]
-    (last,) = harness.text("Dxyz", total=7)
+    (last,) = harness.text("Dxyz", report=RequestReport(cached_tokens=5))
     assert (last.text_delta, last.finish) == ("", FinishReason("stop", matched="END"))
     assert len(last.new_ids) == 1  # D completed it; xyz is cut off
-    assert last.completion_tokens == 7 - 3
-    assert harness.scheduler == [StopReq("r")]
+    assert last.report == RequestReport(cached_tokens=5)
+    assert harness.scheduler == [StopReq(harness.serial)]
     assert harness.text("more") == []  # a step that was under way
-    assert "r" in harness.manager.requests
+    assert harness.serial in harness.manager.requests
     assert harness.tokens([], STOPPED) == []  # the scheduler's answer to StopReq
     assert not harness.manager.requests
     assert len(harness.scheduler) == 1
@@ -298,44 +305,27 @@ def test_cut_character_comes_with_its_last_byte(harness):
     assert [harness.tokens([i])[0].text_delta for i in ids] == ["", "", "€"]
 
 
-def test_outputs_may_come_before_their_setup(harness):
-    """Two processes send here; nothing orders the one's setup before the other's tokens."""
-    ids = harness.tokenizer.encode("abc", False)
-    assert harness.tokens(ids[:2]) == []
-    assert harness.tokens(ids[2:], LENGTH) == []
-    harness.http.clear()
-    harness.setup(stop=["x"])
-    outputs = [o for message in harness.http for o in message.outputs]
-    assert "".join(o.text_delta for o in outputs) == "abc"
-    assert outputs[-1].finish == LENGTH
-    assert not harness.manager.requests
-    assert not harness.manager.early
-
-
-def test_outputs_never_announced_are_dropped_in_time(harness):
-    harness.tokens([7], rid="ghost")
-    harness.now = EARLY_SECONDS - 1
-    harness.tokens([7], LENGTH, rid="ghost done")
-    assert set(harness.manager.early) == {"ghost", "ghost done"}
-    harness.now = 2 * EARLY_SECONDS
-    harness.manager.handle_all([])
-    assert not harness.manager.early
-    assert [(type(m), m.rid) for m in harness.scheduler] == [(AbortReq, "ghost")]  # the other had ended by itself
+def test_a_refusal_has_no_text_and_is_passed_on(harness):
+    refusal = FinishReason("abort", message="the queue is full", status_code=503)
+    (out,) = harness.tokens([], refusal, serial=9)
+    assert (out.serial, out.text_delta, out.finish) == (9, "", refusal)
+    assert not harness.manager.requests and not harness.scheduler
 
 
 def test_hostile_regex_ends_its_own_request_only(harness):
-    harness.setup(stop_regex=[r"(?:(?:x+)+)+(?:(?:x+)+)+y\1?|(x+x+)+y"])
-    harness.setup(rid="other")
-    harness.http.clear()
-    hostile = TokenOutput("r", harness.tokenizer.encode("x" * 60 + "z", False))
-    harness.manager.handle_all(
-        [BatchTokenOutput([hostile, TokenOutput("other", harness.tokenizer.encode("ok", False))])]
-    )
-    outputs = {o.rid: o for o in harness.http[0].outputs}
-    assert outputs["other"].text_delta == "ok"
-    if outputs["r"].finish is not None:  # the engine may be clever enough to answer in time
-        assert outputs["r"].finish.status_code == 400
-        assert harness.scheduler == [StopReq("r")]
+    hostile = harness.setup(stop_regex=[r"(?:(?:x+)+)+(?:(?:x+)+)+y\1?|(x+x+)+y"])
+    other = harness.setup()
+    encode = harness.tokenizer.encode
+    batch = [
+        harness.output(encode("x" * 60 + "z", False), serial=hostile),
+        harness.output(encode("ok", False), serial=other),
+    ]
+    harness.manager.handle_all([BatchTokenOutput(batch)])
+    outputs = {o.serial: o for o in harness.http[0].outputs}
+    assert outputs[other].text_delta == "ok"
+    if outputs[hostile].finish is not None:  # the engine may be clever enough to answer in time
+        assert outputs[hostile].finish.status_code == 400
+        assert harness.scheduler == [StopReq(hostile)]
 
 
 def test_regex_that_times_out_is_the_clients_fault(harness, monkeypatch):
@@ -347,18 +337,17 @@ def test_regex_that_times_out_is_the_clients_fault(harness, monkeypatch):
     (out,) = harness.text("aaa")
     assert (out.finish.type, out.finish.status_code) == ("abort", 400)
     assert "'a+b'" in out.finish.message
-    assert harness.scheduler == [StopReq("r")]
+    assert harness.scheduler == [StopReq(harness.serial)]
 
 
 def test_other_messages_pass_through_and_texts_travel_together(harness):
-    harness.setup("a")
-    harness.setup("b")
+    a, b = harness.setup(), harness.setup()
     reply = FlushCacheReply("c", True)
-    batch = [BatchTokenOutput([TokenOutput("a", [300])]), reply, BatchTokenOutput([TokenOutput("b", [301])])]
-    harness.manager.handle_all(batch)
+    outputs = [harness.output([300], serial=a), harness.output([301], serial=b)]
+    harness.manager.handle_all([BatchTokenOutput(outputs[:1]), reply, BatchTokenOutput(outputs[1:])])
     assert harness.http[0] == reply
     assert isinstance(harness.http[1], BatchTextOutput)
-    assert [o.rid for o in harness.http[1].outputs] == ["a", "b"]
+    assert [o.serial for o in harness.http[1].outputs] == [a, b]
 
 
 def test_without_a_tokenizer_ids_pass():

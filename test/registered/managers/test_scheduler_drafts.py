@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sglang.srt.managers.io_struct import AbortReq, InternalStateReq, StopReq
+from sglang.srt.managers.io_struct import InternalStateReq
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import expected_output
 from sglang.test.scheduler_harness import VOCAB, Harness, feed_sharing_requests, prompt_of
@@ -21,12 +21,12 @@ def check(h: Harness, rid: str, prompt: list[int], count: int) -> None:
     got = h.received[rid]
     assert got.ids == expected_output(prompt, count, VOCAB)
     (final,) = got.finals
-    assert final.finish.type == "length" and final.completion_tokens == count
-    drafts = sum(final.verified_drafts or [])
-    correct = sum(n * times for n, times in enumerate(final.verified_drafts or []))
+    assert final.finish.type == "length"
+    drafts = sum(final.report.verified_drafts or [])
+    correct = sum(n * times for n, times in enumerate(final.report.verified_drafts or []))
     # A prompt's step gives one token (again after a retraction), each draft what it got right and one more; the last
     # may hold more than fits.
-    assert count - final.num_retractions <= 1 + correct + drafts <= count + h.kv.decode_tokens - 1
+    assert count - final.report.num_retractions <= 1 + correct + drafts <= count + h.kv.decode_tokens - 1
 
 
 @pytest.mark.parametrize("tokens", [2, 4, 12])
@@ -51,7 +51,7 @@ def test_many_requests_under_pressure(window: int | None, policy: str):
     for rid, (prompt, count) in wanted.items():
         check(h, rid, prompt, count)
     assert h.scheduler.stats.retractions > 0, "the test is meant to run out of slots"
-    assert any(r.finals[0].cached_tokens > 0 for r in h.received.values())
+    assert any(r.finals[0].report.cached_tokens > 0 for r in h.received.values())
     h.kv.check_idle()
 
 
@@ -64,7 +64,7 @@ def test_random_aborts_and_stops_leak_nothing():
             h.add(f"r{i}", prompt_of(rng.randrange(1, 60), i % 7), rng.randrange(1, 60))
             alive.append(f"r{i}")
         if alive and rng.random() < 0.2:
-            h.inbox.append(rng.choice([AbortReq, StopReq])(alive.pop(rng.randrange(len(alive)))))
+            rng.choice([h.abort, h.stop])(alive.pop(rng.randrange(len(alive))))
         if h.inbox or not h.scheduler.is_idle:
             h.step()
     h.run()
@@ -117,12 +117,12 @@ def test_accept_length_is_exact_at_any_time():
     h.step()
     (reply,) = h.other
     stats = h.scheduler.stats
-    assert stats.verified == sum(sum(r.verified_drafts or []) for r in h.scheduler.running)
+    assert stats.verified == sum(sum(r.report.verified_drafts or []) for r in h.scheduler.running)
     assert "avg_spec_accept_length" not in reply.state  # this harness' stats know nothing of drafts
     stats.num_draft_steps = 5
     assert stats.state()["avg_spec_accept_length"] == stats.accepted_tokens / stats.verified > 1
     h.run()
-    histograms = [h.received[f"r{i}"].finals[0].verified_drafts for i in range(3)]
+    histograms = [h.received[f"r{i}"].finals[0].report.verified_drafts for i in range(3)]
     assert stats.verified == sum(map(sum, histograms))
     correct = sum(n * times for histogram in histograms for n, times in enumerate(histogram))
     assert stats.accepted_tokens == stats.verified + correct

@@ -1,6 +1,7 @@
 """TokenizerManager without sockets: what it sends and when, and how answers come together."""
 
 import asyncio
+import contextlib
 import sys
 
 import pytest
@@ -9,11 +10,11 @@ from sglang.srt.managers.generation import Prompt, RequestError
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTextOutput,
-    DetokenizeSetup,
     FinishReason,
     FlushCacheReply,
     FlushCacheReq,
     Logprobs,
+    RequestReport,
     SchedulerReady,
     StopReq,
     TextOutput,
@@ -41,7 +42,8 @@ LENGTH = FinishReason("length", length=1)
 class Harness:
     def __init__(self, tokenizer: Tokenizer, **args):
         self.sent: list = []
-        self.manager = TokenizerManager(ServerArgs(**args), INFO, tokenizer, self.sent.append, self.sent.append)
+        self.serials: dict[str, int] = {}
+        self.manager = TokenizerManager(ServerArgs(**args), INFO, tokenizer, self.sent.append)
 
     def requests(self) -> list[TokenizedGenerateReq]:
         return [m for m in self.sent if isinstance(m, TokenizedGenerateReq)]
@@ -49,7 +51,10 @@ class Harness:
     def answer(
         self, rid: str, text: str = "x", ids: tuple[int, ...] = (7,), finish: FinishReason | None = LENGTH, **fields
     ):
-        out = TextOutput(rid, text, list(ids), finish=finish, completion_tokens=len(ids), **fields)
+        """An output of the latest request with that rid."""
+        for generation in self.manager.generations.values():
+            self.serials[generation.rid] = generation.serial
+        out = TextOutput(self.serials[rid], text, list(ids), finish=finish, **fields)
         self.manager.handle_all([BatchTextOutput([out])])
 
 
@@ -68,29 +73,60 @@ def prompt(rid: str = "r", **fields) -> Prompt:
     return Prompt(fields.pop("params", SamplingParams()), rid=rid, **fields)
 
 
-def test_detokenizer_is_told_before_the_scheduler(harness):
-    params = SamplingParams(
-        n=2, stop=["s"], stop_regex=["r+"], min_new_tokens=3, no_stop_trim=True, sampling_seed=2**63 - 1
-    )
+def test_each_of_n_has_a_number_and_a_seed_of_its_own(harness):
+    params = SamplingParams(n=2, stop=["s"], sampling_seed=2**63 - 1)
 
     async def main() -> None:
-        async with harness.manager.generate([prompt(params=params, extra_key="k")]):
-            kinds = [(type(m), m.rid) for m in harness.sent]
-            assert kinds == [
-                (DetokenizeSetup, "r-0"), (TokenizedGenerateReq, "r-0"),
-                (DetokenizeSetup, "r-1"), (TokenizedGenerateReq, "r-1"),
-            ]  # fmt: skip
+        async with harness.manager.generate([prompt(params=params, extra_key="k")]) as group:
+            assert [g.rid for g in group.generations] == ["r-0", "r-1"]
             harness.answer("r-0")
             harness.answer("r-1")
 
     asyncio.run(main())
-    setup, request = harness.sent[:2]
-    assert (setup.stop, setup.stop_regex, setup.min_new_tokens, setup.no_stop_trim) == (["s"], ["r+"], 3, True)
-    assert setup.prompt_tail == request.input_ids[-8:]
-    assert (request.extra_key, request.sampling_params.n) == ("k", 1)
+    first, second = harness.requests()
+    assert (first.serial, second.serial) == (1, 2)
+    assert (first.extra_key, first.sampling_params.n, first.sampling_params.stop) == ("k", 1, ["s"])
     assert [r.sampling_params.sampling_seed for r in harness.requests()] == [2**63 - 1, 0]  # no two alike
-    assert len(harness.sent) == 4  # both had ended: nothing to abort
+    assert len(harness.sent) == 2  # both had ended: nothing to abort
     assert not harness.manager.generations
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_name_may_come_again_at_once(harness, leave):
+    """Outputs of its first bearer that are still under way are not its second bearer's, and an abort finds the
+    second one only."""
+    stopped = FinishReason("stop", matched="x")
+
+    async def main() -> None:
+        with contextlib.suppress(KeyError):
+            async with harness.manager.generate([prompt("same")]):
+                if leave:
+                    raise KeyError
+                harness.answer("same", finish=stopped)
+        async with harness.manager.generate([prompt("same")]) as group:
+            late = TextOutput(1, "late", [9], finish=FinishReason("abort", message="the client has gone"))
+            harness.manager.handle_all([BatchTextOutput([late])])
+            (second,) = group.generations
+            assert (second.text, second.finish) == ("", None)
+            assert harness.manager.abort("same") == 1
+            assert harness.sent[-1] == AbortReq(2, message="aborted by /abort_request")
+            harness.answer("same", text="mine")
+            assert second.text == "mine"
+
+    asyncio.run(main())
+    assert not harness.manager.generations
+
+
+@pytest.mark.parametrize("first, n, second", [("a", 1, "a"), ("a", 2, "a"), ("a", 2, "a-1")])
+def test_a_name_that_would_find_two_requests_is_refused(harness, first, n, second):
+    async def main() -> None:
+        async with harness.manager.generate([prompt(first, params=SamplingParams(n=n))]):
+            with pytest.raises(RequestError, match=f"rid '{second}' is in use"):
+                async with harness.manager.generate([prompt(second)]):
+                    pass
+
+    asyncio.run(main())
+    assert len(harness.requests()) == n
 
 
 @pytest.mark.parametrize(
@@ -128,7 +164,7 @@ def test_leaving_aborts_what_has_not_ended(harness):
         harness.answer("b")  # was under way: nobody is there for it, and nothing breaks
 
     asyncio.run(main())
-    assert [m for m in harness.sent if isinstance(m, AbortReq)] == [AbortReq("b", message="the client has gone")]
+    assert [m for m in harness.sent if isinstance(m, AbortReq)] == [AbortReq(2, message="the client has gone")]
     assert not harness.manager.generations
 
 
@@ -204,16 +240,14 @@ def test_logprobs_and_counts_add_up(harness):
     async def main() -> None:
         async with harness.manager.generate([prompt("a")]) as group:
             first = Logprobs([-1.0], [7], [[(-0.5, 3)]], [[-2.0]])
+            harness.answer("a", finish=None, output_logprobs=first, input_logprobs=Logprobs([None], [2]))
             harness.answer(
-                "a", finish=None, output_logprobs=first, input_logprobs=Logprobs([None], [2]), cached_tokens=4
-            )
-            harness.answer(
-                "a", output_logprobs=Logprobs([-3.0], [8], [None], [None]), num_retractions=1, cached_tokens=4
+                "a", output_logprobs=Logprobs([-3.0], [8], [None], [None]), report=RequestReport(4, num_retractions=1)
             )
             (g,) = await group.all()
         assert g.output_logprobs == Logprobs([-1.0, -3.0], [7, 8], [[(-0.5, 3)], None], [[-2.0], None])
         assert g.input_logprobs == Logprobs([None], [2])
-        assert (g.cached_tokens, g.num_retractions, g.output_ids) == (4, 1, [7, 7])
+        assert (g.report, g.output_ids) == (RequestReport(4, 1), [7, 7])
 
     asyncio.run(main())
 
@@ -250,7 +284,7 @@ def test_after_a_failure_nothing_waits_and_nothing_starts(harness):
 
 
 def test_messages_for_others_are_an_error(harness):
-    for message in (StopReq("r"), SchedulerReady({})):
+    for message in (StopReq(1), SchedulerReady({})):
         with pytest.raises(TypeError, match=type(message).__name__):
             harness.manager.handle_all([message])
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt
-from sglang.srt.managers.io_struct import FinishReason, InternalStateReq, TextOutput
+from sglang.srt.managers.io_struct import FinishReason, InternalStateReq, RequestReport, TextOutput
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.metrics.server_metrics import REQUEST_BOUNDS, TOKEN_BOUNDS, WAIT_BOUNDS, Histogram, ServerMetrics
@@ -218,7 +218,7 @@ def metrics(**info) -> ServerMetrics:
 
 
 def generation(observer: ServerMetrics, created: float) -> Generation:
-    g = Generation("r", "r", 0, 0, Prompt(SamplingParams()), [5, 6, 7], GenerationGroup(), observer)
+    g = Generation(1, "r", "r", 0, 0, Prompt(SamplingParams()), [5, 6, 7], GenerationGroup(), observer)
     g.created = created
     return g
 
@@ -241,9 +241,10 @@ def test_bounds_rise_and_are_few(bounds: tuple[float, ...]):
 def test_the_gap_is_spread_over_the_tokens_that_come_together():
     m = metrics()
     g = generation(m, 100.0)
-    g.add(TextOutput("r", "", [1], completion_tokens=1, cached_tokens=2, queue_time=0.5), 102.0)
-    g.add(TextOutput("r", "", [1, 2, 3], completion_tokens=4, cached_tokens=2, queue_time=0.5), 102.75)
-    g.add(TextOutput("r", "", [], FinishReason("stop", matched="x"), completion_tokens=4), 109.0)
+    report = RequestReport(cached_tokens=2, queue_time=0.5)
+    g.add(TextOutput(1, "", [1], report=report), 102.0)
+    g.add(TextOutput(1, "", [1, 2, 3], report=report), 102.75)
+    g.add(TextOutput(1, "", [], FinishReason("stop", matched="x")), 109.0)
     assert (m.first_token.sum, sum(m.first_token.counts)) == (2.0, 1)
     assert (m.inter_token.sum, m.inter_token.counts[TOKEN_BOUNDS.index(0.3)]) == (0.75, 3)
     assert (m.queue_time.sum, sum(m.queue_time.counts)) == (0.5, 1)
@@ -253,7 +254,7 @@ def test_the_gap_is_spread_over_the_tokens_that_come_together():
 
 def test_a_prompt_that_was_never_computed_does_not_count():
     m = metrics()
-    generation(m, 100.0).add(TextOutput("r", "", [], FinishReason("abort", message="full", status_code=503)), 101.0)
+    generation(m, 100.0).add(TextOutput(1, "", [], FinishReason("abort", message="full", status_code=503)), 101.0)
     assert (m.requests, m.aborted_requests, m.prompt_tokens, sum(m.queue_time.counts)) == (1, 1, 0, 0)
     assert sum(m.e2e.counts) == 0
 
@@ -321,8 +322,8 @@ def test_retracted_requests(monkeypatch):
     assert (1, 1) in seen and (2, 0) in seen
     assert gauges(h)["num_retracted_reqs"] == 0
     finals = [h.received[f"r{i}"].finals[0] for i in range(2)]
-    assert [final.num_retractions > 0 for final in finals] == [False, True]
-    assert [final.queue_time for final in finals] == [0.0, 1.0]
+    assert [final.report.num_retractions > 0 for final in finals] == [False, True]
+    assert [final.report.queue_time for final in finals] == [0.0, 1.0]
 
 
 def test_gauges_of_speculation():
@@ -332,7 +333,7 @@ def test_gauges_of_speculation():
     assert (fresh["spec_accept_length"], fresh["spec_accept_rate"]) == (1, 0)
     h.add("a", [5] * 10, 60)
     h.run()
-    counts = h.received["a"].finals[0].verified_drafts
+    counts = h.received["a"].finals[0].report.verified_drafts
     length = 1 + sum(right * times for right, times in enumerate(counts)) / sum(counts)
     values = gauges(h, speculative_num_steps=3)
     assert math.isclose(values["spec_accept_length"], length) and length > 1
@@ -349,7 +350,7 @@ def test_the_wait_in_the_queue_ends_with_the_first_step(monkeypatch):
     h.step()
     now = 1010.0
     h.run()
-    assert [h.received[rid].finals[0].queue_time for rid in "ab"] == [1.0, 10.5]
+    assert [h.received[rid].finals[0].report.queue_time for rid in "ab"] == [1.0, 10.5]
 
 
 if __name__ == "__main__":

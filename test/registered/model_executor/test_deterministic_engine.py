@@ -159,7 +159,7 @@ def test_the_bits_of_a_request_alone(name: str):
     if "speculative_algorithm" in setting.server:
         assert h.scheduler.stats.accepted_tokens > 1.5 * h.scheduler.stats.verified
     if setting.rounds > 1:
-        cached = [h.received[f"1-{i}"].finals[0].cached_tokens for i in range(COUNT)]
+        cached = [h.received[f"1-{i}"].finals[0].report.cached_tokens for i in range(COUNT)]
         assert sum(cached) > sum(len(r.prompt) for r in requests()) / 2
     h.kv.check_idle()
 
@@ -177,7 +177,7 @@ def test_a_conversation_goes_on_from_generated_tokens():
         send(h, f"second-{i}", turn)
     h.run()
     check_equal([answer(h, f"second-{i}") for i in range(len(turns))], want)
-    reused = [h.received[f"second-{i}"].finals[0].cached_tokens > len(r.prompt) for i, r in enumerate(first)]
+    reused = [h.received[f"second-{i}"].finals[0].report.cached_tokens > len(r.prompt) for i, r in enumerate(first)]
     assert sum(reused) > len(first) // 2
 
 

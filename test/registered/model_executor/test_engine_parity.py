@@ -83,7 +83,7 @@ def test_tokens_are_those_of_a_plain_forward(variant: str, setting: str, folder,
         check(oracle(variant), prompt, h.received[f"r{i}"])
     distinct = {token for r in h.received.values() for token in r.ids}
     assert len(distinct) > 30, "outputs that repeat one token would prove little"
-    cached = sum(r.finals[0].cached_tokens for r in h.received.values())
+    cached = sum(r.finals[0].report.cached_tokens for r in h.received.values())
     assert (cached > 0) == (setting != "no_cache")
     if setting == "pressure":
         assert h.scheduler.stats.retractions > 0

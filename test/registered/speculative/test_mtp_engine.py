@@ -147,7 +147,7 @@ def test_greedy_tokens_are_the_targets_own(variant: str, setting: str, shape: st
     assert stats.verified < stats.accepted_tokens < stats.verified * (1 + SHAPES[shape][0])
     if setting == "pressure":
         assert stats.retractions > 0
-    assert sum(r.finals[0].cached_tokens for r in h.received.values()) > 0 or setting == "no_cache"
+    assert sum(r.finals[0].report.cached_tokens for r in h.received.values()) > 0 or setting == "no_cache"
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -169,7 +169,7 @@ def test_a_tree_and_a_line_accept_what_they_should(shape: str, folder, drafter, 
         tokens = prompt + output
         known = {(tokens[i - 1], i): tokens[i] for i in range(1, len(tokens))}
         if all(speculation_of(h).drafter.told[key] == token for key, token in known.items()):
-            histogram = h.received[rid].finals[0].verified_drafts
+            histogram = h.received[rid].finals[0].report.verified_drafts
             # 20 tokens: one of the prompt's step, six of each of three drafts, one more of the last
             assert histogram[5] == 3 and sum(histogram) == 4
 

@@ -50,10 +50,10 @@ def raw_sender(path: str) -> zmq.Socket:
 
 def test_messages_arrive_whole_and_in_order(pair):
     receiver, sender = pair
-    sent = [StopReq("r0")]
+    sent = [StopReq(0)]
     for i in range(2000):
         params = SamplingParams(stop=["ü"], logit_bias={"3": -1.5}, custom_params={"a": [1, None, {"b": 2.5}]})
-        sent.append(TokenizedGenerateReq(f"r{i}", list(range(i)), params, token_ids_logprob=[1, 2]))
+        sent.append(TokenizedGenerateReq(i, list(range(i)), params, token_ids_logprob=[1, 2]))
     for message in sent:
         sender.send(message)
     got = []
@@ -67,9 +67,7 @@ def test_messages_arrive_whole_and_in_order(pair):
 def test_nested_output_survives(path):
     receiver, sender = Receiver(path, ToDetokenizer), Sender(path)
     logprobs = Logprobs([None, -0.5], [1, 2], [None, [(-0.5, 2)]], [[-1.0], None])
-    message = BatchTokenOutput(
-        [TokenOutput("r", [1, 2], FinishReason("stop", matched="x"), 3, output_logprobs=logprobs)]
-    )
+    message = BatchTokenOutput([TokenOutput(7, [1, 2], FinishReason("stop", matched="x"), output_logprobs=logprobs)])
     sender.send(message)
     assert receiver.receive_all(block=5.0) == [message]
     sender.close()
@@ -82,16 +80,16 @@ def test_block_waits_no_longer_than_told(pair):
     assert receiver.receive_all() == []
     assert receiver.receive_all(block=0.2) == []
     assert 0.19 < time.monotonic() - started < 2.0  # a poll counts whole milliseconds
-    sender.send(StopReq("r"))
-    assert receiver.receive_all(block=True) == [StopReq("r")]
+    sender.send(StopReq(3))
+    assert receiver.receive_all(block=True) == [StopReq(3)]
 
 
 def test_sender_may_start_first(path):
     sender = Sender(path)
-    sender.send(AbortReq("early"))
+    sender.send(AbortReq(4))
     time.sleep(0.1)
     receiver = Receiver(path, ToScheduler)
-    assert receiver.receive_all(block=5.0) == [AbortReq("early")]
+    assert receiver.receive_all(block=5.0) == [AbortReq(4)]
     sender.close()
     receiver.close()
 
@@ -100,7 +98,7 @@ def test_sender_may_start_first(path):
     ("data", "names"),
     [
         (msgspec.msgpack.encode(["Explode", 1]), "Explode"),
-        (msgspec.msgpack.encode(["StopReq", 5]), "expected `str`"),
+        (msgspec.msgpack.encode(["StopReq", "x"]), "expected `int`"),
         (msgspec.msgpack.encode(["StopReq"]), "length"),
         (b"\x93garbage", "scheduler"),
         (b"", "scheduler"),
@@ -123,11 +121,11 @@ def test_event_loop_gets_messages_sent_before_and_after_attaching(pair):
 
     async def main() -> list:
         got, failures = [], []
-        sender.send(StopReq("before"))
+        sender.send(StopReq(100))
         await asyncio.sleep(0.1)
         receiver.attach(got.extend, failures.append)
         for i in range(300):
-            sender.send(StopReq(str(i)))
+            sender.send(StopReq(i))
             if i % 10 == 0:
                 await asyncio.sleep(0)
         for _ in range(200):
@@ -135,9 +133,9 @@ def test_event_loop_gets_messages_sent_before_and_after_attaching(pair):
                 break
             await asyncio.sleep(0.02)
         assert not failures
-        return [m.rid for m in got]
+        return [m.serial for m in got]
 
-    assert asyncio.run(main()) == ["before", *map(str, range(300))]
+    assert asyncio.run(main()) == [100, *range(300)]
 
 
 def test_event_loop_hears_of_failures_once(path):
@@ -161,7 +159,7 @@ def test_event_loop_hears_of_failures_once(path):
         raise KeyError("no such request")
 
     assert [type(e) for e in asyncio.run(main(list, b"junk"))] == [ValueError]
-    assert [type(e) for e in asyncio.run(main(cannot, msgspec.msgpack.encode(StopReq("r"))))] == [KeyError]
+    assert [type(e) for e in asyncio.run(main(cannot, msgspec.msgpack.encode(StopReq(3))))] == [KeyError]
 
 
 def test_directory_is_private_and_short_enough(monkeypatch, tmp_path):
@@ -188,7 +186,7 @@ def test_close_leaves_no_thread_waiting(path):
     """Messages to a process that is gone must not hold up the exit."""
     sender = Sender(path)
     for _ in range(100):
-        sender.send(StopReq("nobody reads this"))
+        sender.send(StopReq(5))
     started = time.monotonic()
     sender.close()
     sender.close()

@@ -76,8 +76,7 @@ class Backend:
 
         self._receiver = Receiver(path("http"), ToHttp)
         self._to_scheduler = Sender(path("scheduler"))
-        self._to_detokenizer = Sender(path("detokenizer"))
-        self._sockets = [self._receiver, self._to_scheduler, self._to_detokenizer]
+        self._sockets = [self._receiver, self._to_scheduler]
         if self.tokenizer is not None and self.tokenizer.chat_template is not None:
             load_renderer()
 
@@ -93,9 +92,7 @@ class Backend:
         self.ready_at = time.time()
         if self.args.enable_metrics:
             self.metrics = ServerMetrics(info, self.startup_seconds)
-        self.manager = TokenizerManager(
-            self.args, info, self.tokenizer, self._to_scheduler.send, self._to_detokenizer.send, self.metrics
-        )
+        self.manager = TokenizerManager(self.args, info, self.tokenizer, self._to_scheduler.send, self.metrics)
 
     def _starting(self, messages: list[Message]) -> None:
         if self.manager is not None:

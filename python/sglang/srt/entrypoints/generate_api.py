@@ -166,10 +166,10 @@ class GenerateApi:
             "finish_reason": finish_reason(g),
             "prompt_tokens": g.prompt_tokens,
             "completion_tokens": g.completion_tokens,
-            "cached_tokens": g.cached_tokens,
+            "cached_tokens": g.report.cached_tokens,
             "reasoning_tokens": 0,
             "weight_version": "default",
-            "num_retractions": g.num_retractions,
+            "num_retractions": g.report.num_retractions,
         }
         if (steps := self._manager.info.speculative_num_steps) is not None:
             meta |= draft_info(g, steps)
@@ -205,7 +205,7 @@ class GenerateApi:
 def draft_info(g: Generation, steps: int) -> dict:
     """How the request's drafts of `steps` tokens fared, by upstream's names. The accept length counts the token that
     the target adds."""
-    histogram = g.verified_drafts or []
+    histogram = g.report.verified_drafts or []
     verified = sum(histogram)
     correct = sum(tokens * drafts for tokens, drafts in enumerate(histogram))
     proposed = verified * steps

@@ -1,55 +1,46 @@
 """DetokenizerManager: the process that turns tokens into text and finds stop strings. No HTTP and no models here.
 
-Scheduler -> here -> HTTP process. A request's life here: DetokenizeSetup (from the HTTP process, perhaps after the
-first tokens, since two senders race), token outputs, one with `finish`. A request stopped here is finished for the
-client at once; its remaining outputs are dropped until the scheduler's own final one.
+Scheduler -> here -> HTTP process. A request's life here: a first output, which says how its text is made, more of
+them, one with `finish`. A request stopped here is finished for the client at once; its remaining outputs are dropped
+until the scheduler's own final one.
 """
 
-import logging
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sglang.srt.managers.incremental_text import IncrementalText
 from sglang.srt.managers.io_struct import (
-    AbortReq,
     BatchTextOutput,
     BatchTokenOutput,
-    DetokenizeSetup,
     FinishReason,
     Logprobs,
     Message,
     StopReq,
     TextOutput,
+    TextSettings,
     ToDetokenizer,
     TokenOutput,
 )
 from sglang.srt.managers.stop_matcher import StopMatch, StopMatcher
 from sglang.srt.utils.tokenizer import Tokenizer
 
-logger = logging.getLogger(__name__)
-
-EARLY_SECONDS = 30.0  # how long outputs may wait for their DetokenizeSetup
-EARLY_REQUESTS = 65536
-
 
 class RequestText:
     """The text side of one request. `stopped` once a stop string ended it here."""
 
-    def __init__(self, setup: DetokenizeSetup, tokenizer: Tokenizer | None):
-        self.setup = setup
+    def __init__(self, settings: TextSettings, tokenizer: Tokenizer | None):
+        self.params = params = settings.params
         self.stopped = False
         self.num_tokens = 0
-        self._decoder = tokenizer and IncrementalText(tokenizer, setup.prompt_tail, setup.skip_special_tokens)
-        self._matcher = StopMatcher(setup.stop, setup.stop_regex) if setup.stop or setup.stop_regex else None
+        self._decoder = tokenizer and IncrementalText(tokenizer, settings.prompt_tail, params.skip_special_tokens)
+        self._matcher = StopMatcher(params.stop, params.stop_regex) if params.stop or params.stop_regex else None
 
     def add(self, out: TokenOutput) -> TextOutput:
         """The text of new tokens. Sets `stopped`, and cuts the output, when they complete a stop string."""
         if self._decoder is None:
             return _text_output(out, "")
         ids = out.new_ids
-        if out.finish and isinstance(out.finish.matched, int) and not self.setup.no_stop_trim:
+        if out.finish and isinstance(out.finish.matched, int) and not self.params.no_stop_trim:
             ids = ids[:-1]  # the stop token has no text
         final = out.finish is not None
         if self._matcher is None:
@@ -62,12 +53,12 @@ class RequestText:
             return _text_output(out, self._matcher.take(final))
         match, used = found
         self.stopped = True
-        text = self._matcher.take_until(match.end if self.setup.no_stop_trim else match.start)
+        text = self._matcher.take_until(match.end if self.params.no_stop_trim else match.start)
         return _stopped_output(out, text, used, match)
 
     def _push_matching(self, ids: list[int], final: bool) -> tuple[StopMatch, int] | None:
         """Add the tokens' text; the first match and how many of the tokens it took, None without one."""
-        if len(ids) > 1 and self.num_tokens >= self.setup.min_new_tokens:
+        if len(ids) > 1 and self.num_tokens >= self.params.min_new_tokens:
             # Usually nothing matches, which one look over all tokens shows; else go token by token from the same state.
             decoder, matcher = self._decoder.copy(), self._matcher.copy()
             text = decoder.push(ids) + (decoder.flush() if final else "")
@@ -78,7 +69,7 @@ class RequestText:
         for used, token_id in enumerate(ids, start=1):
             self.num_tokens += 1
             text = self._decoder.push([token_id])
-            if match := self._matcher.add(text, self.num_tokens >= self.setup.min_new_tokens):
+            if match := self._matcher.add(text, self.num_tokens >= self.params.min_new_tokens):
                 return match, used
         if final and (text := self._decoder.flush()) and (match := self._matcher.add(text)):
             return match, len(ids)
@@ -87,25 +78,19 @@ class RequestText:
 
 def _text_output(out: TokenOutput, text: str) -> TextOutput:
     return TextOutput(
-        out.rid,
+        out.serial,
         text,
         out.new_ids,
         finish=out.finish,
-        prompt_tokens=out.prompt_tokens,
-        completion_tokens=out.completion_tokens,
-        cached_tokens=out.cached_tokens,
-        num_retractions=out.num_retractions,
+        report=out.report,
         output_logprobs=out.output_logprobs,
         input_logprobs=out.input_logprobs,
-        verified_drafts=out.verified_drafts,
-        queue_time=out.queue_time,
     )
 
 
 def _stopped_output(out: TokenOutput, text: str, used: int, match: StopMatch) -> TextOutput:
     """The final output of a request whose first `used` new tokens completed a stop string."""
     result = _text_output(out, text)
-    result.completion_tokens -= len(out.new_ids) - used
     result.new_ids = out.new_ids[:used]
     result.finish = FinishReason("stop", matched=match.matched)
     if lp := out.output_logprobs:
@@ -113,14 +98,6 @@ def _stopped_output(out: TokenOutput, text: str, used: int, match: StopMatch) ->
             lp.values[:used], lp.ids[:used], lp.top and lp.top[:used], lp.selected and lp.selected[:used]
         )
     return result
-
-
-@dataclass
-class EarlyOutputs:
-    """Outputs of a request whose DetokenizeSetup has not come yet."""
-
-    since: float
-    outputs: list[TokenOutput]
 
 
 class DetokenizerManager:
@@ -131,14 +108,11 @@ class DetokenizerManager:
         tokenizer: Tokenizer | None,
         to_http: Callable[[Message], None],
         to_scheduler: Callable[[Message], None],
-        clock: Callable[[], float] = time.monotonic,
     ):
         self.tokenizer = tokenizer
         self.to_http = to_http
         self.to_scheduler = to_scheduler
-        self.clock = clock
-        self.requests: dict[str, RequestText] = {}
-        self.early: dict[str, EarlyOutputs] = {}  # in order of arrival
+        self.requests: dict[int, RequestText] = {}  # by serial
 
     def handle_all(self, messages: list[Message]) -> None:
         """Handle what has come together; all its text leaves as one message."""
@@ -147,24 +121,17 @@ class DetokenizerManager:
             if isinstance(message, BatchTokenOutput):
                 for out in message.outputs:
                     self._on_tokens(out, outputs)
-            elif isinstance(message, DetokenizeSetup):
-                self._on_setup(message, outputs)
             else:
                 self.to_http(message)
         if outputs:
             self.to_http(BatchTextOutput(outputs))
-        self._expire_early()
-
-    def _on_setup(self, setup: DetokenizeSetup, outputs: list[TextOutput]) -> None:
-        self.requests[setup.rid] = RequestText(setup, self.tokenizer)
-        if waiting := self.early.pop(setup.rid, None):
-            for out in waiting.outputs:
-                self._on_tokens(out, outputs)
 
     def _on_tokens(self, out: TokenOutput, outputs: list[TextOutput]) -> None:
-        request = self.requests.get(out.rid)
-        if request is None:
-            self.early.setdefault(out.rid, EarlyOutputs(self.clock(), [])).outputs.append(out)
+        if out.text is not None:
+            self.requests[out.serial] = RequestText(out.text, self.tokenizer)
+        request = self.requests.get(out.serial)
+        if request is None:  # refused before it had a text
+            outputs.append(_text_output(out, ""))
             return
         if not request.stopped:
             try:
@@ -173,28 +140,17 @@ class DetokenizerManager:
                 result = self._give_up(request, out)
             outputs.append(result)
             if request.stopped and out.finish is None:
-                self.to_scheduler(StopReq(out.rid))
+                self.to_scheduler(StopReq(out.serial))
         if out.finish is not None:
-            del self.requests[out.rid]
+            del self.requests[out.serial]
 
     def _give_up(self, request: RequestText, out: TokenOutput) -> TextOutput:
         """A stop regex takes too long to match: the request ends, the other requests must not wait for it."""
         request.stopped = True
         result = _text_output(out, "")
-        message = f"stop_regex {request.setup.stop_regex!r} takes too long to match; use a simpler pattern"
+        message = f"stop_regex {request.params.stop_regex!r} takes too long to match; use a simpler pattern"
         result.finish = FinishReason("abort", message=message, status_code=400)
         return result
-
-    def _expire_early(self) -> None:
-        """Drop outputs whose setup never came, so that they cannot pile up."""
-        while self.early:
-            rid, oldest = next(iter(self.early.items()))
-            if len(self.early) <= EARLY_REQUESTS and self.clock() - oldest.since < EARLY_SECONDS:
-                return
-            logger.warning("dropping tokens of request %s, which was never announced", rid)
-            if oldest.outputs[-1].finish is None:
-                self.to_scheduler(AbortReq(rid, message="the request was never announced to the detokenizer"))
-            del self.early[rid]
 
 
 def main() -> None:
@@ -216,7 +172,7 @@ def main() -> None:
     manager = DetokenizerManager(tokenizer, to_http.send, to_scheduler.send)
     child.freeze_startup_objects()
     while True:
-        manager.handle_all(receiver.receive_all(block=True if not manager.early else EARLY_SECONDS))
+        manager.handle_all(receiver.receive_all(block=True))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sglang.srt.managers.io_struct import FinishReason, Logprobs, TextOutput
+from sglang.srt.managers.io_struct import FinishReason, Logprobs, RequestReport, TextOutput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 
@@ -50,11 +50,13 @@ class RequestObserver(Protocol):
 
 
 class Generation:
-    """One answer and all that came of it so far. `index` counts the group's generations, prompt by prompt; `sample`
-    those of one prompt; `base_rid` is the client's own id, which all n of a prompt share."""
+    """One answer and all that came of it so far. `serial` is its name in the other processes, `rid` a label for
+    clients and logs; `base_rid` the client's own id, which all n of a prompt share. `index` counts the group's
+    generations, prompt by prompt; `sample` those of one prompt."""
 
     def __init__(
         self,
+        serial: int,
         rid: str,
         base_rid: str,
         index: int,
@@ -64,6 +66,7 @@ class Generation:
         group: "GenerationGroup",
         observer: RequestObserver | None = None,
     ):
+        self.serial = serial
         self.rid = rid
         self.base_rid = base_rid
         self.index = index
@@ -80,11 +83,15 @@ class Generation:
         self.output_logprobs = Logprobs([], [])
         self.input_logprobs: Logprobs | None = None
         self.finish: FinishReason | None = None
-        self.prompt_tokens = len(prompt_ids)
-        self.completion_tokens = 0
-        self.cached_tokens = 0
-        self.num_retractions = 0
-        self.verified_drafts: list[int] | None = None  # entry i: drafts of which i tokens were accepted
+        self.report = RequestReport()
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.output_ids)
 
     def add(self, out: TextOutput, now: float) -> None:
         """An output that came at `now` (time.time())."""
@@ -93,10 +100,7 @@ class Generation:
         self.updated = now
         self.text += out.text_delta
         self.output_ids += out.new_ids
-        self.completion_tokens = out.completion_tokens
-        self.cached_tokens = out.cached_tokens
-        self.num_retractions = out.num_retractions
-        self.verified_drafts = out.verified_drafts
+        self.report = out.report
         if out.input_logprobs is not None:
             self.input_logprobs = out.input_logprobs
         if out.output_logprobs is not None:

@@ -2,6 +2,9 @@
 
 HTTP (TokenizerManager) -> scheduler -> detokenizer -> HTTP. Nothing here may hold anything executable; a process that
 meets a tag it does not know raises and names it. Times are seconds of `time.time()`, log-probabilities natural.
+
+A generation is known here by its serial, a number that the HTTP process counts and never gives twice: names that
+clients choose may come again at any time, and stay in the HTTP process.
 """
 
 from typing import Annotated, Literal
@@ -46,7 +49,7 @@ class Logprobs(msgspec.Struct, array_like=True, omit_defaults=True):
 class TokenizedGenerateReq(Message):
     """One prompt to serve (a request with n > 1 arrives as n of these)."""
 
-    rid: str
+    serial: int
     input_ids: list[int]
     sampling_params: SamplingParams
     stream: bool = False
@@ -61,7 +64,7 @@ class TokenizedGenerateReq(Message):
 class AbortReq(Message):
     """End one request, or all of them; each still gets its one final message (finish type abort)."""
 
-    rid: str = ""
+    serial: int = 0  # serials begin at 1
     abort_all: bool = False
     message: str = "aborted by the client"
 
@@ -69,7 +72,7 @@ class AbortReq(Message):
 class StopReq(Message):
     """The detokenizer saw a stop string: it has sent the final text, the scheduler frees the request quietly."""
 
-    rid: str
+    serial: int
 
 
 class FlushCacheReq(Message):
@@ -109,37 +112,36 @@ class StopProfileReq(Message):
 # ---- to the detokenizer (those it does not use itself it passes on) ----------------------------------------------
 
 
-class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
-    """New tokens of one request since its last output; the last one carries `finish`."""
+class RequestReport(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What the scheduler tells of a request so far, for replies and metrics; the detokenizer passes it on unread."""
 
-    rid: str
-    new_ids: list[int]
-    finish: FinishReason | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0  # all output tokens so far
     cached_tokens: int = 0
     num_retractions: int = 0
+    verified_drafts: list[int] | None = None  # entry i: drafts of which i tokens were accepted
+    queue_time: float = 0.0  # seconds from its arrival at the HTTP process to its first step
+
+
+class TextSettings(msgspec.Struct, array_like=True, omit_defaults=True):
+    """How a request's text is made and where it stops."""
+
+    params: SamplingParams
+    prompt_tail: list[int] = []  # last prompt ids, so that the first output token is spaced as in its context
+
+
+class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+    """New tokens of one request since its last output; the first one carries `text`, the last one `finish`."""
+
+    serial: int
+    new_ids: list[int]
+    finish: FinishReason | None = None
+    report: RequestReport = msgspec.field(default_factory=RequestReport)
+    text: TextSettings | None = None
     output_logprobs: Logprobs | None = None  # of new_ids
     input_logprobs: Logprobs | None = None  # once, with the first output
-    verified_drafts: list[int] | None = None  # so far; entry i: drafts of which i tokens were accepted
-    queue_time: float = 0.0  # seconds from its arrival at the HTTP process to its first step
 
 
 class BatchTokenOutput(Message):
     outputs: list[TokenOutput]
-
-
-class DetokenizeSetup(Message):
-    """Sent by the HTTP process before a request reaches the scheduler: how its text is made and where it stops."""
-
-    rid: str
-    stop: list[str] = []
-    stop_regex: list[str] = []
-    no_stop_trim: bool = False
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    min_new_tokens: int = 0
-    prompt_tail: list[int] = []  # last prompt ids, so that the first output token is spaced as in its context
 
 
 class SchedulerReady(Message):
@@ -171,18 +173,13 @@ class ProfileReply(Message):
 class TextOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """TokenOutput with its text: `text_delta` is what was added since the last output of the request."""
 
-    rid: str
+    serial: int
     text_delta: str
     new_ids: list[int]
     finish: FinishReason | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    num_retractions: int = 0
+    report: RequestReport = msgspec.field(default_factory=RequestReport)
     output_logprobs: Logprobs | None = None
     input_logprobs: Logprobs | None = None
-    verified_drafts: list[int] | None = None
-    queue_time: float = 0.0
 
 
 class BatchTextOutput(Message):
@@ -192,7 +189,5 @@ class BatchTextOutput(Message):
 ToScheduler = (
     TokenizedGenerateReq | AbortReq | StopReq | FlushCacheReq | InternalStateReq | StartProfileReq | StopProfileReq
 )
-ToDetokenizer = (
-    BatchTokenOutput | DetokenizeSetup | SchedulerReady | FlushCacheReply | InternalStateReply | ProfileReply
-)
+ToDetokenizer = BatchTokenOutput | SchedulerReady | FlushCacheReply | InternalStateReply | ProfileReply
 ToHttp = BatchTextOutput | SchedulerReady | FlushCacheReply | InternalStateReply | ProfileReply

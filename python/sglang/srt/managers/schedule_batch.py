@@ -2,12 +2,22 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from sglang.srt.layers.sampler import flag_bits
-from sglang.srt.managers.io_struct import FinishReason, Logprobs, TokenizedGenerateReq
+from sglang.srt.managers.io_struct import (
+    FinishReason,
+    Logprobs,
+    RequestReport,
+    TextSettings,
+    TokenizedGenerateReq,
+    TokenOutput,
+)
 from sglang.srt.mem_cache.radix_cache import Match
 from sglang.srt.model_executor.step_io import TokenLogprob
+
+PROMPT_TAIL = 8  # prompt tokens the detokenizer sees
 
 
 class Req:
@@ -18,14 +28,13 @@ class Req:
     """
 
     __slots__ = (
-        "rid", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
+        "serial", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
         "row", "node", "owned_from", "swa_start", "swa_released", "prefill_end", "computed", "pending",
-        "cached_tokens", "num_retractions", "finish", "sent", "out_logprobs", "in_logprobs", "stream_every",
-        "sampling_bits", "verified_drafts", "queue_time",
+        "report", "finish", "announced", "sent", "out_logprobs", "in_logprobs", "stream_every", "sampling_bits",
     )  # fmt: skip
 
     def __init__(self, msg: TokenizedGenerateReq, stop_ids: frozenset[int], seed: int, order: int, max_len: int):
-        self.rid = msg.rid
+        self.serial = msg.serial
         self.msg = msg
         self.params = msg.sampling_params
         self.prompt = np.asarray(msg.input_ids, dtype=np.int64)
@@ -46,9 +55,9 @@ class Req:
         self.computed = 0
         self.pending = 0
 
-        self.cached_tokens = 0
-        self.num_retractions = 0
+        self.report = RequestReport()  # no decision reads it
         self.finish: FinishReason | None = None
+        self.announced = False  # its first output is on its way
         self.sent = 0  # output tokens already sent on
         self.out_logprobs: list[TokenLogprob] = []  # not yet sent
         self.in_logprobs: list[TokenLogprob] | None = None
@@ -56,14 +65,13 @@ class Req:
             self.in_logprobs = []
         self.stream_every = self._stream_every()
         self.sampling_bits = flag_bits(self.params)
-        self.verified_drafts: list[int] | None = None  # entry i: drafts of which i tokens were accepted
-        self.queue_time = 0.0  # seconds from arrival to its first step; for reports, no decision reads it
 
     def count_verify(self, correct: int) -> None:
         """A draft was verified and its first `correct` tokens were accepted."""
-        counts = self.verified_drafts or []
-        self.verified_drafts = counts + [0] * (correct + 1 - len(counts))
-        self.verified_drafts[correct] += 1
+        counts = self.report.verified_drafts or []
+        counts = counts + [0] * (correct + 1 - len(counts))
+        counts[correct] += 1
+        self.report.verified_drafts = counts
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -103,6 +111,23 @@ class Req:
             return self.params.stream_interval or 1
         return 1 if self.params.stop or self.params.stop_regex else 50
 
+    def take_output(self) -> TokenOutput:
+        """What has come since the last output."""
+        new_ids = self.output_ids[self.sent :]
+        aborted = self.finish is not None and self.finish.type == "abort"
+        output = TokenOutput(
+            self.serial,
+            new_ids,
+            finish=self.finish,
+            report=msgspec.structs.replace(self.report),
+            text=None if self.announced else TextSettings(self.params, self.msg.input_ids[-PROMPT_TAIL:]),
+            output_logprobs=self.take_output_logprobs(new_ids),
+            input_logprobs=None if aborted else self.take_prompt_logprobs(),
+        )
+        self.sent = len(self.output_ids)
+        self.announced = True
+        return output
+
     def take_prompt_logprobs(self) -> Logprobs | None:
         """The prompt's log-probabilities, once; entry 0 has no value when it is the first token of all."""
         if self.in_logprobs is None:
@@ -129,7 +154,7 @@ class Req:
 
 def make_logprobs(ids: list[int], entries: list[TokenLogprob], msg: TokenizedGenerateReq) -> Logprobs:
     """Rows of log-probabilities as the columns the protocol wants; raises AssertionError when their counts differ."""
-    assert len(ids) == len(entries), f"{len(ids)} tokens but {len(entries)} log-probabilities for {msg.rid}"
+    assert len(ids) == len(entries), f"{len(ids)} tokens but {len(entries)} log-probabilities for {msg.serial}"
     return Logprobs(
         values=[e.value for e in entries],
         ids=ids,

@@ -92,7 +92,7 @@ class Scheduler:
         self.stats = stats
         self.waiting: list[Req] = []
         self.running: list[Req] = []
-        self.by_rid: dict[str, Req] = {}
+        self.by_serial: dict[int, Req] = {}
         self.in_flight: InFlight | None = None
         self.outbox: list[TokenOutput] = []
         self.table_writes: list[TableWrite] = []
@@ -136,10 +136,9 @@ class Scheduler:
     # ---- messages ----------------------------------------------------------------------------------------------
 
     def on_generate(self, msg: TokenizedGenerateReq) -> None:
-        assert msg.rid not in self.by_rid, f"two requests with rid {msg.rid!r}: the HTTP process lets only one in"
         error = self.refusal(msg)
         if error:
-            self.outbox.append(TokenOutput(msg.rid, [], finish=error, prompt_tokens=len(msg.input_ids)))
+            self.outbox.append(TokenOutput(msg.serial, [], finish=error))
             return
         params = msg.sampling_params
         stop_ids = set(params.stop_token_ids)
@@ -150,7 +149,7 @@ class Scheduler:
         seed = drawn if params.sampling_seed is None else params.sampling_seed
         req = Req(msg, frozenset(stop_ids), seed, self.arrivals, self.limits.max_len)
         self.arrivals += 1
-        self.by_rid[req.rid] = req
+        self.by_serial[req.serial] = req
         self.waiting.append(req)
 
     def refusal(self, msg: TokenizedGenerateReq) -> FinishReason | None:
@@ -169,12 +168,12 @@ class Scheduler:
         return None
 
     def on_abort(self, msg: AbortReq) -> None:
-        reqs = list(self.by_rid.values()) if msg.abort_all else [self.by_rid[msg.rid]] if msg.rid in self.by_rid else []
-        for req in reqs:
-            self.finish(req, FinishReason("abort", message=msg.message))
+        for serial in list(self.by_serial) if msg.abort_all else [msg.serial]:
+            if req := self.by_serial.get(serial):  # it may have ended by itself
+                self.finish(req, FinishReason("abort", message=msg.message))
 
     def on_stop(self, msg: StopReq) -> None:
-        if req := self.by_rid.get(msg.rid):
+        if req := self.by_serial.get(msg.serial):
             self.finish(req, FinishReason("stop"))
 
     def on_flush(self, msg: FlushCacheReq) -> None:
@@ -187,7 +186,7 @@ class Scheduler:
     def on_internal_state(self, msg: InternalStateReq) -> None:
         state = self.stats.state() | self.kv.usage()
         state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(self.waiting)}
-        state["num_retracted_reqs"] = sum(req.num_retractions > 0 for req in self.waiting)
+        state["num_retracted_reqs"] = sum(req.report.num_retractions > 0 for req in self.waiting)
         state["profile"] = self.profiler.state() if self.profiler else None
         self.send(InternalStateReply(msg.call_id, state))
 
@@ -228,8 +227,8 @@ class Scheduler:
             if chunk.match is not None:
                 self.waiting.remove(chunk.req)
                 self.running.append(chunk.req)
-                if not chunk.req.num_retractions:
-                    chunk.req.queue_time = time.time() - chunk.req.msg.created
+                if not chunk.req.report.num_retractions:
+                    chunk.req.report.queue_time = time.time() - chunk.req.msg.created
         step, sampled, logprob_reqs = build_step(plan, self.kv)
         step.table_writes[:0] = self.table_writes
         self.table_writes = []
@@ -247,13 +246,13 @@ class Scheduler:
         if req.wants_prompt_logprobs:
             req.in_logprobs = []
         self.kv.release(req)
-        req.num_retractions += 1
+        req.report.num_retractions += 1
         self.running.remove(req)
         self.waiting.append(req)
         self.waiting.sort(key=lambda r: r.order)
         self.policy.ratio.after_retraction(self.running)
         self.stats.retractions += 1
-        logger.info("KV pools are full: request %s retracted, %d still run", req.rid, len(self.running))
+        logger.info("KV pools are full: request %d retracted, %d still run", req.serial, len(self.running))
 
     def process(self, launched: InFlight) -> None:
         """Hand out the tokens of a finished step."""
@@ -275,7 +274,7 @@ class Scheduler:
     def keep_accepted(self, reqs: list[Req], kept: list[list[int]]) -> None:
         """After a verified draft: the accepted tokens keep their slots, the others' are free again."""
         for req, places in zip(reqs, kept, strict=True):
-            assert req.finish is None, f"{req.rid} ended while its draft was verified"
+            assert req.finish is None, f"{req.serial} ended while its draft was verified"
             if write := self.kv.keep(req, places):
                 self.table_writes.append(write)
             req.count_verify(len(places) - 1)
@@ -297,7 +296,7 @@ class Scheduler:
                 self.finish(req, FinishReason("length", length=len(req.output_ids)))
                 return
         if len(req.output_ids) - req.sent >= req.stream_every or req.sent == 0:
-            self.emit(req)
+            self.outbox.append(req.take_output())
 
     def finish(self, req: Req, reason: FinishReason) -> None:
         """End a request wherever it is: its slots are free or cached at once, and its final message is on its way."""
@@ -307,27 +306,8 @@ class Scheduler:
             self.running.remove(req)
         else:
             self.waiting.remove(req)
-        del self.by_rid[req.rid]
-        self.emit(req)
-
-    def emit(self, req: Req) -> None:
-        new_ids = req.output_ids[req.sent :]
-        req.sent = len(req.output_ids)
-        self.outbox.append(
-            TokenOutput(
-                req.rid,
-                new_ids,
-                finish=req.finish,
-                prompt_tokens=len(req.prompt),
-                completion_tokens=req.sent,
-                cached_tokens=req.cached_tokens,
-                num_retractions=req.num_retractions,
-                verified_drafts=req.verified_drafts,
-                queue_time=req.queue_time,
-                output_logprobs=req.take_output_logprobs(new_ids),
-                input_logprobs=None if req.finish and req.finish.type == "abort" else req.take_prompt_logprobs(),
-            )
-        )
+        del self.by_serial[req.serial]
+        self.outbox.append(req.take_output())
 
     def flush_outbox(self) -> None:
         if self.outbox:

@@ -24,7 +24,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
                 writes.append(write)
             req.prefill_end = req.num_tokens
             if not req.output_ids:
-                req.cached_tokens = chunk.match.length
+                req.report.cached_tokens = chunk.match.length
             admissions.append(
                 Admission(req.row, req.params, req.seed, len(req.prompt), sorted(req.stop_ids), list(req.output_ids))
             )

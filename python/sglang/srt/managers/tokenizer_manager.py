@@ -6,6 +6,7 @@ tokenizing of long texts runs in threads.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 import uuid
@@ -18,7 +19,6 @@ from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, 
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTextOutput,
-    DetokenizeSetup,
     FinishReason,
     FlushCacheReply,
     FlushCacheReq,
@@ -46,13 +46,12 @@ MAX_RID_CHARS = 256
 INLINE_CHARS = 4096  # shorter texts are tokenized on the event loop: a thread would take longer than the work
 CONTROL_SECONDS = 30.0  # for a scheduler to answer a control message between two steps
 PROFILE_SECONDS = 600.0  # for it to write a long profile's traces, too
-PROMPT_TAIL = 8  # prompt tokens the detokenizer sees
 LOG_TEXT_CHARS = 2048  # of a prompt or answer at --log-requests-level 2
 
 
 class TokenizerManager:
-    """`to_scheduler` and `to_detokenizer` send one message each. `tokenizer` None: prompts must be ids. `observer`
-    hears of every request but those with log_metrics off."""
+    """`to_scheduler` sends one message. `tokenizer` None: prompts must be ids. `observer` hears of every request but
+    those with log_metrics off."""
 
     def __init__(
         self,
@@ -60,16 +59,15 @@ class TokenizerManager:
         info: ServerInfo,
         tokenizer: Tokenizer | None,
         to_scheduler: Callable[[Message], None],
-        to_detokenizer: Callable[[Message], None],
         observer: RequestObserver | None = None,
     ):
         self.args = args
         self.info = info
         self.tokenizer = tokenizer
         self.to_scheduler = to_scheduler
-        self.to_detokenizer = to_detokenizer
         self.observer = observer
-        self.generations: dict[str, Generation] = {}  # those under way, by rid
+        self.generations: dict[int, Generation] = {}  # those under way, by serial
+        self._serials = itertools.count(1)
         self.last_output = 0.0  # time.monotonic() of the last sign of life from the scheduler's side
         self._calls: dict[str, asyncio.Future] = {}  # control messages that wait for their reply
         self._failure: str | None = None
@@ -96,27 +94,31 @@ class TokenizerManager:
             yield group
         finally:
             for generation in group.generations:
-                if generation.finish is None and self.generations.pop(generation.rid, None):
+                if generation.finish is None and self.generations.pop(generation.serial, None):
                     self._abort(generation, "the client has gone")
                     generation.end(FinishReason("abort", message="the client has gone"))
 
     def _make_group(self, prompts: list[Prompt], ids: list[list[int]]) -> GenerationGroup:
         group = GenerationGroup()
-        rids: set[str] = set()
+        taken = self._rids_under_way() if any(prompt.rid for prompt in prompts) else set()
         for prompt, prompt_ids in zip(prompts, ids, strict=True):
             base = prompt.rid or uuid.uuid4().hex
             observer = self.observer if prompt.log_metrics else None
             for i in range(prompt.params.n):
                 rid = base if prompt.params.n == 1 else f"{base}-{i}"
-                if rid in rids or rid in self.generations:
+                if rid in taken:
                     raise RequestError(f"rid {rid!r} is in use by a request under way", param="rid")
-                rids.add(rid)
-                index = len(group.generations)
-                group.generations.append(Generation(rid, base, index, i, prompt, prompt_ids, group, observer))
+                taken.add(rid)
+                serial, index = next(self._serials), len(group.generations)
+                group.generations.append(Generation(serial, rid, base, index, i, prompt, prompt_ids, group, observer))
         return group
 
+    def _rids_under_way(self) -> set[str]:
+        """Names by which /abort_request would find a request."""
+        return {rid for g in self.generations.values() for rid in (g.rid, g.base_rid)}
+
     def _send(self, generation: Generation) -> None:
-        prompt, params, rid = generation.prompt, generation.prompt.params, generation.rid
+        prompt, params = generation.prompt, generation.prompt.params
         changes: dict = {"n": 1}
         seed = params.sampling_seed
         if seed is None and self.args.enable_deterministic_inference:
@@ -125,23 +127,10 @@ class TokenizerManager:
             changes["sampling_seed"] = (seed + generation.sample) % 2**63
         if prompt.stream and params.stream_interval is None:
             changes["stream_interval"] = self.args.stream_interval
-        self.generations[rid] = generation
-        # The detokenizer hears of a request before the scheduler does.
-        self.to_detokenizer(
-            DetokenizeSetup(
-                rid,
-                stop=params.stop,
-                stop_regex=params.stop_regex,
-                no_stop_trim=params.no_stop_trim,
-                skip_special_tokens=params.skip_special_tokens,
-                spaces_between_special_tokens=params.spaces_between_special_tokens,
-                min_new_tokens=params.min_new_tokens,
-                prompt_tail=generation.prompt_ids[-PROMPT_TAIL:],
-            )
-        )
+        self.generations[generation.serial] = generation
         self.to_scheduler(
             TokenizedGenerateReq(
-                rid,
+                generation.serial,
                 generation.prompt_ids,
                 msgspec.structs.replace(params, **changes),
                 stream=prompt.stream,
@@ -263,7 +252,7 @@ class TokenizerManager:
         return len(self.generations)
 
     def _abort(self, generation: Generation, message: str) -> None:
-        self.to_scheduler(AbortReq(generation.rid, message=message))
+        self.to_scheduler(AbortReq(generation.serial, message=message))
 
     def fail_all(self, reason: str) -> None:
         """The server cannot go on: every request under way, and every later one, ends with this error."""
@@ -328,7 +317,7 @@ class TokenizerManager:
             if isinstance(message, BatchTextOutput):
                 for out in message.outputs:
                     # Gone: its client left, and this was under way.
-                    if generation := self.generations.get(out.rid):
+                    if generation := self.generations.get(out.serial):
                         generation.add(out, now)
                         if out.finish is not None:
                             self._finished(generation)
@@ -340,7 +329,7 @@ class TokenizerManager:
                 raise TypeError(f"{type(message).__name__} is no message for a server that is ready")
 
     def _finished(self, generation: Generation) -> None:
-        del self.generations[generation.rid]
+        del self.generations[generation.serial]
         if self.args.log_requests:
             self._log_end(generation)
 
@@ -348,7 +337,7 @@ class TokenizerManager:
 
     def _log_start(self, generation: Generation) -> None:
         level, prompt = self.args.log_requests_level, generation.prompt
-        line = f"Receive: rid={generation.rid}, prompt_tokens={generation.prompt_tokens}, stream={prompt.stream}"
+        line = f"Receive: {_names(generation)}, prompt_tokens={generation.prompt_tokens}, stream={prompt.stream}"
         if level >= 1:
             line += f", sampling_params={msgspec.json.encode(prompt.params).decode()}"
         if level >= 2:
@@ -358,13 +347,18 @@ class TokenizerManager:
 
     def _log_end(self, generation: Generation) -> None:
         line = (
-            f"Finish: rid={generation.rid}, reason={generation.finish.type}, prompt_tokens={generation.prompt_tokens}, "
-            f"cached_tokens={generation.cached_tokens}, completion_tokens={generation.completion_tokens}, "
+            f"Finish: {_names(generation)}, reason={generation.finish.type}, prompt_tokens={generation.prompt_tokens}, "
+            f"cached_tokens={generation.report.cached_tokens}, completion_tokens={generation.completion_tokens}, "
             f"e2e_latency={generation.ended - generation.created:.3f}"
         )
         if self.args.log_requests_level >= 2:
             line += f", text={_shown(generation.text, self.args.log_requests_level)}"
         logger.info("%s", line)
+
+
+def _names(generation: Generation) -> str:
+    """The client's name, which may hold anything, and the one that the other processes' logs use."""
+    return f"rid={generation.rid!r}, serial={generation.serial}"
 
 
 def _shown(text: str, level: int) -> str:

@@ -82,8 +82,8 @@ class ServerMetrics:
                 self.inter_token.observe((now - generation.updated) / count, count)
         elif count or out.finish.type != "abort":  # the prompt has been computed
             self.prompt_tokens += generation.prompt_tokens
-            self.cached_tokens += out.cached_tokens
-            self.queue_time.observe(out.queue_time)
+            self.cached_tokens += out.report.cached_tokens
+            self.queue_time.observe(out.report.queue_time)
             if count:
                 self.first_token.observe(now - generation.created)
         self.generation_tokens += count

@@ -185,7 +185,7 @@ def usage(generations: list[Generation], cache_report: bool) -> dict:
         "reasoning_tokens": 0,
     }
     if cache_report:
-        report["prompt_tokens_details"] = {"cached_tokens": sum(g.cached_tokens for g in firsts)}
+        report["prompt_tokens_details"] = {"cached_tokens": sum(g.report.cached_tokens for g in firsts)}
     return report
 
 
