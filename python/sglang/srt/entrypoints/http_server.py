@@ -1,11 +1,10 @@
-"""The HTTP process: routes, the gate before them (readiness, key, body size), and the server's life from port to exit.
+"""HttpServer: the server's life from port to exit: start, signals, the end of its requests and processes.
 
-Endpoints' contents are in generate_api.py and openai/; processes and requests in backend.py.
+What requests meet first is in gate.py, endpoints in routes.py; processes and requests in backend.py.
 """
 
 import asyncio
 import contextlib
-import hmac
 import json
 import logging
 import signal
@@ -13,89 +12,22 @@ import socket
 import sys
 from collections.abc import Callable
 
-import msgspec
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
 
-from sglang.srt.entrypoints.backend import PROBE_SECONDS, Backend
+from sglang.srt.entrypoints.backend import Backend
 from sglang.srt.entrypoints.connections import bind
-from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest, item_type
-from sglang.srt.entrypoints.openai.protocol import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
-from sglang.srt.entrypoints.openai.serving_chat import ChatApi
-from sglang.srt.entrypoints.openai.serving_completions import CompletionsApi
-from sglang.srt.entrypoints.profile_api import add_profile_routes
-from sglang.srt.entrypoints.replies import (
-    EventStream,
-    error_reply,
-    json_reply,
-    read_body,
-    reply_unless_gone,
-)
+from sglang.srt.entrypoints.gate import FAILED, OPEN_PATHS, READY, STARTING, STOPPING, Gate
+from sglang.srt.entrypoints.routes import make_app
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE, ChildDied
-from sglang.srt.metrics.server_metrics import CONTENT_TYPE
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.child import STARTUP_FAILED, freeze_startup_objects, setup_logging
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 10_000_000
 DRAIN_SECONDS = 4.0  # after SIGTERM running requests may finish by themselves
 ABORT_SECONDS = 2.0  # then they are aborted, and their answers go out
-OPEN_PATHS = ("/health", "/health_generate")  # need no key: load balancers have none
 POLLED_PATHS = (*OPEN_PATHS, "/metrics")  # asked for every few seconds: not in the access log
-STARTING, READY, STOPPING, FAILED = "starting", "ready", "shutting down", "failing"
-
-
-class Gate:
-    """ASGI middleware: turns away what no endpoint should see, and keeps bodies below MAX_BODY_BYTES."""
-
-    def __init__(self, app: Callable, api_key: str | None, state: Callable[[], str]):
-        self._app = app
-        self._api_key = None if api_key is None else api_key.encode()
-        self._state = state
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        headers = dict(scope["headers"])
-        if error := self._refusal(scope["path"], headers):
-            return await error_reply(error)(scope, receive, send)
-        seen = 0
-
-        async def bounded_receive() -> dict:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MAX_BODY_BYTES:
-                raise _too_large()
-            return message
-
-        return await self._app(scope, bounded_receive, send)
-
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> RequestError | None:
-        if self._api_key is not None and path not in OPEN_PATHS:
-            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._api_key):
-                return RequestError("missing or wrong API key: send `Authorization: Bearer <key>`", status=401)
-        if self._state() != READY:
-            return RequestError(f"the server is {self._state()}", status=503)
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            return _too_large()
-        return None
-
-
-def _too_large() -> RequestError:
-    return RequestError(f"the body is larger than {MAX_BODY_BYTES} bytes", status=413)
 
 
 class HttpServer:
@@ -252,167 +184,3 @@ def serve(args: ServerArgs, scheduler_module: str = SCHEDULER_MODULE) -> int:
 
     with listener:
         return asyncio.run(main())
-
-
-# ---- routes ---------------------------------------------------------------------------------------------------------
-
-
-def make_app(backend: Backend) -> FastAPI:
-    """All endpoints. The Gate lets requests through only once `backend.manager` is there."""
-    app = FastAPI(title="SGLang", openapi_url=None)
-    add_error_handlers(app)
-    add_generation_routes(app, backend)
-    add_information_routes(app, backend)
-    add_control_routes(app, backend)
-    add_profile_routes(app, backend)
-    add_tokenizer_routes(app, backend)
-    return app
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(RequestError)
-    async def request_error(_: Request, error: RequestError) -> Response:
-        return error_reply(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def query_error(_: Request, error: RequestValidationError) -> Response:
-        problem = error.errors()[0]
-        field = str(problem["loc"][-1])
-        return error_reply(RequestError(f"{field}: {problem['msg']}", param=field))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        return error_reply(RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
-
-    @app.exception_handler(Exception)
-    async def internal_error(_: Request, error: Exception) -> Response:
-        return error_reply(RequestError(f"internal error: {type(error).__name__}", status=500))  # uvicorn logs it
-
-
-def add_generation_routes(app: FastAPI, backend: Backend) -> None:
-    def add(path: str, body_type: type, api_type: type, methods: list[str]) -> None:
-        async def endpoint(request: Request) -> Response:
-            body = await read_body(request, body_type)
-            api = api_type(backend.manager)
-            if body.stream:
-                return EventStream(api.events(body), openai_errors=body_type is not GenerateRequest)
-            return await reply_unless_gone(request, api.answer(body))
-
-        app.add_api_route(path, endpoint, methods=methods)
-
-    add("/generate", GenerateRequest, GenerateApi, ["POST", "PUT"])
-    add("/v1/completions", CompletionRequest, CompletionsApi, ["POST"])
-    add("/v1/chat/completions", ChatCompletionRequest, ChatApi, ["POST"])
-
-
-def add_information_routes(app: FastAPI, backend: Backend) -> None:
-    @app.get("/health")
-    async def health() -> Response:
-        return Response()  # the Gate answers 503 while the server starts or stops
-
-    @app.get("/health_generate")
-    async def health_generate() -> Response:
-        return Response(status_code=200 if await backend.probe(PROBE_SECONDS) else 503)
-
-    if backend.args.enable_metrics:
-
-        @app.get("/metrics")
-        async def metrics() -> Response:
-            text = backend.metrics.text(await backend.manager.internal_state())
-            return Response(text, media_type=CONTENT_TYPE)
-
-    def add_with_old_name(path: str, answer: Callable) -> None:
-        async def endpoint(request: Request) -> Response:
-            if request.url.path.startswith("/get_"):
-                logger.warning("%s is an old name; use %s", request.url.path, path)
-            return json_reply(await answer())
-
-        app.add_api_route(path, endpoint, methods=["GET"])
-        app.add_api_route(f"/get_{path[1:]}", endpoint, methods=["GET"])
-
-    async def model_info() -> dict:
-        return backend.model_info()
-
-    add_with_old_name("/model_info", model_info)
-    add_with_old_name("/server_info", backend.server_info)
-
-    def model_card() -> dict:
-        info = backend.manager.info
-        name = info.served_model_name
-        return {
-            "id": name,
-            "object": "model",
-            "created": int(backend.ready_at),
-            "owned_by": "sglang",
-            "root": name,
-            "parent": None,
-            "max_model_len": info.context_length,
-        }
-
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return json_reply({"object": "list", "data": [model_card()]})
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        card = model_card()
-        if name != card["id"]:
-            raise RequestError(f"the model {name!r} is not served here, only {card['id']!r}", status=404, param="model")
-        return json_reply(card)
-
-
-class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    rid: str | None = None
-    abort_all: bool = False
-
-
-def add_control_routes(app: FastAPI, backend: Backend) -> None:
-    @app.api_route("/flush_cache", methods=["GET", "POST"])
-    async def flush_cache(timeout: float = 0.0) -> Response:
-        if not 0 <= timeout <= 3600:
-            raise RequestError(f"timeout is {timeout}; 0 to 3600 seconds are possible", param="timeout")
-        reply = await backend.manager.flush_cache(timeout)
-        if reply.success:
-            return PlainTextResponse("Cache flushed.\n")
-        return PlainTextResponse(f"Cache not flushed: {reply.message}.\n", status_code=400)
-
-    @app.post("/abort_request")
-    async def abort_request(request: Request) -> Response:
-        body = await read_body(request, AbortRequest)
-        if not body.abort_all and not body.rid:
-            raise RequestError("give rid, or abort_all: true", param="rid")
-        if body.abort_all:
-            count = backend.manager.abort_all("aborted by /abort_request")
-        else:
-            count = backend.manager.abort(body.rid)
-        return json_reply({"aborted": count})
-
-
-def add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:
-    @app.post("/tokenize")
-    @app.post("/v1/tokenize")
-    async def tokenize(request: Request) -> Response:
-        body = await read_body(request, TokenizeRequest)
-        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        ids = [await backend.manager.encode(text, body.add_special_tokens) for text in texts]
-        single = isinstance(body.prompt, str)
-        return json_reply(
-            {
-                "tokens": ids[0] if single else ids,
-                "count": len(ids[0]) if single else [len(i) for i in ids],
-                "max_model_len": backend.manager.info.context_length,
-            }
-        )
-
-    @app.post("/detokenize")
-    @app.post("/v1/detokenize")
-    async def detokenize(request: Request) -> Response:
-        body = await read_body(request, DetokenizeRequest)
-        tokenizer = backend.manager.require_tokenizer()
-        single = not body.tokens or item_type(body.tokens, "tokens") is int
-        lists = [body.tokens] if single else body.tokens
-        for ids in lists:
-            if ids:
-                backend.manager.check_ids(ids, "tokens")
-        texts = [await asyncio.to_thread(tokenizer.decode, ids, body.skip_special_tokens) for ids in lists]
-        return json_reply({"text": texts[0] if single else texts})
