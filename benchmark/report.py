@@ -1,14 +1,16 @@
-"""Writes the generated part of docs/performance.md, and docs/img/floors.png, from the records in benchmark/results/.
+"""Writes what the records in benchmark/results/ give: the table of targets in docs/performance.md with its chart, and
+every run's tables into README.md of its card's folder.
 
     python benchmark/report.py            # after a study put its records there
-    python benchmark/report.py --check    # exit code 1 if the page is not what the records give
+    python benchmark/report.py --check    # exit code 1 if a page is not what the records give
 
-Only what stands between the two markers is replaced. The chart isn't compared.
+Of docs/performance.md only what stands between the two markers is replaced. The chart isn't compared.
 """
 
 import argparse
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from study import current, identity_of
 from study_tables import NONE, ablation_tables, digits, rounds_table, seed_tables, table
 
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
-NOTICE = "*This part is made by `python benchmark/report.py` from the records in `benchmark/results/`.*"
+LINE = 120  # characters; rows of tables are as long as they are
 PARTS = {"set", "server_flags", "workload", "repeat", "result", "meta"}  # of each record of the first two
 ROUNDS = "speculation_steps"
 STUDIES = {
@@ -85,13 +87,13 @@ def floor_rows(found: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def study_section(name: str, records: list[dict]) -> list[str]:
-    study = records[0]["study"]
-    if study == ROUNDS:
-        title, tables = STUDIES[study], rounds_table(records)
-        return [f"### {title}: {records[0]['meta']['hardware']}", "", *facts(name, records), "", *tables]
-    sets = list(dict.fromkeys(record["set"]["name"] for record in records))
+    """`name`: of the records' file, below its card's folder."""
+    study, run = records[0]["study"], Path(name).parent.as_posix()
+    sets = [] if study == ROUNDS else list(dict.fromkeys(record["set"]["name"] for record in records))
     title = AS_IT_IS if study == "ablation" and len(sets) == 1 else STUDIES[study]
-    lines = [f"### {title}: {records[0]['meta']['hardware']}", "", *facts(name, records), ""]
+    lines = [f"## {run}: {title[0].lower()}{title[1:]}", "", *facts(name, records), ""]
+    if study == ROUNDS:
+        return lines + rounds_table(records)
     if study == "ablation":
         return lines + ablation_tables(records)
     second = sets[1] if len(sets) > 1 else "(not measured yet)"
@@ -109,22 +111,49 @@ def facts(name: str, records: list[dict]) -> list[str]:
     days = sorted({date[:10] for date in each("date")})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     commands = [f"`{command}`" for command in each("command")]
-    return [f"{', '.join([*versions, when])}. Records: `benchmark/results/{name}`. Command: {'; '.join(commands)}"]
+    return [f"{', '.join([*versions, when])}. Records: [{name}]({name}). Command: {'; '.join(commands)}"]
 
 
-def generate(results: dict[str, list[dict]], found: list[dict[str, float]]) -> str:
+def targets_part(found: list[dict[str, float]]) -> str:
     """The text between the markers."""
-    lines = [NOTICE, "", "## Floors, targets and what is measured", ""]
+    lines = ["Made by `python benchmark/report.py` from the records in `benchmark/results/`: 26B-A4B, random weights,"]
     lines += [
-        "26B-A4B, random weights, bfloat16, one H200, 1024 tokens in, 256 out. Where floors and the figures of others"
+        "bfloat16, one GPU, 1024 tokens in, 256 out. Floors are an H200's; they and the figures of others come from"
     ]
-    lines += ["come from: `benchmark/report_targets.py`.", "", *targets_table(found), ""]
-    lines += ["![Distances to the floors](img/floors.png)", "", "## Runs", ""]
+    lines += ["`benchmark/report_targets.py`.", "", *targets_table(found), ""]
+    return "\n".join([*lines, "![Distances to the floors](img/floors.png)", ""])
+
+
+def card_page(results: dict[str, list[dict]]) -> str:
+    """README.md of a card's folder, from its records by their file's name below that folder."""
+    hardware = sorted({record["meta"]["hardware"] for records in results.values() for record in records})
+    lines = [
+        f"# {' and '.join(hardware)}: every run",
+        "",
+        "Made by `python benchmark/report.py` from the records here.",
+    ]
     for name, records in results.items():
-        lines += [*study_section(name, records), ""]
-    if not results:
-        lines += ["No runs recorded yet.", ""]
-    return "\n".join(lines)
+        lines += ["", *study_section(name, records)]
+    return "\n".join(part for line in lines for part in folded(line)) + "\n"
+
+
+def folded(line: str) -> list[str]:
+    """Prose in lines of LINE characters; a row of a table stays one."""
+    if not line or line.startswith("|"):
+        return [line]
+    return textwrap.wrap(line, LINE, break_long_words=False, break_on_hyphens=False)
+
+
+def by_card(results: dict[str, list[dict]]) -> dict[str, dict[str, list[dict]]]:
+    """Folder of a card -> its records, by their file's name in it. Raises ValueError for a file outside such a folder
+    or not in one of its own there."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for path, records in results.items():
+        card, *rest = path.split("/")
+        if len(rest) < 2:
+            raise ValueError(f"{path} must lie in its run's folder in its card's, as h200/loads/records.jsonl does")
+        found.setdefault(card, {})["/".join(rest)] = records
+    return found
 
 
 def with_generated(page: str, text: str) -> str:
@@ -142,7 +171,7 @@ def main(argv: list[str]) -> int:
     add("--results", type=Path, default=REPOSITORY / "benchmark" / "results", metavar="DIR", help="(benchmark/results)")
     page = REPOSITORY / "docs" / "performance.md"
     add("--page", type=Path, default=page, metavar="FILE", help="chart: img/ beside it (docs/performance.md)")
-    add("--check", action="store_true", help="write nothing, exit with 1 if the page is out of date")
+    add("--check", action="store_true", help="write nothing, exit with 1 if a page is out of date")
     add("--no-chart", action="store_true", help="leave the chart as it is")
     args = parser.parse_args(argv)
     if not (args.check or args.no_chart or study_charts.can_draw()):
@@ -151,13 +180,15 @@ def main(argv: list[str]) -> int:
         results = read_results(args.results)
         records = [record for of in results.values() for record in of if record["study"] != ROUNDS]
         found = [measured(target, records) for target in TARGETS]
-        before = args.page.read_text(encoding="utf-8")
-        after = with_generated(before, generate(results, found))
+        pages = {args.page: with_generated(args.page.read_text(encoding="utf-8"), targets_part(found))}
+        pages |= {args.results / card / "README.md": card_page(of) for card, of in by_card(results).items()}
         if args.check:
-            if before != after:
-                print(f"{args.page} is out of date: run python benchmark/report.py", file=sys.stderr)
-            return int(before != after)
-        args.page.write_text(after, encoding="utf-8")
+            old = [p for p, text in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+            for path in old:
+                print(f"{path} is out of date: run python benchmark/report.py", file=sys.stderr)
+            return int(bool(old))
+        for path, text in pages.items():
+            path.write_text(text, encoding="utf-8")
         if not args.no_chart:
             ours = sorted({f"ours, {name}" for values in found for name in values})
             markers = {"upstream": "x", "PR #26588": "+", "target": "|"} | dict.fromkeys(ours, "o")

@@ -1,4 +1,4 @@
-"""report.py: the page follows the records, --check notices when it does not, prose stays, bad files are named."""
+"""report.py: the pages follow the records, --check notices when one does not, prose stays, bad files are named."""
 
 import json
 import sys
@@ -64,6 +64,9 @@ class Site:
     def text(self) -> str:
         return self.page.read_text()
 
+    def card(self, name: str = "h200") -> str:
+        return (self.results / name / "README.md").read_text()
+
 
 def read(figure: str, workload: str, records: list[dict]) -> dict[str, float]:
     (target,) = [t for t in TARGETS if (t.workload, t.figure) == (workload, figure)]
@@ -74,7 +77,6 @@ def test_without_results_the_page_says_so(site):
     assert site.run("--check") == 1
     assert site.run() == 0
     text = site.text()
-    assert "No runs recorded yet." in text
     assert "| one at a time | median TPOT ms | 4.81 | – | 1.83 | 2.7, then 2.2 |" in text
     assert text.startswith("# Performance\n\nBefore.\n") and text.endswith("\n## By hand\n\nAfter.\n")
     assert (site.page.parent / "img" / "floors.png").read_bytes().startswith(b"\x89PNG")
@@ -83,44 +85,67 @@ def test_without_results_the_page_says_so(site):
 
 def test_records_become_tables_with_their_own_facts(site, capsys):
     site.add(
-        "h200/records.jsonl",
+        "h200/pull/records.jsonl",
         [record("PR's three off"), record("all on"), record("PR's three off", 1), record("all on", 1)],
     )
-    assert site.run("--no-chart") == 0
-    text = site.text()
-    assert "### Two settings under the pull request's workload: NVIDIA H200" in text
-    facts = "driver 570.1, torch 2.11.0, triton 3.6.0, commit abc, 2030-01-02. "
-    assert facts + "Records: `benchmark/results/h200/records.jsonl`. Command: `python x.py`" in text
-    assert "| output tok/s | 1650 (1650–1650) | 1650 (1650–1650) | 1.000 (1.000–1.000) ~ | 1.033 |" in text
-    assert "target | ours, NVIDIA H200 |" in text
+    assert site.run("--check") == 1 and site.run("--no-chart") == 0
+    card, text = site.card(), site.text()
+    assert card.startswith("# NVIDIA H200: every run\n") and card.endswith("on both sides of 1.\n")
+    assert "\n## pull: two settings under the pull request's workload\n" in card
+    facts = "driver 570.1, torch 2.11.0, triton 3.6.0, commit abc, 2030-01-02. Records: [pull/records.jsonl]"
+    assert facts + "(pull/records.jsonl). Command: `python x.py`" in card.replace("\n", " ")
+    assert "| output tok/s | 1650 (1650–1650) | 1650 (1650–1650) | 1.000 (1.000–1.000) ~ | 1.033 |" in card
+    assert all(len(line) <= 120 for line in card.splitlines() if not line.startswith("|"))
+    assert "target | ours, NVIDIA H200 |" in text and "every run" not in text
     assert "| median TPOT ms | 20.5 | 16.62 | 12 | 14.0, then 13.0 | 15.00 |" in text
-    assert "No runs" not in text and not (site.page.parent / "img").exists()
+    assert not (site.page.parent / "img").exists()
     assert site.run("--check") == 0
-    site.add("h200/records.jsonl", [record("PR's three off"), record("all on", result={"median_tpot_ms": 12.5})])
+    site.add("h200/pull/records.jsonl", [record("PR's three off"), record("all on", result={"median_tpot_ms": 12.5})])
+    capsys.readouterr()
     assert site.run("--check") == 1
-    assert "is out of date: run python benchmark/report.py" in capsys.readouterr().err
+    old = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is out of date: run python benchmark/report.py")[0] for line in old] == [
+        str(site.page),
+        str(site.results / "h200/README.md"),
+    ]
     assert site.run("--no-chart") == 0 and "| 12.50 |" in site.text()
     assert site.text().count("## By hand") == 1
 
 
 def test_an_ablation_and_an_unpaired_setting_are_shown(site):
-    site.add("a.jsonl", [record("all on", study="ablation"), record("without tuned expert tiles", study="ablation")])
-    site.add("b.jsonl", [record("PR's three off")])
+    both = [record("all on", study="ablation"), record("without tuned expert tiles", study="ablation")]
+    site.add("h200/a/records.jsonl", both)
+    site.add("h200/b/records.jsonl", [record("PR's three off")])
     assert site.run("--no-chart") == 0
-    assert "### What each optimization is worth: NVIDIA H200" in site.text()
-    assert "| rate 8, up to 64 at once: median TPOT ms | 15.00 | 1.000 |" in site.text()
-    assert "(not measured yet)" in site.text()
+    assert "\n## a: what each optimization is worth\n" in site.card()
+    assert "| rate 8, up to 64 at once: median TPOT ms | 15.00 | 1.000 |" in site.card()
+    assert "(not measured yet)" in site.card()
+
+
+def test_each_card_has_a_page_of_its_own(site):
+    site.add("h200/a/records.jsonl", [record("all on", study="ablation")])
+    site.add("h100/a/records.jsonl", [record("all on", study="ablation", hardware="NVIDIA H100")])
+    assert site.run("--no-chart") == 0
+    assert site.card("h100").startswith("# NVIDIA H100: every run") and "H200" not in site.card("h100")
+    assert "| ours, NVIDIA H100 | ours, NVIDIA H200 |" in site.text()
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "h200/records.jsonl"])
+def test_records_outside_a_runs_folder_are_refused(site, capsys, name):
+    site.add(name, [record()])
+    assert site.run("--no-chart") == 1 and site.text() == PAGE
+    assert f"{name} must lie in its run's folder in its card's" in capsys.readouterr().err
 
 
 def test_the_server_as_it_is_and_rounds_of_speculation(site):
     meta = record()["meta"]
     times = {"batch_size": 8, "plain": 10.0, "draft": 3.0, "verify": 20.0, "round": 23.0, "break_even": 2.3}
-    site.add("a.jsonl", [record("all on", study="ablation")])
-    site.add("b.jsonl", [{"study": "speculation_steps", "meta": meta} | times])
+    site.add("h200/a/records.jsonl", [record("all on", study="ablation")])
+    site.add("h200/b/records.jsonl", [{"study": "speculation_steps", "meta": meta} | times])
     assert site.run("--no-chart") == 0
-    assert "### The server as it is: NVIDIA H200" in site.text()
-    assert "### Rounds of speculation beside plain decode steps: NVIDIA H200\n\ndriver 570.1" in site.text()
-    assert "| 8 | 10.00 | 3.00 | 20.00 | 23.00 | 2.30 |" in site.text()
+    assert "\n## a: the server as it is\n" in site.card()
+    assert "\n## b: rounds of speculation beside plain decode steps\n\ndriver 570.1" in site.card()
+    assert "| 8 | 10.00 | 3.00 | 20.00 | 23.00 | 2.30 |" in site.card()
 
 
 def test_only_the_plain_server_counts_as_ours():
@@ -174,7 +199,7 @@ def test_distances_to_floors():
 def test_other_jsonl_files_are_told_and_left_out(site, capsys):
     site.add("questions.jsonl", [{"question": "6 * 7?"}])
     assert site.run("--no-chart") == 0
-    assert "questions.jsonl is left out" in capsys.readouterr().err and "No runs recorded yet." in site.text()
+    assert "questions.jsonl is left out" in capsys.readouterr().err and "ours" not in site.text()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +230,7 @@ def test_a_missing_page_and_missing_matplotlib(site, capsys, monkeypatch):
     assert stop.value.code == 2 and "charts need matplotlib" in capsys.readouterr().err
 
 
-def test_the_page_of_this_repository_is_up_to_date():
+def test_the_pages_of_this_repository_are_up_to_date():
     assert report.main(["--check"]) == 0
     assert (report.REPOSITORY / "docs" / "img" / "floors.png").exists()
 
