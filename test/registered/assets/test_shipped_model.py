@@ -170,7 +170,7 @@ def test_turns():
         {"role": "user", "content": "And 3 + 3?"},
     ]
     want = (
-        "<bos><|turn>system\nYou are terse.<turn|>\n<|turn>user\n2 + 2?<turn|>\n<|turn>model\n4<turn|>\n"
+        "<bos><|turn>system\nYou are terse.<turn|>\n<|turn>user\n2 +2?<turn|>\n<|turn>model\n4<turn|>\n"
         "<|turn>user\nAnd 3 + 3?<turn|>\n<|turn>model\n"
     )
     assert render(messages, add_generation_prompt=True) == want

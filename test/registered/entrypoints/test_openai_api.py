@@ -161,7 +161,7 @@ def test_roles_parts_tools_and_template_variables(chat, last_prompt):
     chat(
         [{"role": "system", "content": "S"}, {"role": "user", "content": parts}, {"role": "assistant", "content": "A"}]
     )
-    turns = "<bos><|turn>system\nS<turn|>\n<|turn>user\none\ntwo<turn|>\n<|turn>model\nA<turn|>\n"
+    turns = "<bos><|turn>system\nS<turn|>\n<|turn>user\none two<turn|>\n<|turn>model\nA<turn|>\n"
     assert last_prompt() == turns + "<|turn>model\n"
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     chat(tools=[tool], extra_body={"chat_template_kwargs": {"shout": "LOUD"}})

@@ -85,12 +85,6 @@ def test_chats_equal_transformers(tmp_path, chat, tools):
         assert ours.render_chat(chat, tools, add_generation_prompt=generation, variables=shout) == want
 
 
-def test_continued_message_has_no_end_marker(tmp_path):
-    ours = Tokenizer(make_model_folder(tmp_path / "m"))
-    text = ours.render_chat(CHATS[1], continue_final_message=True, add_generation_prompt=False)
-    assert text.endswith("<|turn>model\ny")
-
-
 def test_template_sources(tmp_path):
     folder = Path(make_model_folder(tmp_path / "m"))
     override = tmp_path / "mine.jinja"

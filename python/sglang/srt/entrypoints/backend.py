@@ -22,8 +22,9 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.metrics.server_metrics import ServerMetrics
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, model_folder
+from sglang.srt.utils.chat_template import load_renderer
 from sglang.srt.utils.ipc import Receiver, Sender
-from sglang.srt.utils.tokenizer import Tokenizer, load_renderer
+from sglang.srt.utils.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,17 @@
-"""Tokenizer: text to ids and back, and chat messages to text, from a Hugging Face folder. No torch, no remote code.
+"""Tokenizer: text to ids and back, from a Hugging Face folder, and the folder's ChatTemplate. No torch, no remote code.
 
-It reads tokenizer.json with the `tokenizers` library and renders the folder's chat template with transformers' own
-renderer. transformers' tokenizer classes would give the same ids but import torch, seconds that two processes of three
-can do without.
+It reads tokenizer.json with the `tokenizers` library; chats are rendered with transformers' own renderer. transformers'
+tokenizer classes would give the same ids but import torch, seconds that two processes of three can do without.
 """
 
 import functools
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import tokenizers
+
+from sglang.srt.utils.chat_template import ChatTemplate
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -45,7 +43,8 @@ class Tokenizer:
         self._backend.no_truncation()
         config = _read_json(root / "tokenizer_config.json")
         self.special_tokens = _special_tokens(config)
-        self.chat_template = _read_template(root, config, chat_template)
+        template = _read_template(root, config, chat_template)
+        self.chat_template = None if template is None else ChatTemplate(template, self.special_tokens)
         self.size: int = self._backend.get_vocab_size(with_added_tokens=True)
         self.special_ids = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
         self._bytes = self._byte_tokens(_is_byte_level(self._backend.decoder))
@@ -87,33 +86,17 @@ class Tokenizer:
         data = self._bytes.get(token_id)
         return list(data if data is not None else self.token_text(token_id).encode())
 
-    def render_chat(
-        self,
-        messages: list[dict],
-        tools: list[dict] | None = None,
-        continue_final_message: bool = False,
-        add_generation_prompt: bool = True,
-        variables: dict[str, Any] | None = None,
-    ) -> str:
-        """Messages -> prompt text, special tokens written out. Raises ValueError with the template's own complaint."""
+    def require_chat_template(self) -> ChatTemplate:
+        """Raises ValueError where the folder has none."""
         if self.chat_template is None:
             raise ValueError(
                 "this model's tokenizer has no chat template; give one with --chat-template, or use /v1/completions"
             )
-        render_jinja_template = load_renderer()
-        try:
-            rendered, _ = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=self.chat_template,
-                continue_final_message=continue_final_message,
-                add_generation_prompt=add_generation_prompt,
-                **{**self.special_tokens, **(variables or {})},
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as e:
-            # Templates are programs of the checkpoint; what they raise is nearly always about these messages.
-            raise ValueError(f"the chat template refuses these messages: {e}") from e
-        return rendered[0]
+        return self.chat_template
+
+    def render_chat(self, messages: list[dict], tools: list[dict] | None = None, **options) -> str:
+        """ChatTemplate.render() of the folder's template. Raises ValueError, also where there is none."""
+        return self.require_chat_template().render(messages, tools, **options)
 
 
 def _is_byte_level(decoder: tokenizers.decoders.Decoder | None) -> bool:
@@ -121,13 +104,6 @@ def _is_byte_level(decoder: tokenizers.decoders.Decoder | None) -> bool:
         return False
     state = json.loads(decoder.__getstate__())
     return all(part["type"] == "ByteLevel" for part in state.get("decoders", [state]))
-
-
-def load_renderer() -> Callable:
-    """transformers' renderer. The import takes most of a second: the server does it while the model loads."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    return render_jinja_template
 
 
 def _read_json(file: Path) -> dict:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from sglang.srt.entrypoints.generate_api import refuse_unserved
+from sglang.srt.entrypoints.openai.chat_prompt import chat_prompt
 from sglang.srt.entrypoints.openai.protocol import (
     MAX_TOP_LOGPROBS,
     ChatCompletionRequest,
@@ -20,9 +21,7 @@ from sglang.srt.entrypoints.replies import event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 NOT_SERVED = ("functions", "function_call", "audio", "web_search_options", "verbosity")
-RENDER_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 
 
 class ChatApi:
@@ -113,31 +112,11 @@ class ChatApi:
         )
 
     def _render(self, body: ChatCompletionRequest) -> str:
-        messages = [clean_message(message, i) for i, message in enumerate(body.messages)]
-        if not messages:
-            raise RequestError("messages is empty", param="messages")
-        continued = bool(body.continue_final_message)
-        if continued and messages[-1]["role"] != "assistant":
-            raise RequestError("continue_final_message needs an assistant message at the end", param="messages")
-        if continued and body.add_generation_prompt:
-            raise RequestError(
-                "add_generation_prompt contradicts continue_final_message", param="add_generation_prompt"
-            )
-        variables = {**(self._manager.args.default_chat_template_kwargs or {}), **(body.chat_template_kwargs or {})}
-        if body.reasoning_effort is not None:
-            variables.setdefault("reasoning_effort", body.reasoning_effort)
-        if taken := set(variables) & set(RENDER_NAMES):
-            raise RequestError(f"chat_template_kwargs must not hold {min(taken)!r}", param="chat_template_kwargs")
         try:
-            return self._manager.require_tokenizer().render_chat(
-                messages,
-                tools=body.tools if body.tools and body.tool_choice != "none" else None,
-                continue_final_message=continued,
-                add_generation_prompt=body.add_generation_prompt is not False and not continued,
-                variables=variables,
-            )
+            template = self._manager.require_tokenizer().require_chat_template()
         except ValueError as e:
             raise RequestError(str(e), param="messages") from e
+        return chat_prompt(body, template, self._manager.args.default_chat_template_kwargs or {})
 
     def _logprobs(self, g: Generation, start: int) -> dict | None:
         if not g.prompt.return_logprob:
@@ -153,32 +132,3 @@ class ChatApi:
             tops = [entry(value, token_id) for value, token_id in logprobs.top[i]] if logprobs.top else []
             content.append(entry(logprobs.values[i], logprobs.ids[i]) | {"top_logprobs": tops})
         return {"content": content}
-
-
-def clean_message(message: dict[str, Any], i: int) -> dict[str, Any]:
-    """A message as templates expect it: a known role, content as text. Raises RequestError naming the place."""
-    place = f"messages[{i}]"
-    role = message.get("role")
-    if role not in ROLES:
-        raise RequestError(f"{place}.role is {role!r}; one of {', '.join(ROLES)} is expected", param=f"{place}.role")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "\n".join(_part_text(part, f"{place}.content[{k}]") for k, part in enumerate(content))
-    if content is None and role != "assistant":
-        raise RequestError(f"{place}.content is missing", param=f"{place}.content")
-    if content is not None and not isinstance(content, str):
-        raise RequestError(f"{place}.content must be text or a list of parts", param=f"{place}.content")
-    calls = message.get("tool_calls")
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise RequestError(f"{place}.tool_calls must be a list of objects", param=f"{place}.tool_calls")
-    # A client that sends an answer back may send its empty fields too; templates ask whether a field is there at all.
-    return {k: v for k, v in message.items() if v is not None} | {"content": content or ""}
-
-
-def _part_text(part: Any, place: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        raise RequestError(f"{place}: only parts of type text are supported, not {kind!r}", param=place)
-    if not isinstance(part.get("text"), str):
-        raise RequestError(f"{place}.text is missing", param=place)
-    return part["text"]

@@ -1,0 +1,174 @@
+"""From a chat request to its prompt: messages of OpenAI's wire form become what templates are written for.
+
+On the wire a call's arguments are JSON text, a tool's answer names its call by id, and content may be a list of parts.
+Templates read arguments as objects, and each reads names and lists its own way (utils/chat_template.py). No manager
+and no event loop here: one function of the request and the template.
+"""
+
+import json
+from typing import Any
+
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+from sglang.srt.managers.generation import RequestError
+from sglang.srt.utils.chat_template import ChatTemplate
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+RENDER_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
+TEXT_PARTS = ("text", "input_text")
+
+
+def chat_prompt(body: ChatCompletionRequest, template: ChatTemplate, variables: dict[str, Any]) -> str:
+    """The prompt's text; `variables` are the template's, under those of the request. Raises RequestError."""
+    variables = {**variables, **(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    if taken := set(variables) & set(RENDER_NAMES):
+        raise RequestError(f"chat_template_kwargs must not hold {min(taken)!r}", param="chat_template_kwargs")
+    messages = template_messages(body.messages, template)
+    tools = body.tools if body.tools and body.tool_choice != "none" else None
+    add_generation_prompt = body.add_generation_prompt is not False
+    begun = ""
+    if body.continue_final_message:
+        if body.add_generation_prompt:
+            raise RequestError(
+                "add_generation_prompt contradicts continue_final_message", param="add_generation_prompt"
+            )
+        begun = take_begun_answer(messages, template)
+        add_generation_prompt = True  # of the turn that the message begins
+    if add_generation_prompt and template.writes_content_after_results:
+        messages = keep_turn_open(messages)
+    try:
+        return template.render(messages, tools, add_generation_prompt, variables) + begun
+    except ValueError as e:
+        raise RequestError(str(e), param="messages") from e
+
+
+def template_messages(messages: list[dict[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
+    """Messages as templates expect them. Raises RequestError naming the place of what is wrong."""
+    if not messages:
+        raise RequestError("messages is empty", param="messages")
+    names: dict[str, str] = {}  # of the functions called so far, by the call's id
+    result = []
+    for i, message in enumerate(messages):
+        place = f"messages[{i}]"
+        role = message.get("role")
+        if role not in ROLES:
+            raise _wrong(f"{place}.role", f"is {role!r:.80}; one of {', '.join(ROLES)} is expected")
+        # A client that sends an answer back may send its empty fields too; templates ask whether a field is there.
+        clean = {k: v for k, v in message.items() if v is not None}
+        clean["content"] = _content(message.get("content"), role, f"{place}.content", template)
+        if "tool_calls" in clean:
+            clean["tool_calls"] = _calls(clean["tool_calls"], f"{place}.tool_calls")
+            names |= {call["id"]: call["function"]["name"] for call in clean["tool_calls"] if "id" in call}
+        if role == "tool" and "name" not in clean:
+            call_id = clean.get("tool_call_id")
+            if isinstance(call_id, str) and call_id in names:
+                clean["name"] = names[call_id]
+        result.append(clean)
+    return result
+
+
+def _wrong(place: str, problem: str) -> RequestError:
+    return RequestError(f"{place} {problem}", param=place)
+
+
+def _content(content: Any, role: str, place: str, template: ChatTemplate) -> str | list | dict:
+    if content is None:
+        if role not in ("assistant", "tool"):
+            raise _wrong(place, "is missing")
+        return ""
+    if isinstance(content, list):
+        texts = [_part_text(part, f"{place}[{k}]", role) for k, part in enumerate(content)]
+        if role in template.list_roles:
+            return [{"type": "text", "text": text} for text in texts]
+        return " ".join(texts)  # as upstream does, for tools' answers whatever the template
+    if isinstance(content, dict) and role == "tool":
+        return content if template.reads_mappings else json.dumps(content, ensure_ascii=False)
+    if not isinstance(content, str):
+        raise _wrong(place, "must be text or a list of parts")
+    return content
+
+
+def _part_text(part: Any, place: str, role: str) -> str:
+    if isinstance(part, str) and role == "tool":
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in TEXT_PARTS:
+        raise RequestError(f"{place}: only parts of type text are supported, not {kind!r:.80}", param=place)
+    if not isinstance(part.get("text"), str):
+        raise _wrong(f"{place}.text", "is missing")
+    return part["text"]
+
+
+def _calls(calls: Any, place: str) -> list[dict]:
+    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise _wrong(place, "must be a list of objects")
+    return [_call(call, f"{place}[{k}]") for k, call in enumerate(calls)]
+
+
+def _call(call: dict, place: str) -> dict:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise _wrong(f"{place}.function.name", "is missing")
+    if not isinstance(call.get("id", ""), str):
+        raise _wrong(f"{place}.id", "must be text")
+    arguments = _arguments(function.get("arguments"), f"{place}.function.arguments")
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def _arguments(value: Any, place: str) -> dict:
+    """A call's arguments as an object; on the wire they are JSON text, which may be empty."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value, parse_constant=_no_constant)
+        except ValueError as e:
+            raise _wrong(place, f"is not JSON: {e!s:.80}") from e
+        except RecursionError as e:
+            raise _wrong(place, "is nested too deeply") from e
+    if not isinstance(value, dict):
+        raise _wrong(place, f"must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def take_begun_answer(messages: list[dict[str, Any]], template: ChatTemplate) -> str:
+    """Take away the last message, an answer that is to be continued; its text, which follows the prompt as it is.
+
+    Templates trim what they write, close it, and cut thoughts out: none of that may happen to a beginning.
+    """
+    last, place = messages[-1], f"messages[{len(messages) - 1}]"
+    if last["role"] != "assistant":
+        raise RequestError("continue_final_message needs an assistant message at the end", param="messages")
+    for field in ("tool_calls", "reasoning", "reasoning_content"):
+        if last.get(field):
+            raise _wrong(
+                f"{place}.{field}",
+                "can't be continued: with continue_final_message the last message has content alone, with a thought "
+                "written out in it as the model writes it",
+            )
+    messages.pop()
+    content = last["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def keep_turn_open(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A running tool loop in the order in which the model spoke, for a template that writes content after results.
+
+    Such a template ends the model's turn behind that content although an answer is still to come. So a message with
+    content beside its calls becomes two, which it writes as one turn. Loops that have ended stay as they are.
+    """
+    if not messages or messages[-1]["role"] != "tool":
+        return messages
+    last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+    result = messages[: last_user + 1]
+    for message in messages[last_user + 1 :]:
+        if message["role"] == "assistant" and message.get("tool_calls") and message["content"]:
+            result.append({k: v for k, v in message.items() if k != "tool_calls"})
+            message = {"role": "assistant", "content": "", "tool_calls": message["tool_calls"]}
+        result.append(message)
+    return result
