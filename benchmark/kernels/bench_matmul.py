@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from sglang.srt.batch_invariant_ops import batch_invariant, linear, prepare
-from sglang.srt.batch_invariant_ops.matmul import matmul
+from sglang.srt.ops.invariance.mode import batch_invariant
+from sglang.srt.ops.products.linear import linear, prepare
+from sglang.srt.ops.products.matmul import matmul
 from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
 FLOPS = 790e12  # a second, measured on an H200

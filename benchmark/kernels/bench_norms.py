@@ -10,10 +10,10 @@ import argparse
 
 import torch
 
-from sglang.srt.layers.layernorm import launch, rms_norm_reference
-from sglang.srt.layers.qkv_rms_norm import launch as launch_qkv
-from sglang.srt.layers.qkv_rms_norm import qkv_rms_norm_reference, takes_per_head
-from sglang.srt.layers.rotary_embedding import apply_rope_reference, launch_rope
+from sglang.srt.ops.norms.qkv_rms_norm import launch as launch_qkv
+from sglang.srt.ops.norms.qkv_rms_norm import qkv_rms_norm_reference, takes_per_head
+from sglang.srt.ops.norms.rms_norm import launch, rms_norm_reference
+from sglang.srt.ops.norms.rope import apply_rope_reference, launch_rope
 from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
 HIDDEN, HEADS, EPS = 2816, 16, 1e-6

@@ -13,11 +13,11 @@ import argparse
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.qkv_norm_rope import launch
-from sglang.srt.layers.qkv_rms_norm import launch as launch_norms
-from sglang.srt.layers.qkv_rms_norm import takes_per_head
-from sglang.srt.layers.rotary_embedding import launch_rope
-from sglang.srt.mem_cache.memory_pool import KVSlots
+from sglang.srt.ops.attention.kv_slots import KVSlots
+from sglang.srt.ops.norms.qkv_norm_rope import launch
+from sglang.srt.ops.norms.qkv_rms_norm import launch as launch_norms
+from sglang.srt.ops.norms.qkv_rms_norm import takes_per_head
+from sglang.srt.ops.norms.rope import launch_rope
 from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
 HEADS, EPS = 16, 1e-6

@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.layernorm import launch
-from sglang.srt.layers.moe import router_norm
-from sglang.srt.layers.residual_norms import add_norm_reference, launch_add_norm, launch_add_norm_moe
+from sglang.srt.ops.moe import router_norm
+from sglang.srt.ops.norms.residual_norms import add_norm_reference, launch_add_norm, launch_add_norm_moe
+from sglang.srt.ops.norms.rms_norm import launch
 from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
 HIDDEN, EPS = 2816, 1e-6

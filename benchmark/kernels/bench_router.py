@@ -12,8 +12,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from sglang.srt.layers import layernorm
-from sglang.srt.layers.moe import router_norm, topk
+from sglang.srt.ops.moe import router_norm, topk
+from sglang.srt.ops.norms import rms_norm
 from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
 HIDDEN, EXPERTS, K, EPS = 2816, 128, 8, 1e-6
@@ -21,7 +21,7 @@ ROOT = HIDDEN**-0.5
 
 
 def norm_apart(h: Tensor, scale: Tensor) -> Tensor:
-    return layernorm.launch(h, None, EPS) * scale * ROOT
+    return rms_norm.launch(h, None, EPS) * scale * ROOT
 
 
 def time_router_norm(tokens: int) -> tuple[float, float, int]:

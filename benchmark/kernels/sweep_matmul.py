@@ -15,8 +15,8 @@ import torch
 from bench_matmul import SHAPES
 from torch.nn import functional as F
 
-from sglang.srt.batch_invariant_ops.agreement import zero_sums
-from sglang.srt.batch_invariant_ops.matmul import TILES, MatmulTile, matmul
+from sglang.srt.ops.invariance.agreement import zero_sums
+from sglang.srt.ops.products.matmul import TILES, MatmulTile, matmul
 from sglang.test.kernel_timing import BANDWIDTH, buffers, rotating_us
 from sglang.test.kernel_variants import usable
 

@@ -14,13 +14,9 @@ import argparse
 import torch
 from harness import LAYERS, Layer, choose, make_case, make_cases, rotating
 
-from sglang.srt.layers.attention.triton_ops.decode_attention import (
-    decode_attention,
-    decode_attention_reference,
-    num_splits,
-)
-from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, Pieces, max_pieces, pieces_for
-from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile
+from sglang.srt.ops.attention.decode_attention import decode_attention, decode_attention_reference, num_splits
+from sglang.srt.ops.attention.pieces import NO_PIECES, Pieces, max_pieces, pieces_for
+from sglang.srt.ops.attention.tiles import DecodeTile
 from sglang.srt.utils.triton_runtime import triton
 from sglang.test.kernel_variants import usable
 

@@ -13,13 +13,13 @@ import argparse
 import torch
 from harness import LAYERS, Layer, choose, make_case, make_cases, rotating
 
-from sglang.srt.layers.attention.triton_ops.extend_attention import (
+from sglang.srt.ops.attention.extend_attention import (
     extend_attention,
     extend_attention_reference,
     make_work,
     tokens_per_tile,
 )
-from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile, extend_tile
+from sglang.srt.ops.attention.tiles import ExtendTile, extend_tile
 from sglang.srt.utils.triton_runtime import triton
 from sglang.test.kernel_timing import add_case, add_json_argument
 from sglang.test.kernel_variants import usable

@@ -12,12 +12,12 @@ import dataclasses
 import torch
 from workload import Batch, Experts, add_arguments, shape_from
 
-from sglang.srt.layers.activation import gelu_tanh_and_mul
-from sglang.srt.layers.moe.experts import fused_experts_reference
-from sglang.srt.layers.moe.fused_moe_triton.align import align
-from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles
-from sglang.srt.layers.moe.fused_moe_triton.fused_moe import choose_tiles, fused_experts_triton, grouped_gemm
-from sglang.srt.layers.moe.fused_moe_triton.moe_sum import moe_sum
+from sglang.srt.ops.moe.align import align
+from sglang.srt.ops.moe.config import Tiles, default_tiles
+from sglang.srt.ops.moe.fused_experts import fused_experts_reference
+from sglang.srt.ops.moe.fused_moe import choose_tiles, fused_experts_triton, grouped_gemm
+from sglang.srt.ops.moe.moe_sum import moe_sum
+from sglang.srt.ops.norms.activation import gelu_tanh_and_mul
 from sglang.srt.utils.triton_runtime import triton
 from sglang.test.kernel_timing import add_case, add_json_argument, graph_us
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles
+from sglang.srt.ops.moe.config import Tiles, default_tiles
 
 MAX_WASTE = 0.25  # of columns or depth that only fill a tile up
 MAX_ACCUMULATORS = 128  # float32 registers a thread

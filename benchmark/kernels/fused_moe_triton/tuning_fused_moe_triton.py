@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from workload import Batch, Experts, Shape, add_arguments, shape_from
 
-from sglang.srt.layers.activation import gelu_tanh_and_mul_reference
-from sglang.srt.layers.moe.fused_moe_triton import config
-from sglang.srt.layers.moe.fused_moe_triton.config import Tiles, default_tiles
-from sglang.srt.layers.moe.fused_moe_triton.fused_moe import grouped_gemm, precompile
+from sglang.srt.ops.moe import config
+from sglang.srt.ops.moe.config import Tiles, default_tiles
+from sglang.srt.ops.moe.fused_moe import grouped_gemm, precompile
+from sglang.srt.ops.norms.activation import gelu_tanh_and_mul_reference
 from sglang.srt.utils.triton_runtime import triton
 from sglang.test.kernel_timing import graph_us
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.moe.fused_moe_triton.align import Alignment, align
-from sglang.srt.layers.moe.fused_moe_triton.config import TUNED_TOKENS
+from sglang.srt.ops.moe.align import Alignment, align
+from sglang.srt.ops.moe.config import TUNED_TOKENS
 
 ROUTINGS = 16  # for one token; fewer for more tokens, which hit more experts each time
 DEVICE = "cuda"

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sglang.srt.layers.layernorm import rms_norm_reference
-from sglang.srt.layers.moe import router_norm, topk
-from sglang.srt.layers.moe.router import Router, float32_product
+from sglang.srt.layers.moe.router import Router
+from sglang.srt.ops.moe import router_norm, topk
+from sglang.srt.ops.norms.rms_norm import rms_norm_reference
+from sglang.srt.ops.products.linear import float32_product
 from sglang.srt.utils import triton_runtime
 
 Norm = Callable[[Tensor, Tensor, float, float], Tensor]  # as router_norm_reference

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sglang.debug.router_variants import Variant, routers
 from sglang.srt.layers.moe.router import Router
-from sglang.srt.layers.moe.router_norm import router_norm_reference
+from sglang.srt.ops.moe.router_norm import router_norm_reference
 
 QUANTILES = (0.0, 0.01, 0.1, 0.5)  # of the margins
 

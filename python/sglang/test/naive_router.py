@@ -1,13 +1,13 @@
 """Router fusions that look right and are not: known-bad examples, which the drift meter must see.
 
-Each takes the place of one op of sglang.srt.layers.moe and drops roundings or an order that decide near ties. They show
+Each takes the place of one op of sglang.srt.ops.moe and drops roundings or an order that decide near ties. They show
 why a fusion has to be exact; nothing serves with them.
 """
 
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.layernorm import rms_norm_ordered
+from sglang.srt.ops.norms.rms_norm import rms_norm_ordered
 
 
 def folded_norm(h: Tensor, scale: Tensor, root: float, eps: float) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang.srt.layers.attention.triton_ops.tiles import ExtendTile, extend_tile
+from sglang.srt.ops.attention.tiles import ExtendTile, extend_tile
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.kernel_timing import add_case, add_json_argument
 

@@ -44,7 +44,7 @@ RANK = """
 """
 SUMMING_RANK = """
     import sys, torch
-    from sglang.srt.batch_invariant_ops import batch_invariant
+    from sglang.srt.ops.invariance.mode import batch_invariant
     from sglang.srt.distributed.process_group import ProcessGroup
     rank, root = int(sys.argv[1]), sys.argv[2]
     tp = ProcessGroup(rank, 3, f"file://{root}/summing", "cpu")

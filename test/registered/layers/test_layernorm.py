@@ -8,10 +8,10 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm, Gemma4Text
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sglang.srt.distributed.tensor_parallel import TensorParallel
-from sglang.srt.layers.activation import gelu_tanh_and_mul, silu_and_mul
-from sglang.srt.layers.layernorm import llama_rms_norm, rms_norm
 from sglang.srt.layers.logits_processor import head_logits, softcap
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
+from sglang.srt.ops.norms.activation import gelu_tanh_and_mul, silu_and_mul
+from sglang.srt.ops.norms.rms_norm import llama_rms_norm, rms_norm
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=4, suite="base-a-test-cpu")

@@ -12,7 +12,8 @@ from transformers.models.gemma4.modeling_gemma4 import (
 
 from sglang.srt.configs.gemma4 import DEFAULT_ROPE
 from sglang.srt.configs.rope import RopeConfig
-from sglang.srt.layers.rotary_embedding import RotaryEmbedding, apply_rope, inverse_frequencies
+from sglang.srt.layers.rotary_embedding import RotaryEmbedding, inverse_frequencies
+from sglang.srt.ops.norms.rope import apply_rope
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=6, suite="base-a-test-cpu")

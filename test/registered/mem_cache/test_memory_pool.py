@@ -6,7 +6,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sglang.srt.mem_cache.memory_pool import HybridKVPool, KVPool, KVSlots, pool_sizes, token_bytes
+from sglang.srt.mem_cache.memory_pool import HybridKVPool, KVPool, pool_sizes, token_bytes
+from sglang.srt.ops.attention.kv_slots import KVSlots
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.layers.moe.fused_moe_triton.config import TUNED_TOKENS
 from sglang.srt.model_executor.prefill_graphs import warm_up_sizes
+from sglang.srt.ops.moe.config import TUNED_TOKENS
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.engine_harness import load
 from sglang.test.steps import kv_buffers

@@ -15,8 +15,8 @@ register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 GEMMA_ONLY = (
     "sglang.srt.models.gemma4_causal",
     "sglang.srt.configs.gemma4",
-    "sglang.srt.layers.qkv_norm_rope",
-    "sglang.srt.layers.qkv_rms_norm",
+    "sglang.srt.ops.norms.qkv_norm_rope",
+    "sglang.srt.ops.norms.qkv_rms_norm",
     "sglang.srt.layers.moe.router",
 )
 
@@ -33,9 +33,9 @@ def record(folder: str, blocked: bool) -> list:
 
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.layers.attention.triton_backend import TritonBackend
-    from sglang.srt.layers.attention.triton_ops.tiles import extend_tile
-    from sglang.srt.layers.moe.fused_moe_triton.config import get_config
     from sglang.srt.model_loader.loader import load_model
+    from sglang.srt.ops.attention.tiles import extend_tile
+    from sglang.srt.ops.moe.config import get_config
     from sglang.test.paged_harness import PagedHarness
 
     seen: list = []

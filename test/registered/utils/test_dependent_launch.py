@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang.srt.batch_invariant_ops import matmul
-from sglang.srt.layers import activation, layernorm, qkv_norm_rope, residual_norms
-from sglang.srt.layers.attention.triton_ops import decode_attention, extend_attention
-from sglang.srt.layers.moe import topk
-from sglang.srt.layers.moe.fused_moe_triton import align, config, fused_moe, moe_sum
+from sglang.srt.ops.attention import decode_attention, extend_attention
+from sglang.srt.ops.moe import align, config, fused_moe, moe_sum, topk
+from sglang.srt.ops.norms import activation, qkv_norm_rope, residual_norms, rms_norm
+from sglang.srt.ops.products import matmul
 from sglang.srt.utils import dependent_launch
 from sglang.srt.utils.dependent_launch import launch_options
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
@@ -28,7 +27,7 @@ ATTENTION = {
 }  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 1, "EVEN_K": True}
 KERNELS = {  # and their constants
-    layernorm._rms_norm_kernel: NORM | {"HAS_WEIGHT": True},
+    rms_norm._rms_norm_kernel: NORM | {"HAS_WEIGHT": True},
     residual_norms._add_norm_kernel: NORM | {"HAS_EXPERTS": True, "HAS_SCALAR": True, "HAS_NEXT": True},
     residual_norms._add_norm_moe_kernel: NORM | {"HAS_ROUTER": True},
     qkv_norm_rope._qkv_norm_rope_kernel: {
@@ -108,12 +107,12 @@ def chain(x: torch.Tensor, w: SimpleNamespace) -> torch.Tensor:
     """Forty layers of short kernels that read each other's results and take each other's memory."""
     tiles = (config.default_tiles(len(x), 16),) * 2
     for _ in range(40):
-        h = layernorm.rms_norm(x, w.norm, 1e-6)
+        h = rms_norm.rms_norm(x, w.norm, 1e-6)
         m = matmul.matmul(activation.gelu_tanh_and_mul(matmul.matmul(h, w.up)), w.down)
         weights, ids = topk.topk_softmax(matmul.matmul(h, w.router), 4, w.scale)
         y = fused_moe.fused_experts_triton(h, w.experts_up, w.experts_down, weights, ids, tiles)
         x, _ = residual_norms.add_norm(x, m, w.norm, 1e-6, (y, w.norm, w.norm))
-        x = layernorm.rms_norm(x, None, 1e-6)
+        x = rms_norm.rms_norm(x, None, 1e-6)
     return x
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sglang.srt.batch_invariant_ops.mode import enabled
 from sglang.srt.distributed.tensor_parallel import TensorParallel
+from sglang.srt.ops.invariance.mode import enabled
 
 # the second is the name before torch 2.13
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sglang.srt.batch_invariant_ops import linear
 from sglang.srt.distributed.tensor_parallel import SINGLE, Share, TensorParallel
 from sglang.srt.layers.parameters import Extent, parameter
+from sglang.srt.ops.products.linear import linear
 
 
 class Linear(nn.Module):

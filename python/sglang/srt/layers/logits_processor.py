@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from sglang.srt.batch_invariant_ops import linear
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
+from sglang.srt.ops.products.linear import linear
 
 
 def softcap_reference(logits: Tensor, cap: float) -> Tensor:

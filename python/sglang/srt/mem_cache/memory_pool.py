@@ -1,7 +1,7 @@
 """KV memory on the device: one buffer pair a layer, and how many tokens each pool gets. It knows no owners of slots."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,20 +13,6 @@ if TYPE_CHECKING:
 # smaller), and a step in flight adds a token or two before it.
 TRIM_MARGIN = 128
 IN_FLIGHT_MARGIN = 2
-
-
-class KVSlots(NamedTuple):
-    """Where K and V of a layer's T new tokens go: to rows `slots` of its two buffers. Slot 0 may come many times: it is
-    padding, and holds some one of what is written there."""
-
-    k_buffer: Tensor  # [size + page_size, num_kv_heads, head_dim]
-    v_buffer: Tensor
-    slots: Tensor  # [T] int64
-
-    def write(self, k: Tensor, v: Tensor) -> None:
-        """k and v [T, num_kv_heads, head_dim]."""
-        self.k_buffer[self.slots] = k
-        self.v_buffer[self.slots] = v
 
 
 class KVPool:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sglang.srt.mem_cache.memory_pool import KVSlots
+from sglang.srt.ops.attention.kv_slots import KVSlots
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base import AttentionBackend

@@ -9,7 +9,6 @@ import time
 import torch
 from torch import Tensor
 
-from sglang.srt import batch_invariant_ops
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.base import AttentionBackend
@@ -25,6 +24,8 @@ from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_size
 from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.model_executor.step_layout import LAST_TOKEN, StepTensors, decode_layout, layout, nobodys_step, split
 from sglang.srt.model_loader.loader import load_drafter, load_model
+from sglang.srt.ops.invariance.mode import set_enabled
+from sglang.srt.ops.products.linear import prepare
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import FrozenKVMTP
 from sglang.srt.utils.device_copies import to_device, to_host
@@ -47,7 +48,7 @@ class ModelRunner:
         self.kv_layers = [layer.on_rank(tp) for layer in config.kv_layers]
         self.device = torch.device(args.device)
         _check_attention(args.attention_backend, config, self.device)
-        batch_invariant_ops.set_enabled(args.enable_deterministic_inference)
+        set_enabled(args.enable_deterministic_inference)
         start = time.monotonic()
         free_before = free_memory(self.device)
         if self.device.type == "cpu":
@@ -64,7 +65,7 @@ class ModelRunner:
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
         if args.enable_deterministic_inference:
             for module in modules:
-                batch_invariant_ops.prepare(module.parameters())
+                prepare(module.parameters())
 
         budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
         self.full_size, self.swa_size = pool_sizes(

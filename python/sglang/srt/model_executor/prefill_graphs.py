@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.attention.triton_ops.extend_attention import make_work
-from sglang.srt.layers.moe.fused_moe_triton.config import TUNED_TOKENS
 from sglang.srt.model_executor.cuda_graph_runner import capture, captures
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.model_executor.step_layout import NOBODYS, filled, layout, nobodys_step
+from sglang.srt.ops.attention.extend_attention import make_work
+from sglang.srt.ops.moe.config import TUNED_TOKENS
 from sglang.srt.utils.device_copies import fill
 
 MAX_REQUESTS = 128  # room for more costs every step

@@ -7,24 +7,24 @@ Module names are the checkpoint's, so the weight map is what they do not say (se
 import torch
 from torch import Tensor, nn
 
-from sglang.srt.batch_invariant_ops import gelu_tanh
 from sglang.srt.configs.gemma4 import Gemma4LayerConfig, Gemma4TextConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import TensorParallel
-from sglang.srt.layers.activation import gelu_tanh_and_mul
 from sglang.srt.layers.attention.base import Attention
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import GateUpLinear, Linear, QKVLinear, RowLinear
 from sglang.srt.layers.logits_processor import head_logits
 from sglang.srt.layers.moe.experts import Experts
 from sglang.srt.layers.moe.router import Router
-from sglang.srt.layers.qkv_norm_rope import qkv_norm_rope
-from sglang.srt.layers.residual_norms import add_norm, add_norm_moe
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding
 from sglang.srt.layers.side_by_side import side_by_side
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_map import WeightMap
+from sglang.srt.ops.norms.activation import gelu_tanh_and_mul
+from sglang.srt.ops.norms.elementwise import gelu_tanh
+from sglang.srt.ops.norms.qkv_norm_rope import qkv_norm_rope
+from sglang.srt.ops.norms.residual_norms import add_norm, add_norm_moe
 
 Rotation = tuple[Tensor, Tensor]  # cos, sin, each [T, head_dim]
 

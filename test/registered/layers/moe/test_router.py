@@ -11,13 +11,14 @@ import torch
 from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 
-from sglang.srt.batch_invariant_ops import batch_invariant
 from sglang.srt.distributed.tensor_parallel import SINGLE
-from sglang.srt.layers.moe.router import Router, float32_product
-from sglang.srt.layers.moe.router_norm import router_norm_reference
-from sglang.srt.layers.moe.topk import topk_softmax_reference
+from sglang.srt.layers.moe.router import Router
 from sglang.srt.managers.run_scheduler import resolve_for_model
 from sglang.srt.model_loader.loader import build_model
+from sglang.srt.ops.invariance.mode import batch_invariant
+from sglang.srt.ops.moe.router_norm import router_norm_reference
+from sglang.srt.ops.moe.topk import topk_softmax_reference
+from sglang.srt.ops.products.linear import float32_product
 from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cpu_ci
 

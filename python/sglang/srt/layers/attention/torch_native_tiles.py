@@ -5,7 +5,7 @@ Positions are cut into tiles of TILE, anchored at position 0. A row in the tile 
 the rectangle holds all that any row of the tile sees. Which rows of a tile a step holds, and what is batched beside
 them, changes neither the rectangle nor the place of a key in it; what a row does not see is masked. torch's kernel
 takes (request, KV head) pairs one by one, each on one thread, so a rectangle's numbers are its own; the number of query
-rows of a call is one that agrees (batch_invariant_ops/agreement.py). K and V are widened to float32 for it: there the
+rows of a call is one that agrees (ops/invariance/agreement.py). K and V are widened to float32 for it: there the
 kernel has one way of multiplying, in bfloat16 it picks one by the batch. Close op.
 
 A draft that is a line is computed as new tokens of its request are. A node of a tree is a decode row like any other:
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from sglang.srt.batch_invariant_ops.agreement import agreeing_sizes, next_size, zero_sums
 from sglang.srt.layers.attention.torch_native_backend import PlanningBackend
 from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
+from sglang.srt.ops.invariance.agreement import agreeing_sizes, next_size, zero_sums
 
 TILE = 32  # positions
 ROW_SIZES = (1, 2, 4, 8, 16, 32)  # query rows of a call: the kernel takes 32 at a time

@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.batch_invariant_ops import enabled
-from sglang.srt.batch_invariant_ops.matmul import instructions_agree
-from sglang.srt.batch_invariant_ops.row_room import empty_rows
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.layers.attention.base import Attention, AttentionBackend
-from sglang.srt.layers.attention.triton_ops.decode_attention import (
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.ops.attention.decode_attention import (
     decode_attention,
     num_splits,
     piece_scratch_size,
     piece_splits,
     scratch_size,
 )
-from sglang.srt.layers.attention.triton_ops.extend_attention import extend_attention, make_work, tokens_per_tile
-from sglang.srt.layers.attention.triton_ops.pieces import NO_PIECES, max_pieces, pieces_for
-from sglang.srt.layers.attention.triton_ops.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile, piece_tiles
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.ops.attention.extend_attention import extend_attention, make_work, tokens_per_tile
+from sglang.srt.ops.attention.pieces import NO_PIECES, max_pieces, pieces_for
+from sglang.srt.ops.attention.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile, piece_tiles
+from sglang.srt.ops.invariance.mode import enabled
+from sglang.srt.ops.invariance.row_room import empty_rows
+from sglang.srt.ops.products.matmul import instructions_agree
 from sglang.srt.utils.device_copies import to_device
 from sglang.srt.utils.triton_runtime import HAS_TRITON, INTERPRETED
 

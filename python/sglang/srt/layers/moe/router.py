@@ -1,20 +1,12 @@
-"""Gemma 4's router: its input (router_norm.py), a projection to expert logits, the choice (topk.py)."""
+"""Gemma 4's router: its input (ops/moe/router_norm.py), a projection to expert logits, the choice (ops/moe/topk.py)."""
 
-import torch
 from torch import Tensor, nn
 
-from sglang.srt.batch_invariant_ops import enabled, linear
 from sglang.srt.layers.linear import Linear
-from sglang.srt.layers.moe.router_norm import router_norm
-from sglang.srt.layers.moe.topk import topk_softmax
 from sglang.srt.layers.parameters import parameter
-
-
-def float32_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T with its float32 sums as they are; x [T, K], weight [N, K] in one dtype -> [T, N] float32. Close op."""
-    if x.is_cuda and x.dtype != torch.float32 and not enabled():
-        return torch.mm(x, weight.T, out_dtype=torch.float32)
-    return linear(x.float(), weight.float())
+from sglang.srt.ops.moe.router_norm import router_norm
+from sglang.srt.ops.moe.topk import topk_softmax
+from sglang.srt.ops.products.linear import float32_product
 
 
 class Router(nn.Module):

@@ -1,0 +1,73 @@
+"""The experts' sum: its order of roundings as stated, its error against float64, and experts that get no token."""
+
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sglang.srt.ops.moe.fused_experts import fused_experts
+from sglang.test.ci.ci_register import register_cpu_ci
+
+register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+
+
+def inputs(tokens: int, experts: int, k: int, dtype: torch.dtype, used: int | None = None) -> tuple:
+    torch.manual_seed(tokens)
+    x = torch.randn(tokens, 64).to(dtype)
+    gate_up = (torch.randn(experts, 2 * 32, 64) / 8).to(dtype)
+    down = (torch.randn(experts, 64, 32) / 6).to(dtype)
+    ids = torch.rand(tokens, used or experts).topk(k).indices
+    return x, gate_up, down, torch.rand(tokens, k) + 0.1, ids
+
+
+def one_by_one(x, gate_up, down, weights, ids):
+    """Token by token as the docstring says: y rounded, times the float32 weight, summed in float32 in slot order."""
+    rows = []
+    for token in range(len(x)):
+        total = torch.zeros(x.shape[1])
+        for slot in range(ids.shape[1]):
+            expert = ids[token, slot]
+            gate, up = F.linear(x[token : token + 1], gate_up[expert]).chunk(2, -1)
+            y = F.linear(F.gelu(gate, approximate="tanh") * up, down[expert])[0]
+            total += y.float() * weights[token, slot]
+        rows.append(total.to(x.dtype))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 64])
+@pytest.mark.parametrize(("experts", "k"), [(8, 2), (16, 4), (5, 5)])
+def test_float32_is_the_sum_one_by_one(tokens, experts, k):
+    case = inputs(tokens, experts, k, torch.float32)
+    torch.testing.assert_close(fused_experts(*case), one_by_one(*case), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64, 300])
+def test_bfloat16_error_is_no_worse_than_the_plain_sum(tokens):
+    x, gate_up, down, weights, ids = case = inputs(tokens, 16, 4, torch.bfloat16)
+    exact = one_by_one(x.double(), gate_up.double(), down.double(), weights, ids)
+    got = fused_experts(*case)
+    assert got.dtype == torch.bfloat16
+    plain = (one_by_one(*case).double() - exact).abs().max()
+    assert (got.double() - exact).abs().max() <= 2 * plain
+
+
+def test_unused_experts_are_not_read():
+    """Their weights are NaN here; first, middle and last experts get no token."""
+    x, gate_up, down, weights, ids = inputs(9, 8, 2, torch.float32, used=3)
+    ids = torch.tensor([1, 4, 6])[ids]
+    idle = [e for e in range(8) if e not in (1, 4, 6)]
+    gate_up[idle], down[idle] = torch.nan, torch.nan
+    case = (x, gate_up, down, weights, ids)
+    got = fused_experts(*case)
+    torch.testing.assert_close(got, one_by_one(*case), rtol=1e-5, atol=1e-5)
+
+
+def test_slots_of_a_token_may_come_in_any_order():
+    x, gate_up, down, weights, ids = inputs(20, 8, 4, torch.float32)
+    got = fused_experts(x, gate_up, down, weights.flip(1), ids.flip(1))
+    torch.testing.assert_close(got, fused_experts(x, gate_up, down, weights, ids), rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
