@@ -20,8 +20,9 @@ from sglang.srt.managers.io_struct import (
     TextSettings,
     TokenOutput,
 )
-from sglang.srt.managers.stop_matcher import StopMatcher, compile_stop_regex
+from sglang.srt.managers.stop_matcher import StopMatcher
 from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.sampling.stop_regex import compile_stop_regex
 from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder

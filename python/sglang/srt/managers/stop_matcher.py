@@ -1,29 +1,16 @@
 """StopMatcher: finds stop strings and stop regexes in growing text and tells how much text is safe to show."""
 
-import math
-import re
+import time
 from dataclasses import dataclass
 
 import regex
 
-REGEX_SECONDS = 0.1  # for one search: a hostile pattern must not hold up the other requests
-MAX_REPEATS = 10_000  # counted repeats are unrolled when a pattern is compiled, nested ones multiply
+from sglang.srt.sampling.stop_regex import compile_stop_regex
 
-
-def compile_stop_regex(pattern: str) -> regex.Pattern:
-    """A pattern that is safe to compile and to search with a time limit. Raises ValueError for any other."""
-    # `regex`, not `re`: it can tell that text so far may still become a match, and it takes a time limit.
-    counts = [max(int(n) for n in pair if n) for pair in re.findall(r"\{(\d*),?(\d*)", pattern) if any(pair)]
-    if math.prod(max(1, n) for n in counts) > MAX_REPEATS:
-        raise ValueError(f"stop_regex {pattern!r}: its repeat counts multiply to more than {MAX_REPEATS}")
-    try:
-        compiled = regex.compile(pattern)
-        empty = compiled.fullmatch("", timeout=REGEX_SECONDS)
-    except (regex.error, TimeoutError, RecursionError) as e:
-        raise ValueError(f"stop_regex {pattern!r} does not work: {e}") from e
-    if empty:
-        raise ValueError(f"stop_regex {pattern!r} matches the empty text: it would stop at once")
-    return compiled
+# Processor time that one request's patterns may take: a hostile one must not hold up the text of the other requests.
+CALL_SECONDS = 0.1  # all patterns over new text once
+REQUEST_SECONDS = 1.0  # all calls of a request ...
+EARNED_SECONDS = 0.00025  # ... and this much more for each: ordinary patterns take less, however long the text
 
 
 @dataclass(frozen=True)
@@ -35,26 +22,59 @@ class StopMatch:
     matched: str
 
 
+class Budget:
+    """Seconds that are left to the patterns of one request."""
+
+    def __init__(self) -> None:
+        self.request = REQUEST_SECONDS
+        self.call = CALL_SECONDS
+
+    def begin_call(self) -> None:
+        self.request += EARNED_SECONDS
+        self.call = CALL_SECONDS
+
+    def search(self, pattern: regex.Pattern, text: str, start: int, partial: bool = False) -> regex.Match | None:
+        """Raises TimeoutError when what is left is not enough."""
+        limit = min(self.call, self.request)
+        if limit <= 0:
+            raise TimeoutError
+        begun = time.thread_time()
+        try:
+            return pattern.search(text, pos=start, timeout=limit, partial=partial)
+        finally:
+            spent = time.thread_time() - begun
+            self.call -= spent
+            self.request -= spent
+
+
 class StopMatcher:
-    """Keeps the request's whole output text. Raises TimeoutError when a pattern takes too long."""
+    """Keeps the request's whole output text. Raises TimeoutError when its patterns take too long."""
 
     def __init__(self, stop: list[str], stop_regex: list[str]):
         self._stop = [s for s in stop if s]
         self._patterns = [compile_stop_regex(p) for p in stop_regex]
+        self._budget = Budget()
         self.text = ""
         self.shown = 0  # characters handed out so far; no match can begin before
-        self._search_from = 0  # matches before are too early to count
+        # Where each stop string and each pattern may still begin to match: what lies before has been looked at.
+        self._stop_from = [0] * len(self._stop)
+        self._pattern_from = [0] * len(self._patterns)
 
     def copy(self) -> "StopMatcher":
+        """One that goes on from here by itself; the time that is left is shared."""
         other = object.__new__(StopMatcher)
         other.__dict__.update(self.__dict__)
+        other._stop_from = list(self._stop_from)
+        other._pattern_from = list(self._pattern_from)
         return other
 
     def add(self, text: str, count_matches: bool = True) -> StopMatch | None:
         """Append text; the first match, if there is one. With `count_matches` false, those found are passed over."""
         self.text += text
+        self._budget.begin_call()
         while (match := self._find()) and not count_matches:
-            self._search_from = match.end
+            self._stop_from = [max(start, match.end) for start in self._stop_from]
+            self._pattern_from = [max(start, match.end) for start in self._pattern_from]
         return match
 
     def take(self, final: bool = False) -> str:
@@ -70,31 +90,34 @@ class StopMatcher:
         self.shown = max(self.shown, end)
         return new
 
-    def _start(self) -> int:
-        return max(self.shown, self._search_from)
-
     def _find(self) -> StopMatch | None:
         found = []
-        for stop in self._stop:
-            if (at := self.text.find(stop, self._start())) >= 0:
+        for stop, start in zip(self._stop, self._stop_from, strict=True):
+            if (at := self.text.find(stop, start)) >= 0:
                 found.append(StopMatch(at, at + len(stop), stop))
-        for pattern in self._patterns:
-            match = pattern.search(self.text, pos=self._start(), timeout=REGEX_SECONDS)
+        for pattern, start in zip(self._patterns, self._pattern_from, strict=True):
+            match = self._budget.search(pattern, self.text, start)
             if match and match.end() > match.start():
                 found.append(StopMatch(match.start(), match.end(), pattern.pattern))
         return min(found, key=lambda m: (m.start, -m.end), default=None)
 
     def _safe_end(self) -> int:
+        self._budget.begin_call()
         end = len(self.text)
-        for stop in self._stop:
-            # The earliest suffix that is the beginning of this stop string.
-            at = self.text.find(stop[0], max(self._start(), len(self.text) - len(stop) + 1))
-            while 0 <= at < end:
-                if stop.startswith(self.text[at:]):
-                    end = at
-                at = self.text.find(stop[0], at + 1)
-        for pattern in self._patterns:
-            match = pattern.search(self.text, pos=self._start(), timeout=REGEX_SECONDS, partial=True)
+        for i, stop in enumerate(self._stop):
+            self._stop_from[i] = self._first_beginning(stop, self._stop_from[i])
+            end = min(end, self._stop_from[i])
+        for i, pattern in enumerate(self._patterns):
+            match = self._budget.search(pattern, self.text, self._pattern_from[i], partial=True)
+            self._pattern_from[i] = match.start() if match else len(self.text)
             if match and match.partial:
                 end = min(end, match.start())
         return end
+
+    def _first_beginning(self, stop: str, start: int) -> int:
+        """The earliest place from `start` on at which the text ends in the beginning of this stop string; else its end.
+        Each place is passed over once in a request, however long the string."""
+        at = self.text.find(stop[0], max(start, len(self.text) - len(stop) + 1))
+        while at >= 0 and not stop.startswith(self.text[at:]):
+            at = self.text.find(stop[0], at + 1)
+        return at if at >= 0 else len(self.text)

@@ -32,8 +32,8 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReq,
 )
 from sglang.srt.managers.server_info import ServerInfo
-from sglang.srt.managers.stop_matcher import compile_stop_regex
 from sglang.srt.resolved_args import DETERMINISTIC_SEED
+from sglang.srt.sampling.stop_regex import check_stop_regex
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.tokenizer import Tokenizer
 
@@ -165,7 +165,7 @@ class TokenizerManager:
             raise RequestError("stop strings need a tokenizer, which --skip-tokenizer-init leaves out", param="stop")
         try:
             for pattern in params.stop_regex:
-                compile_stop_regex(pattern)
+                check_stop_regex(pattern)
         except ValueError as e:
             raise RequestError(str(e), param="stop_regex") from e
         if prompt.rid is not None and not 1 <= len(prompt.rid) <= MAX_RID_CHARS:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import regex
+
+from sglang.srt.sampling.stop_regex import check_repeats, check_stop_regex
 
 MAX_NEW_TOKENS = 1 << 30
 MAX_STOP = 32
@@ -133,11 +134,9 @@ def _strings(most: int, chars: int) -> Callable[[str, Any], list[str]]:
 
 def _patterns(name: str, value: Any) -> list[str]:
     patterns = _strings(MAX_STOP, MAX_STOP_REGEX_CHARS)(name, value)
+    check_repeats(patterns)
     for pattern in patterns:
-        try:
-            regex.compile(pattern)  # what the matcher uses; its syntax is wider than that of re
-        except (regex.error, ValueError, OverflowError, RecursionError) as e:
-            raise ValueError(f"{name}: {_show(pattern)} is no regular expression: {e}") from None
+        check_stop_regex(pattern)
     return patterns
 
 
