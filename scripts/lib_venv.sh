@@ -3,13 +3,37 @@
 
 say() { echo "[setup] $*" >&2; }
 
+# Runs a command that is silent for long, with a line every 5 s.
+patiently() {
+  local code=0 ticker
+  (waited=0; while sleep 5 && kill -0 $$ 2>/dev/null; do say "... $((waited += 5)) s"; done) 9>&- &
+  ticker=$!
+  "$@" || code=$?
+  { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true
+  return "$code"
+}
+
+quietly() { "$@" 2>/dev/null; }
+
+# Whether the command line "$@" asks for help alone, which must not wait for an installation.
+asks_for_help() { case " $* " in *" -h "* | *" --help "*) ;; *) return 1 ;; esac; }
+
+# Runs this checkout's code, as it is, with any Python that will do: enough for help.
+uninstalled() {
+  local python
+  python="$(find_python)" || { say "$NO_PYTHON"; exit 1; }
+  PYTHONPATH="$ROOT/python" exec "$python" "$@"
+}
+
+NO_PYTHON="no Python 3.11 or 3.12 with the venv module; install one, or set PYTHON=/path/to/it"
+
 # Prints the first interpreter that runs, is 3.11 or 3.12 and can make virtual environments. A name on PATH may be
 # a version manager's stub that only prints an error, so each candidate is run. With $1=torch, it must import torch.
 find_python() {
   local candidate test_code='import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
   [ "${1:-}" = torch ] && test_code="import torch; $test_code"
   for candidate in ${PYTHON:+"$PYTHON"} python3.12 python3.11 python3 python \
-    "$HOME"/.pyenv/versions/3.12*/bin/python3 "$HOME"/.pyenv/versions/3.11*/bin/python3 /usr/bin/python3.1[12]; do
+    "${HOME:-}"/.pyenv/versions/3.12*/bin/python3 "${HOME:-}"/.pyenv/versions/3.11*/bin/python3 /usr/bin/python3.1[12]; do
     if "$candidate" -c "$test_code" >/dev/null 2>&1 </dev/null; then
       "$candidate" -c 'import sys; print(sys.executable)'
       return
@@ -41,11 +65,11 @@ install_cpu_torch() {
   version="$(sed -n 's/^torch==//p' "$ROOT/scripts/constraints-cpu.txt")"
   if "$VENV_PIP" show torch 2>/dev/null | grep -q "^Version: $version"; then return; fi
   say "torch $version for CPU, from pip's configured sources"
-  "$VENV_PIP" install -q "torch==$version+cpu" 2>/dev/null && return
+  patiently quietly "$VENV_PIP" install -q "torch==$version+cpu" && return
   say "not there; from download.pytorch.org"
-  "$VENV_PIP" install -q "torch==$version" --index-url https://download.pytorch.org/whl/cpu 2>/dev/null && return
+  patiently quietly "$VENV_PIP" install -q "torch==$version" --index-url https://download.pytorch.org/whl/cpu && return
   say "not there either; the default torch $version (a large download)"
-  "$VENV_PIP" install -q "torch==$version"
+  patiently "$VENV_PIP" install -q "torch==$version"
 }
 
 make_venv() {
@@ -71,7 +95,7 @@ ensure_venv() {
     if ! "$ROOT/.venv/bin/python" -c 'import sys, pip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
       >/dev/null 2>&1 || [ ! -e "$ROOT/.venv/.made-$mode" ]; then
       python="$([ "$mode" = gpu ] && find_python torch || find_python)" ||
-        { say "no Python 3.11 or 3.12 with the venv module; install one, or set PYTHON=/path/to/it"; exit 1; }
+        { say "$NO_PYTHON"; exit 1; }
       make_venv "$python" "$mode" || exit 1
       touch "$ROOT/.venv/.made-$mode"
     fi
@@ -83,7 +107,7 @@ ensure_venv() {
       constraints=(-c "$ROOT/scripts/constraints-cpu.txt")
     fi
     say "installing the project$extras and its dependencies"
-    "$VENV_PIP" install -q --disable-pip-version-check "${constraints[@]}" -e "$ROOT$extras" ||
+    patiently "$VENV_PIP" install -q --disable-pip-version-check "${constraints[@]}" -e "$ROOT$extras" ||
       { say "pip failed; its message is above"; exit 1; }
     fingerprint "$mode" >"$ROOT/.venv/.installed-$kind"
     say "done in $((SECONDS - started)) s"

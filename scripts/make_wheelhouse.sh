@@ -8,7 +8,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 output="" python_version="3.12" platform="manylinux_2_28_x86_64" extras="" exclude="" constraint=()
 
-usage() { sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [ $# -gt 0 ]; do
   case "$1" in
     --output | --python | --platform | --extras | --exclude | --constraint)
@@ -19,11 +19,12 @@ while [ $# -gt 0 ]; do
     --extras) extras="[$2]" ;;
     --exclude) exclude="$2" ;;
     --constraint) constraint=(-c "$2") ;;
-    *) echo "error: unknown argument $1" >&2; usage ;;
+    -h | --help) usage; exit 0 ;;
+    *) { echo "error: unknown argument $1"; usage; } >&2; exit 2 ;;
   esac
   shift 2
 done
-[ -n "$output" ] || { echo "error: --output is missing" >&2; usage; }
+[ -n "$output" ] || { { echo "error: --output is missing"; usage; } >&2; exit 2; }
 case "$python_version" in 3.11 | 3.12) ;; *) echo "error: --python must be 3.11 or 3.12" >&2; exit 2 ;; esac
 
 python="${PYTHON:-$([ -x "$ROOT/.venv/bin/python" ] && echo "$ROOT/.venv/bin/python" || echo python3)}"

@@ -6,8 +6,8 @@
 
 Files are test/registered/**/*.py, each executed as `python3 FILE -f`. The last line of the output reads
 `N passed, M failed` (and `, K skipped`). Exit code: 0 when something ran and nothing failed, 1 otherwise, 2 for wrong
-flags. Counts come from the XML report that pytest writes, or from unittest's summary; a file that ends badly without
-a failed test in its report counts as one failure.
+flags, or --hw cuda without a GPU. Counts come from the XML report that pytest writes, or from unittest's summary; a
+file that ends badly without a failed test in its report counts as one failure.
 """
 
 import argparse
@@ -28,8 +28,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TextIO
-
-import psutil
 
 from sglang.test.ci.ci_register import KNOWN_SUITES, CIRecord, RegistrationError, parse
 
@@ -166,6 +164,8 @@ def _echo(stream: TextIO, tail: deque, shown: TextIO) -> None:
 
 def _end_tree(process: subprocess.Popen) -> None:
     """End whatever is left of the file's process group, and its descendants in other groups while we can see them."""
+    import psutil  # late: --help must not need an installation
+
     left: list[psutil.Process] = []
     if process.poll() is None:
         try:
@@ -261,6 +261,12 @@ def run_at_once(chosen: list[CIRecord], args: argparse.Namespace, root: Path) ->
         _stop.clear()
 
 
+def has_gpu() -> bool:
+    import torch  # late: a second that the CPU suites need not wait for
+
+    return torch.cuda.is_available()
+
+
 def print_timings(results: list[FileResult], not_run: list[CIRecord], root: Path) -> None:
     print("\nTIMINGS (seconds, [estimate])")
     for r in results:
@@ -313,6 +319,9 @@ def main(argv: list[str], root: Path = REGISTERED) -> int:
         total.failed = len(errors)
         print(total)
         return 1
+    if args.hw == "cuda" and not has_gpu():
+        print("error: --hw cuda: torch sees no GPU on this machine", file=sys.stderr)
+        return 2
     if args.suite is not None and args.suite not in KNOWN_SUITES.get(args.hw, [args.suite]):
         print(f"warning: {args.hw} has no suite {args.suite!r}; known: {', '.join(KNOWN_SUITES[args.hw])}")
     chosen = select(records, args.hw, args.suite, args.nightly)

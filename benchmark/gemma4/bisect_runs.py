@@ -26,7 +26,8 @@ from pathlib import Path
 from score_runs import Configuration, RunError, Runner, git
 from score_table import Report
 
-from sglang.test.gsm8k_eval import at_least
+from sglang.benchmark import INSTALL
+from sglang.srt.utils.flag_types import at_least
 
 SCORE_PATTERN = r"(?:score|Accuracy:) (?P<score>[\d.]+) \(n = (?P<n>\d+)"  # what our evaluations print
 NAME_CHARS = 60  # of a commit: its hash and the beginning of its subject
@@ -170,7 +171,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         try:
             import matplotlib  # noqa: F401  (before hours of runs)
         except ImportError:
-            parser.error("--output-png needs matplotlib: pip install 'sglang[bench]'")
+            parser.error(f"--output-png needs matplotlib: {INSTALL}")
     return args, command or [sys.executable, "-u", args.test_file]
 
 

@@ -4,7 +4,9 @@ import importlib.util
 import statistics
 from pathlib import Path
 
-MISSING = "charts need matplotlib: pip install 'sglang[bench]', or go without by --no-chart"
+from sglang.benchmark import INSTALL
+
+MISSING = f"charts need matplotlib: {INSTALL}; or go without by --no-chart"
 
 
 def can_draw() -> bool:

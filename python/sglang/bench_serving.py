@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from sglang.benchmark import INSTALL
 from sglang.benchmark.datasets import add_dataset_arguments, check_dataset_arguments, count_prompts
+from sglang.srt.utils.server_address import add_server_flags
 
 BACKEND_NAMES = ("sglang", "sglang-native", "sglang-oai", "sglang-oai-chat", "vllm", "vllm-chat")
 OBJECTIVES = ("ttft", "tpot", "e2el")
-EXTRA = "pip install 'sglang[bench]'"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,9 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     server = parser.add_argument_group("server")
     server.add_argument("--backend", choices=BACKEND_NAMES, default="sglang", help="its kind and endpoint (sglang)")
-    server.add_argument("--base-url", metavar="URL", help="instead of --host and --port")
-    server.add_argument("--host", default="127.0.0.1", help="(127.0.0.1)")
-    server.add_argument("--port", type=int, help="(30000; of vllm and vllm-chat 8000)")
+    add_server_flags(server, "(30000; of vllm and vllm-chat 8000)")
     server.add_argument("--model", help="name to ask for; the server's own if not given")
     server.add_argument("--tokenizer", metavar="FOLDER", help="holds tokenizer.json; the server's own if not given")
     server.add_argument(
@@ -136,14 +134,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--request-rate is {args.request_rate}; it must be above 0")
     if not 0 <= args.ready_check_timeout_sec < math.inf:
         raise ValueError(f"--ready-check-timeout-sec is {args.ready_check_timeout_sec}; it must be at least 0")
-    if args.port is not None and not 0 < args.port < 65536:
-        raise ValueError(f"--port is {args.port}; 1 to 65535 are possible")
     if not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature is {args.temperature}; it must be at least 0")
     if not 0 < args.top_p <= 1:
         raise ValueError(f"--top-p is {args.top_p}; above 0 and up to 1 are possible")
-    if args.base_url is not None and not _is_address(args.base_url):
-        raise ValueError(f"--base-url {args.base_url}: http://HOST:PORT is expected")
     if bad := [header for header in args.header if not header.partition("=")[1] or header.startswith("=")]:
         raise ValueError(f"--header {bad[0]}: NAME=VALUE is expected")
     if chat and args.tokenize_prompt:
@@ -155,15 +149,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.disable_stream and args.goodput.keys() & {"ttft", "tpot"}:
         raise ValueError("--goodput with ttft or tpot needs a stream; leave --disable-stream out")
     if args.plot_throughput and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(f"--plot-throughput needs matplotlib: {EXTRA}")
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
-        return False
+        raise ValueError(f"--plot-throughput needs matplotlib: {INSTALL}")
 
 
 def default_output_file(args: argparse.Namespace) -> str:
@@ -186,7 +172,7 @@ def main(argv: list[str]) -> int:
     except ModuleNotFoundError as e:
         if e.name not in ("aiohttp", "tqdm"):
             raise
-        print(f"error: {e.name} is not installed: {EXTRA}", file=sys.stderr)
+        print(f"error: {e.name} is not installed: {INSTALL}", file=sys.stderr)
         return 1
     return run(args)
 

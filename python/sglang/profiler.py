@@ -1,6 +1,6 @@
 """`python -m sglang.profiler`: profile a live server and print which kernels its stages spend their time in.
 
-    python -m sglang.profiler --url http://127.0.0.1:30000 --num-steps 5 --profile-by-stage
+    python -m sglang.profiler --base-url http://127.0.0.1:30000 --num-steps 5 --profile-by-stage
     python -m sglang.profiler --trace FILE...      # tables of traces that are there already
 
 The server must be at work meanwhile: steps are what is recorded. Traces lie on the server's machine, so the tables need
@@ -16,6 +16,7 @@ import time
 import httpx
 
 from sglang.srt.utils.flag_types import at_least, positive
+from sglang.srt.utils.server_address import add_server_flags, server_url
 from sglang.srt.utils.trace_table import stage_table
 
 POLL_SECONDS = 0.1
@@ -101,7 +102,7 @@ def print_tables(files: list[str], rows: int) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m sglang.profiler", description="Profile a live server, by stage.")
-    parser.add_argument("--url", default="http://127.0.0.1:30000", help="of the server (default: %(default)s)")
+    add_server_flags(parser)
     parser.add_argument("--api-key", default=os.environ.get("SGLANG_API_KEY"), help="or $SGLANG_API_KEY")
     parser.add_argument("--num-steps", type=at_least(1), default=5, help="steps to record (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="record CPU ops (without --cpu and --gpu: all there is)")
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> int:
         "profile_prefix": args.profile_prefix,
     }
     try:
-        files = args.trace or run_profile(Server(args.url, args.api_key), settings, args.timeout)
+        files = args.trace or run_profile(Server(server_url(args), args.api_key), settings, args.timeout)
         print_tables(files, args.rows)
     except ProfilerError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -21,6 +21,7 @@ from sglang.benchmark.load import Outcome, Stop, arrival_times, run_load
 from sglang.benchmark.metrics import RequestResult, metrics
 from sglang.benchmark.report import failure_lines, make_record, plot_throughput, result_block, save_record
 from sglang.benchmark.server import BenchServer, ServedModel, ServerProblem
+from sglang.srt.utils.server_address import server_url
 from sglang.srt.utils.tokenizer import Tokenizer
 
 WARMUP_TOKENS = 32  # an answer of a warm-up is not longer
@@ -52,7 +53,7 @@ def _error(message: str, code: int) -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     backend = BACKENDS[args.backend]
-    url = (args.base_url or f"http://{_bracketed(args.host)}:{args.port or backend.default_port}").rstrip("/")
+    url = server_url(args, backend.default_port)
     # A connection for each request, as from clients of their own: none can have been closed by the server meanwhile.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
@@ -77,10 +78,6 @@ async def _run(args: argparse.Namespace) -> int:
         outcome = await measure(args, server, rows, options)
         info, problems = await finish(args, server, outcome, info)
     return report(args, outcome, info, tokenizer, problems)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def headers(args: argparse.Namespace) -> dict[str, str]:

@@ -13,6 +13,7 @@ import random
 import sys
 from pathlib import Path
 
+from sglang.benchmark import INSTALL, INSTALL_DEV
 from sglang.srt.utils.flag_types import at_least
 
 
@@ -72,7 +73,7 @@ def measure(args: argparse.Namespace):
         if not path.parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.parent}")
     if args.chart and not drift_report.can_draw():
-        raise ValueError("--chart needs matplotlib: pip install 'sglang[bench]'")
+        raise ValueError(f"--chart needs matplotlib: {INSTALL}")
     folder = args.model_path or _shipped()
     config = ModelConfig.load(folder, dtype=args.dtype)
     prompts = make_prompts(args, folder, config.vocab_size)
@@ -121,7 +122,7 @@ def _prepare_device(args: argparse.Namespace):
         try:
             import sglang.test.triton_testing  # noqa: F401
         except ImportError as e:
-            raise ValueError(f"fused on a CPU needs Triton's interpreter: {e}") from None
+            raise ValueError(f"fused on a CPU needs Triton's interpreter ({e}): {INSTALL_DEV}") from None
     return device
 
 

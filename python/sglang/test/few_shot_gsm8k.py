@@ -11,8 +11,10 @@ import argparse
 import sys
 from types import SimpleNamespace
 
+from sglang.srt.utils.flag_types import at_least
+from sglang.srt.utils.server_address import add_server_flags, server_url
 from sglang.test.eval_data import question_set
-from sglang.test.gsm8k_eval import EvalError, add_data_flags, at_least, evaluate
+from sglang.test.gsm8k_eval import EvalError, add_data_flags, evaluate
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,8 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-questions", type=at_least(1), default=200)
     parser.add_argument("--max-new-tokens", type=at_least(1), default=512)
     parser.add_argument("--parallel", type=at_least(1), default=128, help="questions asked at a time")
-    parser.add_argument("--host", default="http://127.0.0.1")
-    parser.add_argument("--port", type=at_least(1), default=30000)
+    add_server_flags(parser)
     return parser
 
 
@@ -42,7 +43,7 @@ def run_eval(args: SimpleNamespace | argparse.Namespace) -> dict:
     args = SimpleNamespace(**(defaults | vars(args)))
     data = question_set(args.data_path, args.split, args.data_seed, args.num_shots, args.num_questions)
     print(f"{len(data.questions)} questions of {data.source}")
-    url = f"{args.host}:{args.port}"
+    url = server_url(args)
     result = evaluate(url, data.questions, "generate", data.shots, args.parallel, args.max_new_tokens, args.output_file)
     print(f"Accuracy: {result.score}")
     print(f"Invalid: {result.invalid:.3f}")

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,8 @@ import httpx
 import msgspec
 from tqdm import tqdm
 
+from sglang.srt.utils.flag_types import at_least
+from sglang.srt.utils.server_address import add_server_flags, server_url
 from sglang.test.eval_data import (
     SHIPPED,
     Answer,
@@ -232,17 +233,6 @@ def evaluate(
         raise EvalError(f"{base_url}: {e}") from None
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `low` on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
-        return int(text)
-
-    return parse
-
-
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", help="JSONL with question and answer, as GSM8K is published; never downloaded")
     parser.add_argument("--split", choices=SHIPPED, help="of the shipped problems, without --data-path (seen)")
@@ -250,17 +240,22 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-file", help="a new file for one JSON line an answer")
 
 
-def main(argv: list[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sglang.test.gsm8k_eval", description="GSM8K-form accuracy of a running server."
     )
-    parser.add_argument("--base-url", default="http://127.0.0.1:30000")
+    add_server_flags(parser)
     add_data_flags(parser)
     parser.add_argument("--form", choices=FORMS, default="chat")
     parser.add_argument("--num-shots", type=at_least(0), help="worked examples before a question (5; chat has none)")
     parser.add_argument("--num-examples", type=at_least(1), help="questions (all of a file; 200 shipped ones)")
     parser.add_argument("--concurrency", type=at_least(1), default=32)
     parser.add_argument("--max-tokens", type=at_least(1), default=512)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.form == "chat" and args.num_shots:
         parser.error("--num-shots is for --form completion or generate; chat is zero-shot")
@@ -272,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(data.questions)} questions of {data.source}")
     try:
         result = evaluate(
-            args.base_url, data.questions, args.form, data.shots, args.concurrency, args.max_tokens, args.output_file
+            server_url(args), data.questions, args.form, data.shots, args.concurrency, args.max_tokens, args.output_file
         )
     except (EvalError, ValueError, OSError) as e:
         sys.exit(f"error: {e}")

@@ -21,10 +21,10 @@ WRONG = {
     "--max-concurrency 0": "--max-concurrency is 0",
     "--warmup-requests -1": "--warmup-requests is -1",
     "--ready-check-timeout-sec nan": "--ready-check-timeout-sec is nan",
-    "--port 70000": "--port is 70000",
+    "--port 70000": "--port: 70000: 1 to 65535",
     "--temperature -1": "--temperature is -1.0",
     "--top-p 0": "--top-p is 0.0",
-    "--base-url localhost:3": "--base-url localhost:3: http://HOST:PORT is expected",
+    "--base-url localhost:3": "--url: localhost:3: http://HOST:PORT is expected",
     "--base-url http://[::1": "http://HOST:PORT is expected",
     "--base-url http://a:b": "http://HOST:PORT is expected",
     "--header X": "--header X: NAME=VALUE",
@@ -80,12 +80,12 @@ def test_missing_packages(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         parse_args(["--plot-throughput"])
-    assert "--plot-throughput needs matplotlib: pip install 'sglang[bench]'" in capsys.readouterr().err
+    assert "--plot-throughput needs matplotlib: .venv/bin/pip install -e '.[bench]'" in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "sglang.benchmark.serving", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.delitem(sys.modules, "sglang.benchmark.backends", raising=False)
     assert main(["--output-file", str(tmp_path / "out")]) == 1
-    assert "aiohttp is not installed: pip install 'sglang[bench]'" in capsys.readouterr().err
+    assert "aiohttp is not installed: .venv/bin/pip install -e '.[bench]'" in capsys.readouterr().err
 
 
 def test_help_and_light_imports():

@@ -326,7 +326,7 @@ def test_flags_that_cannot_be(repo, capsys, argv, message):
 def test_missing_matplotlib_is_told_before_any_run(repo, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(repo, "--set", "a:", "--output-png", "chart.png", "score.py") == 2
-    assert "pip install 'sglang[bench]'" in capsys.readouterr().err
+    assert ".venv/bin/pip install -e '.[bench]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("commits", ["c0..nowhere", "c5..c0", "--all", "c0,,c1", "c0.."])

@@ -265,6 +265,14 @@ def test_wrong_flags_exit_with_2(runner, flags: list[str]):
     assert stop.value.code == 2
 
 
+def test_cuda_without_a_gpu_is_one_line(runner, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "has_gpu", lambda: False)
+    write(tmp_path, "test_a.py", "def test(): pass\n")
+    assert runner.main(["--hw", "cuda", "--suite", "base-b-test-1-gpu-large"], tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert err == "error: --hw cuda: torch sees no GPU on this machine\n" and not out
+
+
 def test_shards_cover_everything_once(runner, tmp_path: Path, capsys):
     for name in "abcd":
         write(tmp_path, f"test_{name}.py", "def test(): pass\n")

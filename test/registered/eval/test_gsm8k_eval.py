@@ -200,7 +200,7 @@ def test_command_line_without_a_file(stub, capsys):
 @pytest.mark.parametrize(
     "flags,message",
     [
-        (["--num-shots", "-1"], "not a whole number from 0"),
+        (["--num-shots", "-1"], "must be at least 0, got -1"),
         (["--data-path", "DATA", "--split", "seen"], "leave them out"),
         (["--data-path", "DATA", "--data-seed", "4"], "leave them out"),
         (["--data-path", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -219,7 +219,7 @@ def test_bad_flags_and_data(main, flags, message, data, tmp_path, capsys):
 def test_counts_start_at_one(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         gsm8k_eval.main([flag, "0"])
-    assert f"{flag}: '0' is not a whole number from 1 on" in capsys.readouterr().err
+    assert f"{flag}: must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_chat_takes_no_shots(capsys):

@@ -1,0 +1,85 @@
+"""The examples of the pages, run as they are printed: they give the answers printed under them, which are right, and
+commands marked in the page run to their end. The server's port alone is another."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from sglang.test import doc_pages
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.doc_pages import Block
+from sglang.test.eval_data import last_number
+from sglang.test.server_process import ServerProcess
+
+register_cpu_ci(est_time=120, suite="base-b-test-cpu")
+
+BLOCKS = [block for page in doc_pages.pages() for block in doc_pages.blocks(page)]
+ASKED = re.compile(r"-m (sglang\.(bench_serving|profiler|test\.gsm8k_eval|test\.few_shot_gsm8k))\b")
+RIGHT = {"README.md": [10], "docs/users.md": [16, 40, 30]}  # worked out by hand
+
+
+def named(blocks: list[Block]) -> list:
+    return [pytest.param(block, id=f"{block.page}: {block.text.strip()[:40]!r}") for block in blocks]
+
+
+CURLS = [block for block in BLOCKS if block.language == "bash" and block.text.startswith("curl ")]
+PYTHON = [block for block in BLOCKS if block.language == "python" and "import " in block.text]
+RUN = [block for block in BLOCKS if block.runs and block not in CURLS]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ServerProcess("sglang.launch_server", "--random-seed", "1") as running:
+        yield running
+        assert running.stop() == 0
+
+
+def shell(text: str, server: ServerProcess, folder) -> str:
+    """What the commands print, run in `folder` by the Python that runs the test."""
+    text = text.replace("http://127.0.0.1:30000", server.url)
+    text = ASKED.sub(lambda found: f"{found[0]} --port {server.port}", text)
+    tools = folder / "bin"
+    tools.mkdir()
+    # Not a link: an environment's Python finds its packages by the place it is called from.
+    (tools / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (tools / "python").chmod(0o755)
+    env = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", text], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_kind_of_example_was_found():
+    shown = {page: [last_number(b.shows) for b in BLOCKS if b.page == page and b.shows] for page in RIGHT}
+    assert shown == RIGHT
+    assert len(CURLS) >= 3 and len(PYTHON) >= 2 and len(RUN) >= 5
+
+
+@pytest.mark.parametrize("block", named(CURLS))
+def test_curl(server: ServerProcess, tmp_path, block: Block):
+    reply = shell(re.sub(r"\bcurl ", "curl --fail-with-body ", block.text), server, tmp_path)
+    if block.shows is not None:
+        reply = json.loads(reply)
+        text = reply["choices"][0]["message"]["content"] if "choices" in reply else reply["text"]
+        assert text == block.shows.strip()
+
+
+@pytest.mark.parametrize("block", named(PYTHON))
+def test_python(server: ServerProcess, tmp_path, block: Block):
+    (tmp_path / "example.py").write_text(block.text.replace("http://127.0.0.1:30000", server.url))
+    printed = shell("python example.py", server, tmp_path)
+    assert block.shows is not None and printed.strip() == block.shows.strip()
+
+
+@pytest.mark.parametrize("block", named(RUN))
+def test_marked_commands_run(server: ServerProcess, tmp_path, block: Block):
+    assert shell(block.text, server, tmp_path)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
