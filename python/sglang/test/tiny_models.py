@@ -54,6 +54,7 @@ GEMMA4_VARIANTS: dict[str, dict] = {
     },
     "small_window": {**_MOE, "num_experts": 8, "top_k_experts": 2, "sliding_window": 5},
 }
+UNIFIED_SIZES = "dense_k_eq_v"  # the 12B is of this kind
 LLAMA_VARIANTS = ("llama", "llama3_rope", "qwen2", "qwen3")
 
 
@@ -78,14 +79,41 @@ def make_tiny_gemma4(
     return _save(model, Path(path), dtype, tokenizer)
 
 
+def make_tiny_unified(
+    path: str | Path, dtype: torch.dtype = torch.bfloat16, seed: int = 0, wrapped: bool = True, **changes
+) -> Path:
+    """Save a random model of the 12B's classes to `path`, with its vision and audio embedders if `wrapped`."""
+    from transformers.models import gemma4_unified as unified
+
+    torch.manual_seed(seed)
+    text = unified.Gemma4UnifiedTextConfig(**{**_BASE, **GEMMA4_VARIANTS[UNIFIED_SIZES], **changes})
+    if not wrapped:
+        return _save(unified.Gemma4UnifiedForCausalLM(text), Path(path), dtype, tokenizer=False)
+    vision = unified.Gemma4UnifiedVisionConfig(
+        patch_size=2, mm_embed_dim=32, mm_posemb_size=8, output_proj_dims=text.hidden_size
+    )
+    config = unified.Gemma4UnifiedConfig(
+        text_config=text, vision_config=vision, audio_config=unified.Gemma4UnifiedAudioConfig(audio_embed_dim=24)
+    )
+    return _save(unified.Gemma4UnifiedForConditionalGeneration(config), Path(path), dtype, tokenizer=False)
+
+
 def make_tiny_assistant(
     path: str | Path, target: str, ordered: bool = False, dtype: torch.dtype = torch.bfloat16, seed: int = 1
 ) -> Path:
-    """Save a random MTP drafter for make_tiny_gemma4's model of variant `target` to `path`; `ordered`: with a centroid
-    head (64 of the 512 tokens are candidates)."""
-    from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4TextConfig
+    """Save a random MTP drafter to `path`, for make_tiny_gemma4's model of variant `target`, or make_tiny_unified's
+    ("unified"); `ordered`: with a centroid head (64 of the 512 tokens are candidates)."""
+    from transformers.models import gemma4, gemma4_assistant, gemma4_unified, gemma4_unified_assistant
 
-    sizes = {**_BASE, **GEMMA4_VARIANTS[target]}
+    if target == "unified":
+        config_class = gemma4_unified_assistant.Gemma4UnifiedAssistantConfig
+        model_class = gemma4_unified_assistant.Gemma4UnifiedAssistantForCausalLM
+        text_class = gemma4_unified.Gemma4UnifiedTextConfig
+    else:
+        config_class = gemma4_assistant.Gemma4AssistantConfig
+        model_class = gemma4_assistant.Gemma4AssistantForCausalLM
+        text_class = gemma4.Gemma4TextConfig
+    sizes = {**_BASE, **GEMMA4_VARIANTS[UNIFIED_SIZES if target == "unified" else target]}
     shared = ("num_key_value_heads", "num_global_key_value_heads", "attention_k_eq_v", "sliding_window")
     text = {
         **_BASE,
@@ -96,15 +124,15 @@ def make_tiny_assistant(
         "vocab_size_per_layer_input": 0,
         "final_logit_softcapping": None,
     }
-    config = Gemma4AssistantConfig(
-        text_config=Gemma4TextConfig(**text),
+    config = config_class(
+        text_config=text_class(**text),
         backbone_hidden_size=sizes["hidden_size"],
         use_ordered_embeddings=ordered,
         num_centroids=32,
         centroid_intermediate_top_k=4,
     )
     torch.manual_seed(seed)
-    model = Gemma4AssistantForCausalLM(config)
+    model = model_class(config)
     return _save(model, Path(path), dtype, tokenizer=False, q_scale=0.4)  # chained steps multiply noise
 
 
@@ -153,9 +181,12 @@ def make_tiny_llama(
     return _save(AutoModelForCausalLM.from_config(configs[variant]()), Path(path), dtype, tokenizer)
 
 
-def load_oracle(path: str | Path, dtype: torch.dtype) -> nn.Module:
-    """transformers' model of a folder. Its routers pick experts by torch.topk, whose order among ties is undefined:
-    here they go to the lowest id, as in ours, so that greedy tokens compare one for one."""
+def load_oracle(path: str | Path, dtype: torch.dtype | str) -> nn.Module:
+    """transformers' model of a folder; `dtype` "auto" is the folder's.
+
+    Its routers pick experts by torch.topk, whose order among ties is undefined: here they go to the lowest id, as in
+    ours, so that greedy tokens compare one for one.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 

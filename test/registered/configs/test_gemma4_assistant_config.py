@@ -154,14 +154,14 @@ def test_what_transformers_leaves_to_the_class():
         ({"backbone_hidden_size": "1536"}, "backbone_hidden_size must be an integer of at least 1, got '1536'"),
         ({"text_config": ...}, "field 'text_config' is missing"),
         ({"text_config": 3}, "text_config must be an object, got 3"),
-        ({"model_type": "gemma4"}, "model_type must be one of 'gemma4_assistant', got 'gemma4'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings must be one of True, got False"),
+        ({"model_type": "gemma4"}, "one of 'gemma4_assistant', 'gemma4_unified_assistant', got 'gemma4'"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, got 1"),
         ({"use_ordered_embeddings": 1}, "use_ordered_embeddings must be true or false, got 1"),
         ({"num_centroids": 1000}, "num_centroids 1000 does not divide vocab_size 262144"),
         ({"num_centroids": 16}, "centroid_intermediate_top_k 32 exceeds num_centroids 16"),
         ({"text_hidden_size": ...}, "field 'hidden_size' is missing"),
         ({"text_num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1, got 0"),
-        ({"text_model_type": "gemma4_unified_text"}, "model_type must be one of 'gemma4_text'"),
+        ({"text_model_type": "gemma3_text"}, "model_type must be one of 'gemma4_text', 'gemma4_unified_text'"),
         ({"text_num_kv_shared_layers": 3}, "a drafter's layers all share KV, but num_kv_shared_layers is 3 of 4"),
         ({"text_use_double_wide_mlp": True}, "use_double_wide_mlp is not supported in a drafter"),
         ({"text_hidden_size_per_layer_input": 8}, "hidden_size_per_layer_input must be 0 in a drafter, got 8"),
@@ -182,7 +182,7 @@ def test_moe_is_refused():
         parse(changed(DRAFTER_26B, text_enable_moe_block=True, **experts))
 
 
-ROPE = {S: {"rope_type": "default", "rope_theta": 20_000.0}}
+ROPE = {S: {"rope_type": "default", "rope_theta": 20_000.0}, F: {"rope_type": "proportional", "rope_theta": 1e6}}
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_drafter_is_not_served_alone(tmp_path):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["Gemma4ForCausalLM", "Gemma4UnifiedAssistantForCausalLM", "EagleModel"])
+@pytest.mark.parametrize("name", ["Gemma4ForCausalLM", "EagleModel"])
 def test_other_architectures_are_no_drafters(tmp_path, name):
     message = f"architecture {name} is not supported as a drafter; supported: Gemma4AssistantForCausalLM"
     with pytest.raises(ValueError, match=message):

@@ -92,7 +92,7 @@ def test_26b(load):
     assert (config.dtype, config.torch_dtype, config.model_type) == ("bfloat16", torch.bfloat16, "gemma4")
     assert config.eos_token_ids == [1, 50, 106]
     assert config.generation_config["top_k"] == 64
-    assert config.text_config == MOE_26B
+    assert config.text_config == {**MOE_26B, "tie_word_embeddings": True}
     assert config.sliding_window == 1024
     assert len(config.kv_layers) == 30
     assert config.kv_layers[4] == KVLayerSpec(4, True, 8, 256)
@@ -180,7 +180,7 @@ def without(raw: dict, name: str) -> dict:
         (multimodal({**MOE_26B, "use_bidirectional_attention": "all"}), "use_bidirectional_attention must be one of"),
         (multimodal({**MOE_26B, "num_kv_shared_layers": 30}), "layer 0 shares the KV of a sliding_attention layer"),
         (multimodal({**MOE_26B, "final_logit_softcapping": 0}), "final_logit_softcapping must be a positive number"),
-        (multimodal({**MOE_26B, "tie_word_embeddings": False}), "tie_word_embeddings must be one of True"),
+        ({**multimodal(MOE_26B), "tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
     ],
 )
 def test_bad_config_is_one_clear_line(load, raw, message):

@@ -20,6 +20,7 @@ register_cpu_ci(est_time=55, suite="base-a-test-cpu")
 CPU = torch.device("cpu")
 BOUND = 2e-4  # of logits up to 30: float32 sums in another order
 GEMMA = ["moe_top2", "dense_k_eq_v", "ple_shared_double_wide"]  # the first and last have one KV head on some layer
+OWN_HEAD = "own_head"
 LLAMA = ["llama", "qwen2"]  # qwen2 has biases
 RANK = """
     import sys, torch
@@ -65,6 +66,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tp")
     for name in GEMMA:
         make_tiny_gemma4(root / name, name, torch.float32)
+    make_tiny_gemma4(root / OWN_HEAD, "dense_k_eq_v", torch.float32, tie_word_embeddings=False)
     for name in LLAMA:
         make_tiny_llama(root / name, name, torch.float32)
     ids = torch.randint(3, 500, (41,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -76,13 +78,13 @@ def root(tmp_path_factory):
 def ranks(root) -> list[dict]:
     script = root / "rank.py"
     script.write_text(textwrap.dedent(RANK))
-    names = [*GEMMA, *LLAMA]
+    names = [*GEMMA, OWN_HEAD, *LLAMA]
     processes = [subprocess.Popen([sys.executable, str(script), str(rank), str(root), *names]) for rank in range(2)]
     assert [process.wait(90) for process in processes] == [0, 0]
     return [torch.load(root / f"rank{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", [*GEMMA, *LLAMA])
+@pytest.mark.parametrize("name", [*GEMMA, OWN_HEAD, *LLAMA])
 def test_logits_equal_one_rank(root, ranks, name):
     config = ModelConfig.load(str(root / name))
     harness = PagedHarness(load_model(config, "auto", CPU), config)
@@ -111,7 +113,7 @@ def test_messages_and_minimum(ranks):
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])
 def test_shares_make_up_the_whole_model(root, load_format):
     """Every element of every tensor is on some rank, and is the one of the whole model."""
-    for name in (*GEMMA, *LLAMA):
+    for name in (*GEMMA, OWN_HEAD, *LLAMA):
         config = ModelConfig.load(str(root / name))
         whole = checkpoint_targets(load_model(config, load_format, CPU))
         parts = [checkpoint_targets(load_model(config, load_format, CPU, TensorParallel(r, 2))) for r in range(2)]

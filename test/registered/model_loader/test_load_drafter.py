@@ -71,6 +71,32 @@ def test_a_config_already_read(originals, target):
     assert torch.equal(load(config, target).model.norm.weight, tensors(originals / "dense")["model.norm.weight"])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_differs_from_the_embedding_is_used(folder, target, tied):
+    """As in transformers; no step reads the embedding, so it takes no memory."""
+    weights = tensors(folder)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].roll(1, 0)
+    save_file(weights, folder / "model.safetensors")
+    change_config(folder, tie_word_embeddings=tied)
+    model = load(folder, target)
+    assert torch.equal(model.model.embed_tokens.weight, weights["lm_head.weight"])
+    assert len(checkpoint_views(model)) == 50
+    del weights["model.embed_tokens.weight"]
+    save_file(weights, folder / "model.safetensors")
+    assert torch.equal(load(folder, target).model.embed_tokens.weight, weights["lm_head.weight"])
+
+
+def test_an_untied_drafter_without_a_head(folder, target):
+    change_config(folder, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="tie_word_embeddings is false, but there is no lm_head.weight"):
+        load(folder, target)
+
+
+def change_config(folder: Path, **values) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | values))
+
+
 def test_other_types_and_a_copy_of_the_head(folder, target):
     want = checkpoint_views(load(folder, target))
     weights = {name: t.float() if t.is_floating_point() else t.int() for name, t in tensors(folder).items()}

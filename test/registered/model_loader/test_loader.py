@@ -55,6 +55,7 @@ def save(folder: Path, weights: dict[str, torch.Tensor], name: str = "model.safe
 
 
 def write_index(folder: Path, weight_map: dict) -> None:
+    (folder / "model.safetensors").unlink(missing_ok=True)  # it would be read, and the index not
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
@@ -96,7 +97,6 @@ def test_sharded(moe):
     shards = {"a-00001-of-00002.safetensors": names[::2], "a-00002-of-00002.safetensors": names[1::2]}
     for shard, part in shards.items():
         save(moe, {name: weights[name] for name in part}, shard)
-    (moe / "model.safetensors").unlink()
     write_index(moe, {name: shard for shard, part in shards.items() for name in part})
     assert_same(load(moe), want)
 
@@ -113,7 +113,7 @@ def test_multimodal_prefix_and_towers(ple, caplog):
     for i in shared:
         for name in ("k_proj.weight", "v_proj.weight", "k_norm.weight"):
             weights[f"model.language_model.layers.{i}.self_attn.{name}"] = extra
-    weights["lm_head.weight"] = extra
+    weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
     save(ple, weights)
     raw = json.loads((ple / "config.json").read_text())
     wrapped = {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4", "text_config": raw}
@@ -205,8 +205,16 @@ def test_name_given_twice(moe):
 
 def test_tensor_in_two_shards(moe):
     save(moe, {"model.norm.weight": torch.ones(64)}, "b.safetensors")
-    write_index(moe, {"model.norm.weight": "b.safetensors", "model.embed_tokens.weight": "model.safetensors"})
-    expect_error(moe, "tensor model.norm.weight is in both b.safetensors and model.safetensors")
+    (moe / "model.safetensors").rename(moe / "c.safetensors")
+    write_index(moe, {"model.norm.weight": "b.safetensors", "model.embed_tokens.weight": "c.safetensors"})
+    expect_error(moe, "tensor model.norm.weight is in both b.safetensors and c.safetensors")
+
+
+def test_one_file_goes_before_an_index(moe):
+    """As in transformers: an index that an earlier save left behind is not read."""
+    want = load(moe)
+    (moe / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": "old"}}))
+    assert_same(load(moe), want)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])

@@ -18,14 +18,14 @@ from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.paged_harness import PagedHarness
-from sglang.test.tiny_models import VOCAB, load_oracle, make_tiny_assistant, make_tiny_gemma4
+from sglang.test.tiny_models import VOCAB, load_oracle, make_tiny_assistant, make_tiny_gemma4, make_tiny_unified
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 
 FP32_BOUND = 1e-5  # largest error over the reference's largest value
 CPU = torch.device("cpu")
 STEPS = 4
-TARGETS = ["moe_top2", "dense_k_eq_v", "ple_shared_double_wide", "small_window"]  # the third has no k_eq_v
+TARGETS = ["moe_top2", "dense_k_eq_v", "ple_shared_double_wide", "small_window", "unified"]  # the third has no k_eq_v
 PROMPTS = {0: 50, 1: 3, 2: 33, 5: 17, 6: 16, 7: 5}  # request row -> tokens; windows are 16 and 5
 
 
@@ -41,13 +41,13 @@ class Pair:
     """Folders of a target and its drafter, and transformers' models of them."""
 
     def __init__(self, root, variant: str, ordered: bool):
-        from transformers import Gemma4AssistantForCausalLM
-
-        self.target = str(make_tiny_gemma4(root / "target", variant, torch.float32))
+        if variant == "unified":
+            self.target = str(make_tiny_unified(root / "target", torch.float32, wrapped=False))
+        else:
+            self.target = str(make_tiny_gemma4(root / "target", variant, torch.float32))
         self.drafter = str(make_tiny_assistant(root / "drafter", variant, ordered, torch.float32))
         self.target_oracle = load_oracle(self.target, torch.float32)
-        drafter = Gemma4AssistantForCausalLM.from_pretrained(self.drafter, dtype=torch.float32)
-        self.drafter_oracle = drafter.eval().requires_grad_(False)
+        self.drafter_oracle = load_oracle(self.drafter, torch.float32)
 
     def shared_kv(self, harness: PagedHarness, row: int) -> dict[str, tuple[Tensor, Tensor]]:
         """K and V [1, heads, keys, D] that a drafter reads after the prompt of `row`, gathered from the pool."""

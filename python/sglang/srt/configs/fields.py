@@ -37,9 +37,11 @@ def boolean(raw: dict, name: str, default: bool) -> bool:
 
 
 def one_of(raw: dict, name: str, default: Any, allowed: tuple) -> Any:
+    """A field with few values; `allowed` names null as None."""
     value = raw.get(name, default)
     if value not in allowed:
-        raise ValueError(f"config.json: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        choice = ", ".join("null" if one is None else repr(one) for one in allowed)
+        raise ValueError(f"config.json: {name} must be {'one of ' if any(allowed) else ''}{choice}, got {value!r}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang.srt.configs import fields
 from sglang.srt.configs.kv_layers import KVLayerSpec
@@ -15,6 +16,8 @@ DEFAULT_ROPE = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
+UNIFIED = "gemma4_unified_text"  # the 12B: as the dense ones, with other defaults
+TEXT_TYPES = ("gemma4_text", UNIFIED)
 PER_LAYER_FIELDS = ("head_dim", "num_key_value_heads")  # what a layer's object in per_layer_config may change
 
 
@@ -52,12 +55,23 @@ class Gemma4TextConfig:
     sliding_window: int
     max_position: int
     final_logit_softcap: float | None
+    tie_word_embeddings: bool
     ple_size: int
     ple_vocab_size: int
     num_experts: int
     top_k_experts: int
     moe_intermediate_size: int
     float32_router_logits: bool = False  # not the checkpoint's: a choice of the server (--router-logits-dtype)
+    FIELDS: ClassVar[tuple[str, ...]] = (  # what from_dict reads
+        "model_type", "hidden_activation", "use_bidirectional_attention", "is_causal", "attention_chunk_size",
+        "num_attention_heads", "enable_moe_block", "num_experts", "top_k_experts", "final_logit_softcapping",
+        "vocab_size", "hidden_size", "rms_norm_eps", "attention_bias", "sliding_window", "max_position_embeddings",
+        "tie_word_embeddings", "vocab_size_per_layer_input", "moe_intermediate_size", "rope_scaling",
+        "rope_parameters", "partial_rotary_factor", "hidden_size_per_layer_input", "num_hidden_layers", "layer_types",
+        "sliding_window_pattern", "_sliding_window_pattern", "num_kv_shared_layers", "use_double_wide_mlp",
+        "attention_k_eq_v", "intermediate_size", "per_layer_config", "head_dim", "num_key_value_heads",
+        "global_head_dim", "num_global_key_value_heads",
+    )  # fmt: skip
 
     @property
     def window(self) -> int | None:
@@ -83,9 +97,13 @@ class Gemma4TextConfig:
 
         Raises ValueError naming the field when something is missing, of a wrong type or not supported.
         """
+        unified = fields.one_of(raw, "model_type", TEXT_TYPES[0], TEXT_TYPES) == UNIFIED
+        if unified:  # its class has no such fields, whatever a file says
+            raw = {**raw, "hidden_size_per_layer_input": 0, "enable_moe_block": False}
         fields.one_of(raw, "hidden_activation", "gelu_pytorch_tanh", ("gelu_pytorch_tanh",))
-        fields.one_of(raw, "tie_word_embeddings", True, (True,))
         fields.one_of(raw, "use_bidirectional_attention", None, (None, "vision"))  # "vision" leaves text causal
+        fields.one_of(raw, "is_causal", True, (True,))
+        fields.one_of(raw, "attention_chunk_size", None, (None,))
         num_heads = fields.integer(raw, "num_attention_heads")
         layers = _layers(raw)
         for layer in layers:
@@ -100,28 +118,42 @@ class Gemma4TextConfig:
         if top_k > num_experts:
             raise ValueError(f"config.json: top_k_experts {top_k} exceeds num_experts {num_experts}")
         ple_size = _ple_size(raw)
-        rope = fields.mapping(raw, "rope_parameters") or DEFAULT_ROPE
         softcap = raw.get("final_logit_softcapping")
-        vocab_size = fields.integer(raw, "vocab_size", 262_144)
         return cls(
-            vocab_size=vocab_size,
+            vocab_size=fields.integer(raw, "vocab_size", 262_144),
             hidden_size=fields.integer(raw, "hidden_size"),
             num_heads=num_heads,
             layers=layers,
-            rope={
-                kind: RopeConfig.from_dict(fields.mapping(rope, kind) or DEFAULT_ROPE[kind]) for kind in DEFAULT_ROPE
-            },
+            rope=_rope(raw, {layer.kind for layer in layers}),
             rms_norm_eps=fields.number(raw, "rms_norm_eps", 1e-6),
             attention_bias=fields.boolean(raw, "attention_bias", False),
-            sliding_window=fields.integer(raw, "sliding_window", 512),
-            max_position=fields.integer(raw, "max_position_embeddings", 131_072),
+            sliding_window=fields.integer(raw, "sliding_window", 1024 if unified else 512),
+            max_position=fields.integer(raw, "max_position_embeddings", 262_144 if unified else 131_072),
             final_logit_softcap=None if softcap is None else fields.number(raw, "final_logit_softcapping"),
+            tie_word_embeddings=fields.boolean(raw, "tie_word_embeddings", True),
             ple_size=ple_size,
             ple_vocab_size=fields.integer(raw, "vocab_size_per_layer_input", 262_144) if ple_size else 0,
             num_experts=num_experts,
             top_k_experts=top_k,
             moe_intermediate_size=fields.integer(raw, "moe_intermediate_size") if moe else 0,
         )
+
+
+def _rope(raw: dict, kinds: set[str]) -> dict[str, RopeConfig]:
+    """By kind of layer. transformers has no defaults for one kind alone, and reads no older form."""
+    fields.one_of(raw, "rope_scaling", None, (None,))
+    if raw.get("rope_parameters") is None:
+        return {kind: RopeConfig.from_dict(DEFAULT_ROPE[kind]) for kind in kinds}
+    given = fields.mapping(raw, "rope_parameters")
+    rope = {}
+    for kind in kinds:
+        if not isinstance(given.get(kind), dict):
+            raise ValueError(f"config.json: rope_parameters must hold an object {kind!r}, as layer_types does")
+        values = dict(given[kind])
+        if values.get("rope_type") == "proportional" and raw.get("partial_rotary_factor") is not None:
+            values.setdefault("partial_rotary_factor", raw["partial_rotary_factor"])
+        rope[kind] = RopeConfig.from_dict(values)
+    return rope
 
 
 def _ple_size(raw: dict) -> int:
@@ -134,6 +166,10 @@ def _ple_size(raw: dict) -> int:
 def _layers(raw: dict) -> tuple[Gemma4LayerConfig, ...]:
     count = fields.integer(raw, "num_hidden_layers")
     every_sixth = tuple(FULL if i % 6 == 5 else SLIDING for i in range(count))
+    if raw.get("layer_types") is None:  # transformers reads no pattern for this family
+        for name in ("sliding_window_pattern", "_sliding_window_pattern"):
+            if raw.get(name) not in (None, 6):
+                raise ValueError(f"config.json: {name} {raw[name]!r} is not read here; list layer_types")
     types = fields.layer_types(raw, count, every_sixth)
     if types[-1] != FULL:
         logger.warning("the last layer must be full_attention (as transformers has it); config.json says otherwise")
@@ -185,6 +221,10 @@ def _layer_objects(raw: dict, types: tuple[str, ...]) -> dict[int, dict]:
     for kind in set(types):
         if any(shape != shapes[types.index(kind)] for shape, other in zip(shapes, types, strict=True) if other == kind):
             raise ValueError(f"config.json: per_layer_config gives layers of kind {kind} different sizes")
+    for name, field in (("global_head_dim", "head_dim"), ("num_global_key_value_heads", "num_key_value_heads")):
+        said = {shape[field] for shape, kind in zip(shapes, types, strict=True) if kind == FULL}
+        if "per_layer_config" in raw and raw.get(name) is not None and said != {raw[name]}:
+            raise ValueError(f"config.json: {name} {raw[name]!r} contradicts per_layer_config, which comes before it")
     return objects
 
 
@@ -194,6 +234,6 @@ def _layer_shape(raw: dict, kind: str, k_eq_v: bool) -> dict:
         return {"head_dim": raw.get("head_dim"), "num_key_value_heads": raw.get("num_key_value_heads")}
     global_heads = raw.get("num_global_key_value_heads") if k_eq_v else None
     return {
-        "head_dim": raw.get("global_head_dim") or 512,
+        "head_dim": fields.integer(raw, "global_head_dim", 512, minimum=2),
         "num_key_value_heads": raw.get("num_key_value_heads") if global_heads is None else global_heads,
     }

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from sglang.srt.configs import fields
 from sglang.srt.configs.gemma4 import Gemma4TextConfig
 
+# by a drafter's model_type, that of its text_config where it names none
+TEXT_TYPES = {"gemma4_assistant": "gemma4_text", "gemma4_unified_assistant": "gemma4_unified_text"}
 NO_DONOR = -1  # kv_layer of a drafter's layer that is not attached to a target
 
 
@@ -20,6 +22,7 @@ class Gemma4AssistantConfig:
     use_ordered_embeddings: bool  # a centroid head instead of a dense one; the next two matter only to it
     num_centroids: int  # clusters of equal size, in which token_ordering lists the vocabulary
     centroid_intermediate_top_k: int  # clusters whose tokens get logits
+    tie_word_embeddings: bool  # whether the file may do without a head
 
     @classmethod
     def from_dict(cls, raw: dict) -> "Gemma4AssistantConfig":
@@ -27,9 +30,10 @@ class Gemma4AssistantConfig:
 
         Raises ValueError naming the field when something is missing, of a wrong type or not supported.
         """
-        fields.one_of(raw, "model_type", None, ("gemma4_assistant",))
-        fields.one_of(raw, "tie_word_embeddings", True, (True,))
-        text = _text(fields.mapping(raw, "text_config"))
+        kind = fields.one_of(raw, "model_type", None, tuple(TEXT_TYPES))
+        if raw.get("text_config") is None:
+            raise ValueError("config.json: field 'text_config' is missing")
+        text = _text({"model_type": TEXT_TYPES[kind], **fields.mapping(raw, "text_config")})
         ordered = fields.boolean(raw, "use_ordered_embeddings", False)
         num_centroids = fields.integer(raw, "num_centroids", 2048)
         top_k = fields.integer(raw, "centroid_intermediate_top_k", 32)
@@ -43,6 +47,7 @@ class Gemma4AssistantConfig:
             use_ordered_embeddings=ordered,
             num_centroids=num_centroids,
             centroid_intermediate_top_k=top_k,
+            tie_word_embeddings=fields.boolean(raw, "tie_word_embeddings", True),
         )
 
     def reading(self, target: Gemma4TextConfig) -> Gemma4TextConfig:
@@ -54,9 +59,6 @@ class Gemma4AssistantConfig:
 
 
 def _text(raw: dict) -> Gemma4TextConfig:
-    if not raw:
-        raise ValueError("config.json: field 'text_config' is missing")
-    fields.one_of(raw, "model_type", "gemma4_text", ("gemma4_text",))
     count = fields.integer(raw, "num_hidden_layers")
     if fields.integer(raw, "num_kv_shared_layers", 0, minimum=0) not in (0, count):  # 0: left to the class, as all
         raise ValueError(

@@ -1,15 +1,15 @@
 """ModelConfig and DrafterConfig: what a checkpoint folder says about its model, read once and frozen. They open JSON
 files only, run no code from the folder and know nothing of devices or weights."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from sglang.srt.configs import fields
+from sglang.srt.configs.config_file import architectures, check_plain, override, read_config, read_json, text_part
 from sglang.srt.configs.kv_layers import KVLayerSpec
+from sglang.srt.model_loader.checkpoint import stored_dtype
 from sglang.srt.models.registry import config_class, drafter_config_class
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ DTYPES = {
     "float": torch.float32,
 }
 DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
-MAX_JSON_BYTES = 16 << 20  # config.json is a few kB; this only keeps a wrong file from filling memory
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,17 @@ class ModelConfig:
     ) -> "ModelConfig":
         """Read `path`/config.json and, if there, generation_config.json.
 
-        `json_override` is merged into config.json, objects key by key. `context_length` None means the model's own
+        `json_override` is put into config.json (see override()). `context_length` None means the model's own
         limit; `router_logits_dtype` is model or float32. Raises ValueError with one line for anything that cannot be
         served.
         """
-        raw = merge(_read_config(path, "model path"), json_override or {})
-        architectures = _architectures(raw)
-        parser = config_class(architectures)
-        text_config = fields.mapping(raw, "text_config") or raw
+        raw = read_config(path, "model path")
+        changes = json_override or {}
+        names = architectures({**raw, **changes})
+        parser = config_class(names)
+        raw = override(raw, changes, parser.FIELDS)
+        check_plain(raw, Path(path))
+        text_config = text_part(raw)
         text = parser.from_dict(text_config)
         if router_logits_dtype == "float32":
             if text.num_experts == 0:
@@ -75,10 +77,10 @@ class ModelConfig:
             text = replace(text, float32_router_logits=True)
         generation = Path(path) / "generation_config.json"
         generation_config = read_json(generation) if generation.is_file() else {}
-        torch_dtype = _dtype(dtype, raw, text_config)
+        torch_dtype = _dtype(dtype, raw, Path(path))
         return cls(
             path=path,
-            architectures=architectures,
+            architectures=names,
             model_type=str(raw.get("model_type")),
             text_config=text_config,
             text=text,
@@ -105,48 +107,11 @@ class DrafterConfig:
     @classmethod
     def load(cls, path: str) -> "DrafterConfig":
         """Read `path`/config.json. Raises ValueError with one line for anything that is no drafter we can run."""
-        raw = _read_config(path, "draft model path")
-        architectures = _architectures(raw)
-        return cls(path, architectures, drafter_config_class(architectures).from_dict(raw))
-
-
-def _read_config(path: str, what: str) -> dict:
-    """The folder's config.json; `what` names the path in an error."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"{what} {path!r} is not a folder; give a local folder in Hugging Face format")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{what} {path!r} has no config.json; give a local folder in Hugging Face format")
-    return read_json(folder / "config.json")
-
-
-def _architectures(raw: dict) -> list[str]:
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"config.json: architectures must be a list of names, got {names!r}")
-    return names
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in `path`; ValueError names the file and the place of the mistake."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is {path.stat().st_size} bytes, which is no config file (limit {MAX_JSON_BYTES})")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
-
-
-def merge(base: dict, override: dict) -> dict:
-    """`base` with `override`'s values; where both hold an object, merged inside it."""
-    merged = dict(base)
-    for key, value in override.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+        raw = read_config(path, "draft model path")
+        names = architectures(raw)
+        parser = drafter_config_class(names)
+        check_plain(raw, Path(path))
+        return cls(path, names, parser.from_dict(raw))
 
 
 def _context_len(wanted: int | None, limit: int) -> int:
@@ -157,11 +122,12 @@ def _context_len(wanted: int | None, limit: int) -> int:
     return wanted
 
 
-def _dtype(wanted: str, raw: dict, text_config: dict) -> torch.dtype:
-    """`wanted`, or for "auto" the checkpoint's (`dtype`, in older files `torch_dtype`), bfloat16 if it says nothing."""
+def _dtype(wanted: str, raw: dict, folder: Path) -> torch.dtype:
+    """`wanted`, or for "auto" what config.json says (`dtype`, in older files `torch_dtype`; not inside a text_config),
+    else the type of the stored weights, bfloat16 without any."""
     if wanted == "auto":
-        sources = (text_config.get("dtype"), raw.get("dtype"), text_config.get("torch_dtype"), raw.get("torch_dtype"))
-        wanted = next((name for name in sources if name is not None), "bfloat16")
+        sources = (raw.get("dtype"), raw.get("torch_dtype"), stored_dtype(folder), "bfloat16")
+        wanted = next(name for name in sources if name is not None)
     if not isinstance(wanted, str) or wanted not in DTYPES:
         raise ValueError(f"dtype {wanted!r} is not supported; supported: auto, {', '.join(DTYPES)}")
     return DTYPES[wanted]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from sglang.srt.configs.model_config import read_json
+from sglang.srt.configs.config_file import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FLOAT_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # torch's names
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class TensorInfo:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The weight files: the shards the index names, or model.safetensors. ValueError says what is wrong."""
-    if (folder / INDEX).is_file():
+    """The weight files: model.safetensors, which comes before an index as in transformers, or the shards the index
+    names. ValueError says what is wrong."""
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{folder / INDEX} has no weight_map")
@@ -68,3 +70,12 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
                 piece = shard.get_slice(name)
                 tensors[name] = TensorInfo(file, tuple(piece.get_shape()), piece.get_dtype())
     return tensors
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """torch's name of the type of the first float tensor, as transformers takes it; None if there are no weights."""
+    if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
+        return None
+    with open_shard(checkpoint_files(folder)[0]) as shard:
+        kinds = (shard.get_slice(name).get_dtype() for name in shard.keys())
+        return next((FLOAT_TYPES[kind] for kind in kinds if kind in FLOAT_TYPES), None)

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,14 +14,14 @@ from torch import nn
 
 from sglang.srt.configs.model_config import DTYPE_NAMES, DrafterConfig, ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
-from sglang.srt.model_loader.checkpoint import TensorInfo, checkpoint_files, open_shard, read_headers
+from sglang.srt.model_loader.checkpoint import FLOAT_TYPES, TensorInfo, checkpoint_files, open_shard, read_headers
+from sglang.srt.model_loader.stored_head import drafter_head, stored_head
 from sglang.srt.model_loader.weight_map import Target, WeightMap, checkpoint_targets
 from sglang.srt.models.registry import drafter_class, model_class
 
 logger = logging.getLogger(__name__)
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
-FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
 INTEGER_TYPES = ("I32", "I64")
 DUMMY_STD = 0.02
 DUMMY_SEED = 0
@@ -33,7 +34,12 @@ def load_model(config: ModelConfig, load_format: str, device: torch.device, tp: 
     `load_format`: auto and safetensors read the folder; dummy draws weights from normal(0, 0.02), norms and scales 1.
     Raises ValueError with one message that lists missing, misshapen and unexpected tensors.
     """
-    return _load(lambda place: build_model(config, place, tp), config.path, load_format, device)
+    sources, names = _headers(config.path, load_format), {}
+    if sources is not None:
+        weights = model_class(config.architectures).WEIGHTS
+        tied, names = stored_head(config.text.tie_word_embeddings, weights, sources, config.torch_dtype)
+        config = replace(config, text=replace(config.text, tie_word_embeddings=tied))
+    return _load(lambda place: build_model(config, place, tp), sources, names, device)
 
 
 def load_drafter(
@@ -55,28 +61,39 @@ def load_drafter(
             f"a drafter in {DTYPE_NAMES.get(dtype, dtype)} can't read the KV of a target in {target_config.dtype}"
         )
     config = DrafterConfig.load(drafter) if isinstance(drafter, str) else drafter
-    model = _load(lambda place: build_drafter(config, target_config, place, tp), config.path, load_format, device)
+    sources = _headers(config.path, load_format)
+    names = {} if sources is None else drafter_head(config.assistant.tie_word_embeddings, sources)
+    model = _load(lambda place: build_drafter(config, target_config, place, tp), sources, names, device)
     model.check_weights()
     model.bind(target_model)
     return model
 
 
-def _load(build: Callable[[torch.device], nn.Module], path: str, load_format: str, device: torch.device) -> nn.Module:
-    """What `build` makes, filled."""
+def _headers(path: str, load_format: str) -> dict[str, TensorInfo] | None:
+    """The folder's tensors by name; None where they are not read."""
     if load_format not in LOAD_FORMATS:
         raise ValueError(f"load format {load_format!r} is not supported; supported: {', '.join(LOAD_FORMATS)}")
+    return None if load_format == "dummy" else read_headers(checkpoint_files(Path(path)))
+
+
+def _load(
+    build: Callable[[torch.device], nn.Module],
+    sources: dict[str, TensorInfo] | None,
+    names: dict[str, str],
+    device: torch.device,
+) -> nn.Module:
+    """What `build` makes, filled from `sources`, or at random without. `names`: model names that stand for others."""
     started = time.perf_counter()
     matched = None
-    if load_format != "dummy":  # headers against an empty shell: what does not fit is told before memory is taken
-        sources = read_headers(checkpoint_files(Path(path)))
-        matched = _match(build(torch.device("meta")), sources)
+    if sources is not None:  # headers against an empty shell: what does not fit is told before memory is taken
+        matched = _match(build(torch.device("meta")), sources, names)
     model = build(device)
     if matched is None:
         _fill_randomly(model, device)
     else:
         _fill(checkpoint_targets(model), matched)
     name, seconds = type(model).__name__, time.perf_counter() - started
-    logger.info("%s loaded in %.1f s (%s, %s)", name, seconds, load_format, device)
+    logger.info("%s loaded in %.1f s (%s, %s)", name, seconds, "dummy" if matched is None else "safetensors", device)
     return model
 
 
@@ -108,7 +125,9 @@ def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
+def _match(
+    model: nn.Module, sources: dict[str, TensorInfo], names: dict[str, str]
+) -> dict[str, tuple[str, TensorInfo]]:
     """Model tensor name -> (name in the file, where it is), all of them, rightly shaped; else ValueError."""
     weights: WeightMap = model.WEIGHTS
     targets = checkpoint_targets(model)
@@ -119,6 +138,7 @@ def _match(model: nn.Module, sources: dict[str, TensorInfo]) -> dict[str, tuple[
     skipped = ignored = 0
     for name, info in sorted(sources.items()):
         target = weights.model_name(name)
+        target = names.get(target, target)
         if weights.is_other_modality(name):
             skipped += 1
         elif target in unused or name.endswith(weights.buffers or ("\0",)):

@@ -201,7 +201,7 @@ class Gemma4Model(nn.Module):
 
 
 class Gemma4ForCausalLM(nn.Module):
-    """The text model with its tied head."""
+    """The text model with its head, tied to the embedding or its own."""
 
     WEIGHTS = WeightMap(
         # multimodal files have the first prefix, text-only ones the second
@@ -216,6 +216,8 @@ class Gemma4ForCausalLM(nn.Module):
             "model.embed_vision.",
             "model.audio_tower.",
             "model.embed_audio.",
+            "model.vision_embedder.",  # the 12B's, which has no towers
+            "vision_embedder.",
         ),
     )
 
@@ -224,13 +226,16 @@ class Gemma4ForCausalLM(nn.Module):
         self.config: Gemma4TextConfig = config.text
         self.tp = tp
         self.model = Gemma4Model(self.config, config.context_len, tp)
+        if not self.config.tie_word_embeddings:
+            self.lm_head = Linear(self.config.hidden_size, tp.share(self.config.vocab_size, "the vocabulary"))
 
     def unused_weights(self) -> set[str]:
         """Tensors a good checkpoint may hold that this model has no use for: a copy of the tied head, and K and V of
         layers that read another layer's."""
+        head = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
         kv = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
         shared = (layer.index for layer in self.config.layers if not layer.owns_kv)
-        return {"lm_head.weight"} | {f"model.layers.{i}.self_attn.{name}" for i in shared for name in kv}
+        return head | {f"model.layers.{i}.self_attn.{name}" for i in shared for name in kv}
 
     def forward(self, input_ids: Tensor, positions: Tensor, batch: ForwardBatch) -> Tensor:
         """input_ids, positions [T] -> hidden states after the last norm [T, H]."""
@@ -238,4 +243,5 @@ class Gemma4ForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> logits [N, V] in the model dtype, capped."""
-        return head_logits(hidden, self.model.embed_tokens.weight, self.config.final_logit_softcap, self.tp)
+        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return head_logits(hidden, head.weight, self.config.final_logit_softcap, self.tp)

@@ -78,7 +78,8 @@ class Gemma4AssistantForCausalLM(nn.Module):
         self.__dict__["rotary_of_target"] = target.model.rotary
 
     def unused_weights(self) -> set[str]:
-        """Tensors a good checkpoint may hold that this model has no use for: a copy of the tied head."""
+        """Tensors a good checkpoint may hold that this model has no use for: beside the head, an embedding that no
+        step reads (the loader swaps their names)."""
         return {"lm_head.weight"}
 
     def check_weights(self) -> None:

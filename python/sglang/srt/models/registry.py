@@ -19,17 +19,18 @@ LLAMA = Entry("sglang.srt.models.llama:LlamaForCausalLM", "sglang.srt.configs.ll
 ARCHITECTURES = {
     "Gemma4ForConditionalGeneration": GEMMA4,  # its vision and audio towers are not loaded: text only
     "Gemma4ForCausalLM": GEMMA4,
+    "Gemma4UnifiedForConditionalGeneration": GEMMA4,  # the 12B, whose other parts are not loaded either
+    "Gemma4UnifiedForCausalLM": GEMMA4,
     "LlamaForCausalLM": LLAMA,
     "Qwen2ForCausalLM": LLAMA,
     "Qwen3ForCausalLM": LLAMA,
 }
 # Models that only draft for one of the above.
-DRAFTERS = {
-    "Gemma4AssistantForCausalLM": Entry(
-        "sglang.srt.models.gemma4_mtp:Gemma4AssistantForCausalLM",
-        "sglang.srt.configs.gemma4_assistant:Gemma4AssistantConfig",
-    ),
-}
+GEMMA4_DRAFTER = Entry(
+    "sglang.srt.models.gemma4_mtp:Gemma4AssistantForCausalLM",
+    "sglang.srt.configs.gemma4_assistant:Gemma4AssistantConfig",
+)
+DRAFTERS = {"Gemma4AssistantForCausalLM": GEMMA4_DRAFTER, "Gemma4UnifiedAssistantForCausalLM": GEMMA4_DRAFTER}
 
 
 def _entry(architectures: list[str]) -> Entry:
