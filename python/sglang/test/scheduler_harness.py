@@ -71,9 +71,9 @@ class Harness:
             SchedulerStats(),
         )
 
-    def _receive(self, block: bool) -> list[Message]:
+    def _receive(self, block: bool | float) -> list[Message]:
         messages, self.inbox = self.inbox, []
-        assert messages or not block, "the scheduler is idle and would wait for ever"
+        assert messages or block is not True, "the scheduler is idle and would wait for ever"
         return messages
 
     def _send(self, message: Message) -> None:
@@ -125,6 +125,7 @@ class Harness:
         """Until everything is answered; fails when that takes more than `limit` steps."""
         for _ in range(limit):
             if self.scheduler.is_idle and not self.inbox:
+                self.kv.check_idle()
                 return
             self.step()
         raise AssertionError(f"not idle after {limit} steps: {self.kv.usage()}")

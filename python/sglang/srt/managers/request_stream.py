@@ -15,14 +15,14 @@ from sglang.srt.managers.io_struct import Message, StartProfileReq, StopProfileR
 IDLE_SECONDS = 1.0
 RANK_0_ONLY = (StartProfileReq, StopProfileReq)  # a profile is of one rank, and changes no decision
 
-Receive = Callable[[bool], list[Message]]
+Receive = Callable[[bool | float], list[Message]]
 
 
 def leading(receive: Callable[[bool | float], list[Message]], group: ProcessGroup) -> Receive:
     """Rank 0's receive: passes on what has come, also when that is nothing. RankLost when another rank has ended."""
     encode = msgspec.msgpack.Encoder().encode
 
-    def receive_and_share(block: bool) -> list[Message]:
+    def receive_and_share(block: bool | float) -> list[Message]:
         messages = receive(IDLE_SECONDS if block else False)
         shared = [message for message in messages if not isinstance(message, RANK_0_ONLY)]
         group.broadcast_bytes(encode(shared) if shared else b"")
@@ -35,7 +35,7 @@ def following(group: ProcessGroup) -> Receive:
     """Every other rank's receive. It always waits for rank 0, which speaks once a step. RankLost when it has ended."""
     decoder = msgspec.msgpack.Decoder(list[ToScheduler])
 
-    def receive(block: bool) -> list[Message]:
+    def receive(block: bool | float) -> list[Message]:
         data = group.broadcast_bytes(None)
         return decoder.decode(data) if data else []
 

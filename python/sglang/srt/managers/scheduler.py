@@ -37,6 +37,8 @@ from sglang.srt.model_executor.step_io import StepInput, StepOutput, TableWrite,
 
 logger = logging.getLogger(__name__)
 
+DEEP_CHECK_SECONDS = 1.0  # of idleness: who comes right after another must not wait for it
+
 
 class Worker(Protocol):
     """Runs steps in the order they come; `submit` returns at once, `result()` of what it returned waits."""
@@ -71,7 +73,8 @@ class SchedulerLimits:
 
 
 class Scheduler:
-    """`receive(block)` gives the messages that have come, `send(message)` passes one on to the detokenizer."""
+    """`receive(block)` gives the messages that have come: True waits for one, a number so many seconds at most.
+    `send(message)` passes one on to the detokenizer."""
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Scheduler:
         kv: KVManager,
         policy: SchedulePolicy,
         limits: SchedulerLimits,
-        receive: Callable[[bool], list[Message]],
+        receive: Callable[[bool | float], list[Message]],
         send: Callable[[Message], None],
         stats: SchedulerStats,
     ):
@@ -97,6 +100,7 @@ class Scheduler:
         self.outbox: list[TokenOutput] = []
         self.table_writes: list[TableWrite] = []
         self.arrivals = 0
+        self.checked = True  # since the last request, the whole of the KV books
         self.seeds = random.Random(limits.seed)
         self.profiler: StepProfiler | None = None  # the last one started; the worker while it runs
         self.busy_since: float | None = None  # the watchdog's: since when a step's result is waited for
@@ -120,7 +124,11 @@ class Scheduler:
 
     def step(self) -> None:
         was_idle = self.is_idle
-        for message in self.receive(was_idle):
+        messages = self.receive(was_idle and (self.checked or DEEP_CHECK_SECONDS))
+        if was_idle and not messages and not self.checked:
+            self.kv.check_idle()
+            self.checked = True
+        for message in messages:
             self.handlers[type(message)](message)
         launched = self.launch()
         if not self.limits.overlap and launched:
@@ -131,7 +139,8 @@ class Scheduler:
         self.in_flight = launched
         self.flush_outbox()
         if self.is_idle and not was_idle:
-            self.kv.check_idle()
+            self.kv.check_idle(deep=False)
+            self.checked = False
 
     # ---- messages ----------------------------------------------------------------------------------------------
 
