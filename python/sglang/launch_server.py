@@ -16,4 +16,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from sglang.srt.utils.child import run_and_leave
+
+    run_and_leave(lambda: main(sys.argv[1:]))

@@ -5,6 +5,7 @@ It is what the user typed and never changes; resolved_args.py chooses what was l
 
 import argparse
 import dataclasses
+import ipaddress
 import json
 import logging
 import sys
@@ -50,6 +51,16 @@ def _host_and_port(value: str) -> str | None:
     host, _, port = value.rpartition(":")
     fine = host and port.isascii() and port.isdigit() and 0 < int(port) < 65536
     return None if fine else "must be HOST:PORT with a port from 1 to 65535"
+
+
+def _proxies(value: str) -> str | None:
+    for part in value.split(","):
+        try:
+            if part.strip() != "*":
+                ipaddress.ip_network(part.strip())
+        except ValueError:
+            return f"must hold addresses, networks or *, with commas; {part.strip()!r} is none of them"
+    return None
 
 
 def _chunk_size(value: int) -> str | None:
@@ -115,7 +126,27 @@ class ServerArgs:
     host: str = arg("127.0.0.1", help="Address to listen on.", group=HTTP, check=non_empty, metavar="ADDR")
     port: int = arg(30000, help="Port to listen on.", group=HTTP, check=between(1, 65535))
     api_key: str | None = arg(
-        None, help="Requests must send `Authorization: Bearer TEXT`.", group=HTTP, check=non_empty, secret=True
+        None,
+        help="Requests must send `Authorization: Bearer TEXT`. The environment variable SGLANG_API_KEY says the same "
+        "and is not in the list of processes.",
+        group=HTTP,
+        check=non_empty,
+        secret=True,
+    )
+    max_connections: int | None = arg(
+        None,
+        help="Most open connections; at the bound idle ones give way, then new ones wait (auto: what the system's "
+        "limit of open files allows, which is raised at start).",
+        group=HTTP,
+        check=at_least(1),
+    )
+    forwarded_allow_ips: str | None = arg(
+        None,
+        help="Proxies whose X-Forwarded-For names the client in the log: addresses and networks with commas, * for "
+        "all. Without it nobody's is believed.",
+        group=HTTP,
+        check=_proxies,
+        metavar="LIST",
     )
     stream_interval: int = arg(1, help="Tokens between two streamed pieces.", group=HTTP, check=at_least(1))
     incremental_streaming_output: bool = arg(

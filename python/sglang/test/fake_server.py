@@ -4,8 +4,9 @@ import sys
 
 from sglang.srt.entrypoints.http_server import serve
 from sglang.srt.server_args import prepare_server_args
+from sglang.srt.utils.child import run_and_leave
 
 FAKE_SCHEDULER = "sglang.test.fake_scheduler"
 
 if __name__ == "__main__":
-    sys.exit(serve(prepare_server_args(sys.argv[1:]), FAKE_SCHEDULER))
+    run_and_leave(lambda: serve(prepare_server_args(sys.argv[1:]), FAKE_SCHEDULER))

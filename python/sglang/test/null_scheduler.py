@@ -30,8 +30,9 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         from sglang.srt.entrypoints.http_server import serve
         from sglang.srt.server_args import prepare_server_args
+        from sglang.srt.utils.child import run_and_leave
 
-        sys.exit(serve(prepare_server_args(sys.argv[1:]), "sglang.test.null_scheduler"))
+        run_and_leave(lambda: serve(prepare_server_args(sys.argv[1:]), "sglang.test.null_scheduler"))
     from sglang.srt.managers.run_scheduler import main
 
     main(NullRunner)

@@ -44,10 +44,17 @@ def wait_for(condition: Callable[[], Any], seconds: float = 5.0) -> None:
 
 class ServerProcess:
     """`python -m module --port P flags...` and extra_server_args(). As a context manager it waits until it is ready.
-    `address`: where it is asked."""
+    `address`: where it is asked. `stdout`: where its output goes instead. `prepare` runs in its process first."""
 
     def __init__(
-        self, module: str, *flags: str, port: int | None = None, timeout: float = 60.0, address: str = "127.0.0.1"
+        self,
+        module: str,
+        *flags: str,
+        port: int | None = None,
+        timeout: float = 60.0,
+        address: str = "127.0.0.1",
+        stdout: int | None = None,
+        prepare: Callable[[], None] | None = None,
     ):
         self.port = port or free_port()
         self.url = f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
@@ -56,9 +63,10 @@ class ServerProcess:
         self._log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, "--port", str(self.port), *flags, *extra_server_args()],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
+            stdout=self._log if stdout is None else stdout,
+            stderr=self._log,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            preexec_fn=prepare,
         )
 
     def __enter__(self) -> Self:

@@ -27,8 +27,8 @@ def start(model_folder, sockets_dir):
     """start(*flags, ready=True, **options of ServerProcess): a running server."""
     servers = []
 
-    def start(*flags: str, ready: bool = True, **options) -> ServerProcess:
-        server = ServerProcess("sglang.test.fake_server", "--model-path", model_folder, *flags, **options)
+    def start(*flags: str, ready: bool = True, module: str = "sglang.test.fake_server", **options) -> ServerProcess:
+        server = ServerProcess(module, "--model-path", model_folder, *flags, **options)
         servers.append(server)
         if ready:
             server.wait_ready()

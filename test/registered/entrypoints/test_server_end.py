@@ -1,18 +1,20 @@
 """A server's end: signals, and the death of any of its processes."""
 
+import concurrent.futures
 import os
 import re
 import signal
 import sys
 import time
 
+import httpx
 import psutil
 import pytest
 
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import Asker, status, wait_for
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=45, suite="base-a-test-cpu")
 
 SLOW = {"max_new_tokens": 400, "custom_params": {"delay": 0.05}}  # 20 s
 
@@ -21,7 +23,7 @@ def gone(pids) -> bool:
     return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_lets_requests_finish(start, sockets_dir, number):
     server = start()
     pids = server.children().values()
@@ -49,6 +51,52 @@ def test_signal_aborts_what_takes_too_long(start, sockets_dir):
     assert (reason["type"], reason["message"]) == ("abort", "the server is shutting down")
     assert gone(pids)
     assert os.listdir(sockets_dir) == []
+
+
+STUCK = """
+import asyncio, time
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+async def encode(self, *_):
+    return await asyncio.to_thread(time.sleep, 60)
+
+TokenizerManager.encode = encode
+import runpy
+runpy.run_module("sglang.test.fake_server", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_signal_while_all_threads_are_stuck(start, sockets_dir, tmp_path, monkeypatch):
+    """Nothing can end a thread that tokenizes, and each client gets an answer nevertheless."""
+    (tmp_path / "stuck_server.py").write_text(STUCK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    server = start(module="stuck_server")
+    pids = server.children().values()
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        replies = [
+            pool.submit(httpx.post, f"{server.url}/generate", json={"text": "a", "stream": bool(i % 2)}, timeout=30)
+            for i in range(40)  # more than the pool has threads
+        ]
+        time.sleep(1)
+        started = time.monotonic()
+        assert server.stop(signal.SIGTERM, timeout=20) == 0
+        assert time.monotonic() - started < 10
+        for reply in replies:
+            assert (reply.result().status_code, reply.result().json()["message"]) == (
+                503,
+                "the server is shutting down",
+            )
+    assert "Traceback" not in server.output()
+    assert gone(pids)
+    assert os.listdir(sockets_dir) == []
+
+
+def test_nohup_keeps_its_meaning(start):
+    server = start(prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    server.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert status(server, "/v1/models") == 200
+    assert server.stop() == 0
 
 
 def test_second_signal_ends_at_once(start):

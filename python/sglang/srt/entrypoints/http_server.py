@@ -4,59 +4,82 @@ What requests meet first is in gate.py, endpoints in routes.py; processes and re
 """
 
 import asyncio
-import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
 from sglang.srt.entrypoints.backend import Backend
-from sglang.srt.entrypoints.connections import bind
+from sglang.srt.entrypoints.connections import Front, bind, choose_max_connections
 from sglang.srt.entrypoints.gate import FAILED, OPEN_PATHS, READY, STARTING, STOPPING, Gate
 from sglang.srt.entrypoints.routes import make_app
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE, ChildDied
 from sglang.srt.server_args import ServerArgs, model_folder
-from sglang.srt.utils.child import STARTUP_FAILED, freeze_startup_objects, setup_logging
+from sglang.srt.utils.child import (
+    STARTUP_FAILED,
+    freeze_startup_objects,
+    open_standard_files,
+    say,
+    setup_logging,
+)
 
 logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 4.0  # after SIGTERM running requests may finish by themselves
 ABORT_SECONDS = 2.0  # then they are aborted, and their answers go out
+END_MESSAGE = "the server is shutting down"
+LAST_SECONDS = 0.5  # then those who still have none get an error
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+KEY_VARIABLE = "SGLANG_API_KEY"
 POLLED_PATHS = (*OPEN_PATHS, "/metrics")  # asked for every few seconds: not in the access log
 
 
 class HttpServer:
     """One server from the bound port to the exit code."""
 
-    def __init__(self, args: ServerArgs, scheduler_module: str = SCHEDULER_MODULE):
+    def __init__(
+        self,
+        args: ServerArgs,
+        scheduler_module: str = SCHEDULER_MODULE,
+        max_connections: int = 1024,
+        api_key: str | None = None,
+    ):
         self.args = args
         self.state = STARTING
         self.backend = Backend(args, self._failed, scheduler_module)
         self._stop = asyncio.Event()
         self._signals = 0
-        app = make_app(self.backend)
-        self._uvicorn = _Uvicorn(
+        self._gate = Gate(make_app(self.backend), api_key, lambda: self.state)
+        self._front = Front(
             uvicorn.Config(
-                Gate(app, args.api_key, lambda: self.state),
+                self._gate,
                 lifespan="off",
+                ws="none",
                 log_config=None,
                 access_log=args.log_level in ("debug", "info"),
                 timeout_graceful_shutdown=1,
                 timeout_keep_alive=30,
-            )
+                proxy_headers=args.forwarded_allow_ips is not None,
+                forwarded_allow_ips=args.forwarded_allow_ips,
+            ),
+            max_connections,
         )
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until told to stop; the exit code. 0: stopped by a signal, 1: a process died, 2: could not start."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        front = asyncio.ensure_future(self._uvicorn.serve(sockets=[listener]))
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(number, self._on_signal)
+        front = asyncio.ensure_future(self._front.serve(sockets=[listener]))
         starting = asyncio.ensure_future(self._start())
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
@@ -69,16 +92,15 @@ class HttpServer:
             await self._drain()
         finally:
             stopping.cancel()
-            self._uvicorn.should_exit = True
-            await front
-            await asyncio.to_thread(self.backend.end_processes)
+            self._front.should_exit = True
+            await asyncio.gather(front, _in_own_thread(self.backend.end_processes))
             self.backend.shutdown()  # here: the loop may not read a socket while another thread closes it
         return 1 if self.state == FAILED else 0
 
     async def _start(self) -> int:
         """Bring the backend up. 0 when it is ready to serve."""
         try:
-            await asyncio.to_thread(self.backend.launch)
+            await _in_own_thread(self.backend.launch)
             await self.backend.connect()
             if not self.args.skip_server_warmup:
                 await self.backend.warm_up()
@@ -109,13 +131,12 @@ class HttpServer:
             path, body = "/v1/completions", {"model": name, "prompt": "The capital of France is", "max_tokens": 16}
         else:
             path, body = "/generate", {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 16}}
-        key = " -H 'Authorization: Bearer <your key>'" if self.args.api_key is not None else ""
+        key = " -H 'Authorization: Bearer <your key>'" if self._gate.wants_key else ""
         data = json.dumps(body).replace("'", "'\\''")
         logger.info("The server is fired up and ready to roll!")
-        print(
+        say(
             f"Serving {name} on {url} after {self.backend.startup_seconds:.1f} s. Try:\n"
-            f"  curl -s {url}{path} -H 'Content-Type: application/json'{key} -d '{data}'",
-            flush=True,
+            f"  curl -s {url}{path} -H 'Content-Type: application/json'{key} -d '{data}'"
         )
 
     def _on_signal(self) -> None:
@@ -139,9 +160,39 @@ class HttpServer:
         manager = self.backend.manager
         if manager is None or self.state == FAILED:
             return
-        if not await _until(lambda: not manager.generations, DRAIN_SECONDS) and self.state != FAILED:
-            logger.info("aborting %d requests", manager.abort_all("the server is shutting down"))
-            await _until(lambda: not manager.generations or self.state == FAILED, ABORT_SECONDS)
+        if await _until(lambda: self._gate.is_empty, DRAIN_SECONDS) or self.state == FAILED:
+            return
+        logger.info("aborting %d requests", manager.abort_all(END_MESSAGE))
+        if await _until(lambda: self._gate.is_empty or self.state == FAILED, ABORT_SECONDS):
+            return
+        manager.fail_all(END_MESSAGE)  # the scheduler does not answer
+        self._gate.answer_the_rest()  # a thread works for them that cannot be stopped
+        await _until(lambda: self._gate.is_empty, LAST_SECONDS)
+
+
+async def _in_own_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns. Not asyncio.to_thread: its threads may all be busy, and cannot be left behind."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as e:  # it is raised where the result is waited for
+            error = e
+        loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -154,33 +205,29 @@ async def _until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-class _Uvicorn(uvicorn.Server):
-    """Signals are HttpServer's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
-
-
 def _print_error(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    say(f"error: {message}", sys.stderr)
 
 
 def serve(args: ServerArgs, scheduler_module: str = SCHEDULER_MODULE) -> int:
-    """Run a server in this process, which must be in its main thread; the exit code."""
+    """Run a server in this process, which must be in its main thread; the exit code. Threads may still run then: the
+    process is to be left by run_and_leave."""
+    open_standard_files()
     setup_logging(args.log_level, "http")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # start and stop are told in our own words
     logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] not in POLLED_PATHS)
+    api_key = os.environ.pop(KEY_VARIABLE, None) or None  # taken away from the children
     try:
+        max_connections = choose_max_connections(args.max_connections)
         listener = bind(args.host, args.port)
-    except OSError as e:
+    except (OSError, ValueError) as e:
         _print_error(str(e))
         return STARTUP_FAILED
     if args.model_path is None:
-        print(f"No --model-path: serving the model inside the package, {model_folder(args)}", flush=True)
-
-    async def main() -> int:
-        return await HttpServer(args, scheduler_module).run(listener)
-
+        say(f"No --model-path: serving the model inside the package, {model_folder(args)}")
+    server = HttpServer(args, scheduler_module, max_connections, args.api_key or api_key)
+    # Not asyncio.run, which waits for threads that may work for minutes yet.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     with listener:
-        return asyncio.run(main())
+        return loop.run_until_complete(server.run(listener))

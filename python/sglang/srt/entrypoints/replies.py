@@ -25,6 +25,7 @@ ERROR_TYPES = {
     401: "AuthenticationError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    408: "RequestTimeoutError",
     413: "RequestTooLargeError",
     500: "InternalServerError",
     503: "ServiceUnavailableError",
@@ -52,6 +53,10 @@ def error_reply(error: RequestError) -> Response:
     reply = json_reply(error_body(error), error.status)
     if error.status == 401:
         reply.headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (408, 413):  # more of the body would follow
+        reply.headers["Connection"] = "close"
+    if error.status == 503:
+        reply.headers["Retry-After"] = "1"
     return reply
 
 

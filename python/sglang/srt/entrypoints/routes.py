@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from sglang.srt.entrypoints.backend import PROBE_SECONDS, Backend
@@ -22,6 +23,7 @@ from sglang.srt.entrypoints.openai.serving_chat import ChatApi
 from sglang.srt.entrypoints.openai.serving_completions import CompletionsApi
 from sglang.srt.entrypoints.profile_api import add_profile_routes
 from sglang.srt.entrypoints.replies import (
+    CLIENT_GONE,
     EventStream,
     error_reply,
     json_reply,
@@ -60,6 +62,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         return error_reply(RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)  # it left while it sent its body
 
     @app.exception_handler(Exception)
     async def internal_error(_: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import msgspec
 
@@ -86,9 +86,26 @@ def setup_logging(level: str, process_name: str) -> None:
     )
 
 
+def open_standard_files() -> None:
+    """Where standard input, output or error is closed, open /dev/null in its place: or else the next socket would get
+    its number, and whatever is printed."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number, this one
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """print() to standard output or `file`. That nobody listens, or the disk is full, is no reason to end."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=file, flush=True)
+
+
 def run_and_leave(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and end the process with its code, but clear nothing up: at the end of a process NCCL would wait for
-    captured graphs, which hold its communicators, and threads of NCCL's and gloo's for ranks that are gone."""
+    captured graphs, which hold its communicators, and threads of NCCL's and gloo's for ranks that are gone, Python for
+    threads that work for requests."""
     code = 1
     try:
         code = main() or 0
@@ -97,10 +114,10 @@ def run_and_leave(main: Callable[[], int | None]) -> NoReturn:
     except Exception:
         traceback.print_exc()
     finally:
-        try:
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or never there
+                stream.flush()
+        os._exit(code)
 
 
 @contextlib.contextmanager
