@@ -80,7 +80,7 @@ class PrefixCheck:
             first = [logprob for output in outputs for (logprob,) in output.output_logprobs or []]
             later = [bench.worker.submit(batch.decode_step()).result() for _ in range(self._output_len - 1)]
             columns = [first] + [[logprob for (logprob,) in output.output_logprobs] for output in later]
-            taken = [req.cached_tokens for req in batch.reqs]
+            taken = [req.report.cached_tokens for req in batch.reqs]
         bench.kv.check_idle()
         assert taken == [reused] * len(taken), f"{reused} prompt tokens were to come from the cache, {taken} did"
         return [list(answer) for answer in zip(*columns, strict=True)]
