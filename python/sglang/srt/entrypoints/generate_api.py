@@ -1,5 +1,6 @@
 """/generate: the native endpoint: its request fields, its answers and its stream. The offline Engine speaks it too."""
 
+import hashlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -8,8 +9,10 @@ import msgspec
 from sglang.srt.entrypoints.replies import event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.io_struct import Logprobs
-from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.managers.tokenizer_manager import MAX_GENERATIONS, TokenizerManager, too_many_generations
 from sglang.srt.sampling.sampling_params import SamplingParams
+
+MAX_IDS = 2_000_000  # token ids in one call: more than a body of ordinary ids can hold
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +79,25 @@ def sampling_params(values: dict[str, Any], defaults: dict[str, Any] | None = No
         raise RequestError(str(e), param="sampling_params") from e
 
 
+def cache_key(salt: str | None, extra: str | None) -> str | None:
+    """One key of two: prefixes are shared only where both are equal. As a pair, since "t1" and "2" are not "t12"."""
+    if not salt and not extra:
+        return None
+    return hashlib.sha256(msgspec.json.encode((salt or "", extra or ""))).hexdigest()
+
+
+def check_counts(items: list, field: str) -> None:
+    """Limits of a list of prompts or of ids, before anything is done for each of them. Raises RequestError."""
+    if not items or isinstance(items[0], int):
+        ids = len(items)
+    else:
+        if len(items) > MAX_GENERATIONS:
+            raise too_many_generations(len(items))
+        ids = sum(len(item) for item in items if isinstance(item, list))
+    if ids > MAX_IDS:
+        raise RequestError(f"{field} has {ids} token ids, at most {MAX_IDS} are possible in one call", param=field)
+
+
 def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
     """The prompts of a request, and whether it is a batch, which is answered by a list."""
     refuse_unserved(body, NOT_SERVED)
@@ -83,6 +105,8 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
         raise RequestError("exactly one of text and input_ids must be given", param="text")
     field = "text" if body.text is not None else "input_ids"
     given = getattr(body, field)
+    if isinstance(given, list):
+        check_counts(given, field)
     is_batch = isinstance(given, list) and item_type(given, field) is not int
     items = given if is_batch else [given]
 
@@ -101,6 +125,8 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
     if is_batch and isinstance(body.rid, str):
         raise RequestError("rid must be a list with one id for each prompt of the batch", param="rid")
     selected = body.token_ids_logprob
+    if selected and len(selected) > MAX_GENERATIONS:
+        raise RequestError(f"token_ids_logprob has {len(selected)} ids or lists", param="token_ids_logprob")
     nested = bool(selected) and item_type([x for x in selected if x is not None] or [[]], "token_ids_logprob") is list
     columns = {
         "rid": per_prompt("rid", None),
@@ -109,9 +135,12 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
         "top_logprobs_num": per_prompt("top_logprobs_num", 0),
         "token_ids_logprob": per_prompt("token_ids_logprob", None, is_list=nested),
     }
-    keys = zip(per_prompt("cache_salt", ""), per_prompt("extra_key", ""), strict=True)
-    extra_keys = [salt + key or None for salt, key in keys]
-    params = [sampling_params(values) for values in per_prompt("sampling_params", {})]
+    extra_keys = list(map(cache_key, per_prompt("cache_salt", None), per_prompt("extra_key", None)))
+    given_params = body.sampling_params
+    if isinstance(given_params, list):
+        params = [sampling_params(values) for values in per_prompt("sampling_params", {})]
+    else:
+        params = [sampling_params(given_params or {})] * len(items)
     prompts = []
     for i, item in enumerate(items):
         options = {name: column[i] for name, column in columns.items()}

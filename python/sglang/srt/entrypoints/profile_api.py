@@ -4,7 +4,8 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from sglang.srt.entrypoints.backend import Backend
-from sglang.srt.entrypoints.replies import json_reply, read_body
+from sglang.srt.entrypoints.bodies import read_body
+from sglang.srt.entrypoints.replies import json_reply
 from sglang.srt.managers.io_struct import ProfileSettings
 
 

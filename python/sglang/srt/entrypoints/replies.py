@@ -5,11 +5,9 @@ No endpoint is known here.
 
 import asyncio
 import contextlib
-import difflib
 import logging
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -18,8 +16,6 @@ from starlette.responses import Response
 from sglang.srt.managers.generation import RequestError
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 ERROR_TYPES = {
     401: "AuthenticationError",
@@ -66,34 +62,6 @@ def event(value: Any) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
-
-
-async def read_body(request: Request, body_type: type[T]) -> T:
-    """The JSON body as a struct. Raises RequestError that names the field which is wrong."""
-    body = await request.body()
-    try:
-        return msgspec.json.decode(body, type=body_type)
-    except msgspec.ValidationError as e:
-        raise _field_error(str(e), body_type) from e
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise RequestError(f"the body is not valid JSON: {e}") from e
-    except RecursionError as e:
-        raise RequestError("the body is not usable: its JSON is nested too deeply") from e
-
-
-def _field_error(text: str, body_type: type) -> RequestError:
-    """msgspec's `... - at `$.field[...]`` with the field in plain sight."""
-    if match := re.search(r"unknown field `(.+?)`", text):
-        name = match[1]
-        close = difflib.get_close_matches(name, body_type.__struct_fields__, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return RequestError(f"unknown field {name!r}{hint}", param=name)
-    problem, _, path = text.partition(" - at `$")
-    field = path.rstrip("`").lstrip(".")
-    if missing := re.search(r"missing required field `(.+?)`", problem):
-        field = f"{field}.{missing[1]}" if field else missing[1]
-        return RequestError(f"field {field!r} is missing", param=field)
-    return RequestError(f"{field}: {problem[0].lower()}{problem[1:]}" if field else problem, param=field or None)
 
 
 async def _until_disconnect(receive: Callable[[], Awaitable[dict]]) -> None:

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from sglang.srt.entrypoints.backend import PROBE_SECONDS, Backend
+from sglang.srt.entrypoints.bodies import read_body
 from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest, item_type
 from sglang.srt.entrypoints.openai.protocol import (
     ChatCompletionRequest,
@@ -27,11 +28,11 @@ from sglang.srt.entrypoints.replies import (
     EventStream,
     error_reply,
     json_reply,
-    read_body,
     reply_unless_gone,
 )
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.metrics.server_metrics import CONTENT_TYPE
+from sglang.srt.utils.shown import cut, shown
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return error_reply(RequestError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
+        return error_reply(RequestError(f"{request.method} {cut(request.url.path)}: {error.detail}", error.status_code))
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(_: Request, __: ClientDisconnect) -> Response:
@@ -140,7 +141,9 @@ def add_information_routes(app: FastAPI, backend: Backend) -> None:
     async def model(name: str) -> Response:
         card = model_card()
         if name != card["id"]:
-            raise RequestError(f"the model {name!r} is not served here, only {card['id']!r}", status=404, param="model")
+            raise RequestError(
+                f"the model {shown(name)} is not served here, only {card['id']!r}", status=404, param="model"
+            )
         return json_reply(card)
 
 

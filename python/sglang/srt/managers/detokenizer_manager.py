@@ -22,6 +22,7 @@ from sglang.srt.managers.io_struct import (
     TokenOutput,
 )
 from sglang.srt.managers.stop_matcher import StopMatch, StopMatcher
+from sglang.srt.utils.shown import shown
 from sglang.srt.utils.tokenizer import Tokenizer
 
 
@@ -148,7 +149,7 @@ class DetokenizerManager:
         """A stop regex takes too long to match: the request ends, the other requests must not wait for it."""
         request.stopped = True
         result = _text_output(out, "")
-        message = f"stop_regex {request.params.stop_regex!r} takes too long to match; use a simpler pattern"
+        message = f"stop_regex {shown(request.params.stop_regex)} takes too long to match; use a simpler pattern"
         result.finish = FinishReason("abort", message=message, status_code=400)
         return result
 

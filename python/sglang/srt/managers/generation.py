@@ -9,16 +9,20 @@ from typing import Protocol
 
 from sglang.srt.managers.io_struct import FinishReason, Logprobs, RequestReport, TextOutput
 from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.utils.shown import cut
+
+MAX_MESSAGE_CHARS = 1000
 
 
 class RequestError(Exception):
     """A request that cannot be served, with the HTTP status that says whose fault it is; `param` names the field."""
 
     def __init__(self, message: str, status: int = 400, param: str | None = None):
+        message = cut(message, MAX_MESSAGE_CHARS)  # whatever of the request is in it
         super().__init__(message)
         self.message = message
         self.status = status
-        self.param = param
+        self.param = None if param is None else cut(param)
 
 
 @dataclass

@@ -49,6 +49,10 @@ PROFILE_SECONDS = 600.0  # for it to write a long profile's traces, too
 LOG_TEXT_CHARS = 2048  # of a prompt or answer at --log-requests-level 2
 
 
+def too_many_generations(count: int) -> RequestError:
+    return RequestError(f"{count} generations (prompts times n) in one request, at most {MAX_GENERATIONS}")
+
+
 class TokenizerManager:
     """`to_scheduler` sends one message. `tokenizer` None: prompts must be ids. `observer` hears of every request but
     those with log_metrics off."""
@@ -81,7 +85,7 @@ class TokenizerManager:
         when the client has gone, aborts what still runs. Raises RequestError before anything was sent."""
         count = sum(p.params.n for p in prompts)
         if count > MAX_GENERATIONS:
-            raise RequestError(f"{count} generations (prompts times n) in one request, at most {MAX_GENERATIONS}")
+            raise too_many_generations(count)
         for prompt in prompts:
             self._check_params(prompt)
         ids = [await self._input_ids(prompt) for prompt in prompts]

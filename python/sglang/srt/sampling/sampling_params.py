@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.sampling.stop_regex import check_repeats, check_stop_regex
+from sglang.srt.utils.shown import shown
 
 MAX_NEW_TOKENS = 1 << 30
 MAX_STOP = 32
@@ -51,14 +52,14 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
         Raises ValueError naming the field, the value and what is allowed, also for fields that do not exist.
         """
         if given is not None and not isinstance(given, dict):
-            raise ValueError(f"sampling_params must be an object, got {_show(given)}")
+            raise ValueError(f"sampling_params must be an object, got {shown(given)}")
         merged = {k: v for k, v in (defaults or {}).items() if v is not None}
         merged |= {k: v for k, v in (given or {}).items() if v is not None}
         for name in merged:
             if name in GRAMMAR_FIELDS:
                 raise ValueError(f"{name}: constrained output is not supported by this server")
             if name not in CHECKS:
-                raise ValueError(f"unknown sampling parameter {name!r}; known are {', '.join(sorted(CHECKS))}")
+                raise ValueError(f"unknown sampling parameter {shown(name)}; known are {', '.join(sorted(CHECKS))}")
         params = cls(**{name: CHECKS[name](name, value) for name, value in merged.items()})
         if params.min_new_tokens > params.max_new_tokens:
             raise ValueError(f"min_new_tokens {params.min_new_tokens} is above max_new_tokens {params.max_new_tokens}")
@@ -74,16 +75,8 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
                     raise ValueError(f"{name}: token id {token} must be from 0 to {vocab_size - 1}")
 
 
-def _show(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number too long to print"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _bad(name: str, value: Any, rule: str) -> ValueError:
-    return ValueError(f"{name} must be {rule}, got {_show(value)}")
+    return ValueError(f"{name} must be {rule}, got {shown(value)}")
 
 
 def _int(low: int, high: int, also: tuple[int, ...] = ()) -> Callable[[str, Any], int]:
@@ -120,13 +113,15 @@ def _strings(most: int, chars: int) -> Callable[[str, Any], list[str]]:
 
     def check(name: str, value: Any) -> list[str]:
         values = [value] if isinstance(value, str) else value
+        if isinstance(values, list) and len(values) > most:
+            raise ValueError(f"{name} holds {len(values)} strings, at most {most} are allowed")
         if not isinstance(values, list) or not all(isinstance(v, str) and 1 <= len(v) <= chars for v in values):
             raise _bad(name, value, rule)
-        if len(values) > most:
-            raise ValueError(f"{name} holds {len(values)} strings, at most {most} are allowed")
         for text in values:
-            if any("\ud800" <= c <= "\udfff" for c in text):  # half a surrogate pair: JSON can spell it, UTF-8 can't
-                raise _bad(name, text, "valid Unicode text")
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # half a surrogate pair: JSON can spell it, UTF-8 can't
+                raise _bad(name, text, "valid Unicode text") from None
         return values
 
     return check
@@ -142,10 +137,10 @@ def _patterns(name: str, value: Any) -> list[str]:
 
 def _token_ids(name: str, value: Any) -> list[int]:
     values = [value] if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(values, list) and len(values) > MAX_STOP_TOKEN_IDS:
+        raise ValueError(f"{name} holds {len(values)} ids, at most {MAX_STOP_TOKEN_IDS} are allowed")
     if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**31 for v in values):
         raise _bad(name, value, "a list of token ids")
-    if len(values) > MAX_STOP_TOKEN_IDS:
-        raise ValueError(f"{name} holds {len(values)} ids, at most {MAX_STOP_TOKEN_IDS} are allowed")
     return values
 
 

@@ -6,6 +6,8 @@ import weakref
 
 import regex
 
+from sglang.srt.utils.shown import cut, shown
+
 MAX_REPEATS = 10_000  # of a pattern's counts, multiplied: nested ones multiply
 MAX_UNROLLED_CHARS = 100_000  # of all patterns of a request: about 50 bytes of memory each
 EMPTY_SECONDS = 0.05  # of processor time, for the search in the empty text
@@ -24,7 +26,7 @@ def check_repeats(patterns: list[str]) -> None:
         least, most = _repeats(_readable(pattern))
         if max(least, most) > MAX_REPEATS:
             raise ValueError(
-                f"stop_regex {_show(pattern)}: its repeat counts multiply to more than {MAX_REPEATS}; use lower ones"
+                f"stop_regex {shown(pattern)}: its repeat counts multiply to more than {MAX_REPEATS}; use lower ones"
             )
         unrolled += least * len(pattern)
     if unrolled > MAX_UNROLLED_CHARS:
@@ -45,11 +47,11 @@ def compile_stop_regex(pattern: str) -> regex.Pattern:
         compiled = regex.compile(pattern, cache_pattern=False)
         empty = compiled.fullmatch("", timeout=EMPTY_SECONDS)
     except TimeoutError:
-        raise ValueError(f"stop_regex {_show(pattern)} takes too long to match; use a simpler one") from None
+        raise ValueError(f"stop_regex {shown(pattern)} takes too long to match; use a simpler one") from None
     except (regex.error, ValueError, OverflowError, RecursionError) as e:
-        raise ValueError(f"stop_regex {_show(pattern)} is no regular expression: {str(e)[:200]}") from None
+        raise ValueError(f"stop_regex {shown(pattern)} is no regular expression: {cut(str(e))}") from None
     if empty:
-        raise ValueError(f"stop_regex {_show(pattern)} matches the empty text: it would stop at once")
+        raise ValueError(f"stop_regex {shown(pattern)} matches the empty text: it would stop at once")
     _in_use[pattern] = compiled
     return compiled
 
@@ -65,7 +67,7 @@ def _readable(pattern: str) -> str:
     if not _VERBOSE.search(pattern):
         return pattern
     if "#" in pattern:
-        raise ValueError(f"stop_regex {_show(pattern)}: # is not supported together with the flag x; leave one out")
+        raise ValueError(f"stop_regex {shown(pattern)}: # is not supported together with the flag x; leave one out")
     return re.sub(r"\s", "", pattern)
 
 
@@ -78,8 +80,3 @@ def _repeats(pattern: str) -> tuple[int, int]:
         least *= max(1, int(low or 0) if comma else max(numbers, default=1))
         most *= max(1, *numbers) if numbers else 1
     return least, most
-
-
-def _show(pattern: str) -> str:
-    text = repr(pattern)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -20,6 +20,8 @@ from typing import NoReturn, TextIO
 
 import msgspec
 
+from sglang.srt.utils.shown import LogFormatter
+
 STARTUP_FAILED = 2  # exit code: a mistake of the user's that one printed line explains
 PARENT_POLL_SECONDS = 1.0
 
@@ -81,9 +83,9 @@ def freeze_startup_objects() -> None:
 
 
 def setup_logging(level: str, process_name: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format=f"[%(asctime)s {process_name}] %(message)s", datefmt="%Y-%m-%d %H:%M:%S", force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(f"[%(asctime)s {process_name}] %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def open_standard_files() -> None:

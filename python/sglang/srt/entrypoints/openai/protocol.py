@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from sglang.srt.entrypoints.generate_api import refuse_unserved, sampling_params
+from sglang.srt.entrypoints.generate_api import cache_key, refuse_unserved, sampling_params
 from sglang.srt.managers.generation import Generation, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's own limit
+MAX_MODEL_CHARS = 256  # any name is served and comes back, in a stream with every chunk
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -135,7 +136,13 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     skip_special_tokens: bool = True
 
 
+def check_model(model: str | None) -> None:
+    if model is not None and len(model) > MAX_MODEL_CHARS:
+        raise RequestError(f"model has {len(model)} characters, at most {MAX_MODEL_CHARS} are possible", param="model")
+
+
 def check_common(body: CommonFields) -> None:
+    check_model(body.model)
     refuse_unserved(body, NOT_SERVED)
     form = body.response_format
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
@@ -170,7 +177,7 @@ def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_
 
 
 def shared_key(body: CommonFields) -> str | None:
-    return (body.cache_salt or "") + (body.extra_key or "") or None
+    return cache_key(body.cache_salt, body.extra_key)
 
 
 def usage(generations: list[Generation], cache_report: bool) -> dict:

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from sglang.srt.entrypoints.generate_api import item_type
+from sglang.srt.entrypoints.generate_api import check_counts, item_type
 from sglang.srt.entrypoints.openai.protocol import (
     MAX_TOP_LOGPROBS,
     CompletionRequest,
@@ -83,6 +83,8 @@ class CompletionsApi:
             body, self._manager, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         )
         given = body.prompt
+        if isinstance(given, list):
+            check_counts(given, "prompt")
         items = given if isinstance(given, list) and item_type(given, "prompt") is not int else [given]
         if body.rid is not None and len(items) > 1:
             raise RequestError("rid needs a single prompt", param="rid")
