@@ -1,6 +1,7 @@
 """Runs registered test files, one process a file, and counts what they report.
 
-    python test/run_suite.py --hw cpu                                  # all CPU suites, in their order
+    python test/run_suite.py --hw cpu                                  # all CPU suites but the weekly, in their order
+    python test/run_suite.py --hw cpu --suite unit-test-cpu            # a minute, no torch
     python test/run_suite.py --hw cuda --suite extra-a-test-2-gpu-large
     python test/run_suite.py --hw cpu --jobs 2 --continue-on-error     # two files at a time, the longest first
 
@@ -29,13 +30,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TextIO
 
-from sglang.test.ci.ci_register import KNOWN_SUITES, CIRecord, RegistrationError, parse
+from sglang.test.ci.ci_register import KNOWN_SUITES, UNIT_SUITE, WEEKLY_SUITE, CIRecord, RegistrationError, parse
+from sglang.test.ci.kinds import kind_of
 
 REGISTERED = Path(__file__).resolve().parent / "registered"
 BACKENDS = ("cpu", "cuda", "amd", "musa", "npu", "xpu", "mlx")
 TAIL_LINES = 2000  # output kept a file, to judge a retry and to find unittest's summary
 TERM_GRACE_S = 5
 POLL_S = 0.05
+# What files of a suite get beside the runner's own environment, and pytest's flags there.
+SUITE_ENV = {WEEKLY_SUITE: {"SGLANG_TEST_OTHER_ARCHS": "1"}}  # sglang.test.triton_compile
+SUITE_ADDOPTS = {UNIT_SUITE: "-p sglang.test.without_torch"}
 
 _stop = threading.Event()  # the runner is being stopped: files end, none begins
 
@@ -94,8 +99,9 @@ def partition(records: list[CIRecord], shards: int) -> list[list[CIRecord]]:
 
 
 def select(records: list[CIRecord], hw: str, suite: str | None, nightly: bool) -> list[CIRecord]:
-    """Registrations of a suite, or of all the backend's suites; disabled ones included."""
-    found = [r for r in records if r.backend == hw and r.nightly == nightly and suite in (None, r.suite)]
+    """Registrations of a suite, or of all the backend's suites but the weekly one; disabled ones included."""
+    named = [r for r in records if (r.suite != WEEKLY_SUITE if suite is None else r.suite == suite)]
+    found = [r for r in named if r.backend == hw and r.nightly == nightly]
     order = KNOWN_SUITES.get(hw, [])
     return sorted(found, key=lambda r: (order.index(r.suite) if r.suite in order else len(order), str(r.path)))
 
@@ -109,16 +115,19 @@ def default_timeout(est_time: float) -> float:
     return max(1.5 * est_time, est_time + 1800)
 
 
-def run_file(path: Path, timeout_s: float, shown: TextIO, threads: int | None = None) -> tuple[Counts, str, str, bool]:
+def run_file(
+    path: Path, suite: str, timeout_s: float, shown: TextIO, threads: int | None = None
+) -> tuple[Counts, str, str, bool]:
     """Execute one file, its output copied to `shown`, torch limited to `threads`. Returns its counts, a note on how it
     ended badly ("" if it did not), the end of its output, timed out."""
     with tempfile.TemporaryDirectory(prefix="run_suite_") as folder:
         report = Path(folder) / "report.xml"
-        addopts = f"{os.environ.get('PYTEST_ADDOPTS', '')} --junitxml={report}".strip()
+        flags = [os.environ.get("PYTEST_ADDOPTS", ""), SUITE_ADDOPTS.get(suite, ""), f"--junitxml={report}"]
+        env = SUITE_ENV.get(suite, {}) | {"PYTEST_ADDOPTS": " ".join(filter(None, flags))}
         # sys.executable is this virtualenv's python3. Unbuffered, so that a killed file's last words are seen.
         process = subprocess.Popen(
             [sys.executable, "-u", str(path), "-f"],
-            env=({"OMP_NUM_THREADS": str(threads)} if threads else {}) | os.environ | {"PYTEST_ADDOPTS": addopts},
+            env=({"OMP_NUM_THREADS": str(threads)} if threads else {}) | os.environ | env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -222,7 +231,7 @@ def run_with_retries(record: CIRecord, args: argparse.Namespace, shown: TextIO) 
     threads = max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None  # pools must not fight over cores
     start = time.monotonic()
     for attempt in range(1, attempts + 1):
-        counts, note, output, timed_out = run_file(record.path, timeout_s, shown, threads)
+        counts, note, output, timed_out = run_file(record.path, record.suite, timeout_s, shown, threads)
         if not counts.failed or attempt == attempts or not should_retry(output, timed_out):
             break
         again = f"again in {args.retry_wait_seconds} s"
@@ -276,13 +285,19 @@ def print_timings(results: list[FileResult], not_run: list[CIRecord], root: Path
         print(f"{r.seconds:9.1f} [{r.record.est_time:g}] {name}: {r.counts}{retried}{note}")
     for record in not_run:
         print(f"        - [{record.est_time:g}] {record.path.relative_to(root)}: not run")
+    print("BY KIND (seconds, files)")
+    by_kind: dict[str, list[float]] = {}
+    for r in results:
+        by_kind.setdefault(kind_of(r.record.path, r.record.suite), []).append(r.seconds)
+    for kind, seconds in sorted(by_kind.items(), key=lambda item: -sum(item[1])):
+        print(f"{sum(seconds):9.1f} [{len(seconds)}] {kind}")
     print(f"{sum(r.seconds for r in results):9.1f} in all", flush=True)
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run_suite.py", description="Run registered tests.", allow_abbrev=False)
     parser.add_argument("--hw", required=True, choices=BACKENDS)
-    parser.add_argument("--suite", help="one suite; with --hw cpu all suites if not given")
+    parser.add_argument("--suite", help="one suite; with --hw cpu all but the weekly one if not given")
     parser.add_argument("--nightly", action="store_true", help="the registrations with nightly=True")
     parser.add_argument("--timeout-per-file", type=float, help="seconds (default: max(1.5 est, est + 1800))")
     parser.add_argument("--continue-on-error", action="store_true", help="run the other files after a failure")

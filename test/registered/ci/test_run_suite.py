@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from sglang.test.ci.ci_register import KNOWN_SUITES, CIRecord, RegistrationError, parse, register_cpu_ci
+from sglang.test.ci.ci_register import (
+    KNOWN_SUITES,
+    UNIT_SUITE,
+    WEEKLY_SUITE,
+    CIRecord,
+    RegistrationError,
+    parse,
+    register_cpu_ci,
+)
+from sglang.test.ci.kinds import NO_TORCH, kind_of
 
 register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 
@@ -284,7 +293,75 @@ def test_shards_cover_everything_once(runner, tmp_path: Path, capsys):
 
 
 def test_cpu_suites_run_in_stage_order():
-    assert KNOWN_SUITES["cpu"][:3] == ["base-a-test-cpu", "base-b-test-cpu", "base-c-test-cpu"]
+    stages = ["unit-test-cpu", "base-a-test-cpu", "base-b-test-cpu", "base-c-test-cpu", "base-b-test-cpu-arm64"]
+    assert KNOWN_SUITES["cpu"] == [*stages, "weekly-test-cpu"]
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ("import torch", "a file of the unit suite imports torch"),
+        ("def test_b():\n    from torch import nn", "import of torch halted"),
+    ],
+)
+def test_files_of_the_unit_suite_cannot_import_torch(runner, tmp_path: Path, capsys, load: str, message: str):
+    """Neither when they are read nor later; a file of another suite can."""
+    unit, base = (f'register_cpu_ci(est_time=1, suite="{suite}")' for suite in (UNIT_SUITE, "base-a-test-cpu"))
+    body = f"def test_a(): pass\n{load}\n"
+    write(tmp_path, "test_a.py", body, unit)
+    code, lines = run(runner, tmp_path, capsys)
+    assert code == 1 and "1 failed" in lines[-1] and any(message in line for line in lines)
+    write(tmp_path, "test_a.py", body, base)
+    assert run(runner, tmp_path, capsys)[0] == 0
+
+
+def test_the_weekly_suite_runs_when_it_is_named(runner, tmp_path: Path, capsys):
+    """And compiles for what every other suite leaves out."""
+    calls = f'register_cpu_ci(est_time=1, suite="base-a-test-cpu")\nregister_cpu_ci(est_time=1, suite="{WEEKLY_SUITE}")'
+    write(
+        tmp_path,
+        "test_a.py",
+        """
+    import pytest
+    from sglang.test.triton_compile import asked
+    @pytest.mark.parametrize("arch", asked(80, 90, 100))
+    def test(arch): print("arch", arch)
+    """.replace("    ", ""),
+        calls,
+    ).write_text((tmp_path / "test_a.py").read_text().replace('"-q"', '"-q", "-s"'))
+    for flags, archs in (((), ["90"]), (("--suite", WEEKLY_SUITE), ["80", "100"])):
+        code, lines = run(runner, tmp_path, capsys, *flags)
+        told = [line.partition("arch ")[2] for line in lines if "arch " in line]
+        assert code == 0 and told == archs and lines[-1] == f"{len(archs)} passed, 0 failed"
+
+
+def test_times_are_summed_by_kind(runner, tmp_path: Path, capsys):
+    """A kind follows from what a file imports, also by way of our helpers."""
+    for kind, body in {
+        "compiling": "import sglang.test.triton_compile",
+        "Triton interpreter": "def test_later():\n    from sglang.test import triton_testing",
+        "servers and child processes": "from sglang.test.gsm8k_mtp import DRAFT_TOKENS",
+        "engine in process": "from sglang.test.steps import step_of",
+        "torch": "import torch",
+    }.items():
+        path = write(tmp_path, f"test_{kind.replace(' ', '_')}.py", body)
+        assert kind_of(path, "base-a-test-cpu") == kind
+        assert kind_of(path, UNIT_SUITE) == NO_TORCH
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for name in "ab":
+        write(folder, f"test_{name}.py", "import subprocess\ndef test(): pass\n")
+    write(folder, "test_c.py", "def test(): pass\n", f'register_cpu_ci(est_time=1, suite="{UNIT_SUITE}")')
+    code, lines = run(runner, folder, capsys)
+    begin = lines.index("BY KIND (seconds, files)")
+    shown = sorted(line.split(" ", 1)[1] for line in map(str.strip, lines[begin + 1 : begin + 3]))
+    assert code == 0 and shown == ["[1] no torch", "[2] servers and child processes"]
+
+
+def test_a_conftests_imports_count(tmp_path: Path):
+    (tmp_path / "conftest.py").write_text("from sglang.test.server_process import ServerProcess\n")
+    path = write(tmp_path, "test_a.py", "def test(start): pass\n")
+    assert kind_of(path, "base-a-test-cpu") == "servers and child processes"
 
 
 if __name__ == "__main__":

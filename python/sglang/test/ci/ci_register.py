@@ -45,9 +45,11 @@ def _join(stage: str, *runners: str) -> list[str]:
     return [f"{stage}-{runner}" for runner in runners]
 
 
+UNIT_SUITE = "unit-test-cpu"  # files that never import torch: a developer runs them on each save
+WEEKLY_SUITE = "weekly-test-cpu"  # kernels compiled for other GPUs than Hopper's; only runs when it is named
 # Suites a registration may name, in the order they run. Backends that are not here take any name.
 KNOWN_SUITES: dict[str, list[str]] = {
-    "cpu": ["base-a-test-cpu", "base-b-test-cpu", "base-c-test-cpu", "base-b-test-cpu-arm64"],
+    "cpu": [UNIT_SUITE, *_join("base", "a-test-cpu", "b-test-cpu", "c-test-cpu", "b-test-cpu-arm64"), WEEKLY_SUITE],
     "cuda": [
         "base-a-test-1-gpu-small",
         *_join("base-b-test", "1-gpu-small", "1-gpu-large", "2-gpu-large", "4-gpu-b200"),
