@@ -9,7 +9,7 @@ import pytest
 from sglang.bench_serving import main, parse_args
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 WRONG = {
     "--num-prompts 0": "--num-prompts is 0; it must be at least 1",

@@ -24,7 +24,7 @@ from sglang.benchmark.metrics import RequestResult, metrics, most_at_once, per_s
 from sglang.benchmark.server import without_secrets
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=4, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 def done(sent_at: float, ttft: float | None, itls: list[float], first_tokens: int = 1, prompt_len: int = 10):

@@ -11,7 +11,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=6, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 CHATS = [
     {"conversations": [{"from": "human", "value": f"{'the apples ' * i}?"}, {"from": "gpt", "value": "and" * 9}]}

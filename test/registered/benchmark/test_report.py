@@ -13,7 +13,7 @@ import report
 import report_targets
 from report_targets import DETERMINISTIC, MODEL, TARGETS
 
-register_cpu_ci(est_time=8, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 RATE = {"kind": "serving", "name": "rate 8, up to 64 at once", "num_prompts": 80, "input_len": 1024}
 RATE |= {"output_len": 256, "request_rate": 8.0, "max_concurrency": 64}

@@ -11,7 +11,7 @@ from sglang import profiler
 from sglang.srt.utils.trace_table import Event, Row, self_times, stage_table
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 def event(cat: str, name: str, ts: float, dur: float, tid=1, ph="X") -> dict:

@@ -14,7 +14,7 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 from sglang.srt.unsupported_flags import refusal
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 # Field -> (text on the command line, value it means); switches have none.
 GOOD = {

@@ -19,7 +19,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=8, suite="unit-test-cpu")
 
 HERE = Path(__file__).parent
 VECTORS = json.loads(

@@ -10,7 +10,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.compare_runs import compare, main
 from sglang.test.eval_data import Answer, Question, grade
 
-register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 def answers(*texts: str, start: int = 0) -> list[Answer]:

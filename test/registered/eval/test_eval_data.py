@@ -19,7 +19,7 @@ from sglang.test.eval_data import (
     write_answer,
 )
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 SEEN = Path(sglang.__file__).parent / "test" / "data" / "mini_gsm_seen.jsonl"
 GOOD = '{"question": "1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.eval_stats import Score, mcnemar_p, wilson_interval
 
-register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+register_cpu_ci(est_time=1, suite="unit-test-cpu")
 
 
 @pytest.mark.parametrize(

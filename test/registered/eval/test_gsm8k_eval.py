@@ -19,7 +19,7 @@ from sglang.test.few_shot_gsm8k import run_eval
 from sglang.test.gsm8k_eval import EvalError, evaluate
 from sglang.test.server_process import ServerProcess, free_port, wait_for
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=5, suite="unit-test-cpu")
 
 QUESTIONS = [Question(f"Count to {i}.", f"#### {i}") for i in range(10)]
 SHOTS = [Question("1 + 1?", "#### 2")]

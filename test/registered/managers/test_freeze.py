@@ -14,7 +14,7 @@ from sglang.srt.utils import child, ipc
 from sglang.srt.utils.child import LaunchConfig, freeze_startup_objects
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=6, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 
 class Serving(Exception):

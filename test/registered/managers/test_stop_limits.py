@@ -12,7 +12,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.sampling.stop_regex import check_repeats, compile_stop_regex
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=6, suite="base-a-test-cpu")
+register_cpu_ci(est_time=5, suite="unit-test-cpu")
 
 LARGE = [
     "a{1000000000}", "a{1000000000,}", "a{,1000000000}", "a{0,1000000000}", "a{5,1000000000}", "a{1000}{1000000}",

@@ -28,7 +28,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=4, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 INFO = ServerInfo(
     model_path="m", served_model_name="m", tokenizer_path="m", load_format="auto", preferred_sampling_params=None,

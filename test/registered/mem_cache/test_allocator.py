@@ -8,7 +8,7 @@ import pytest
 from sglang.srt.mem_cache.allocator import SlotAllocator
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=2, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 def test_slots_start_at_one_and_come_in_order():

@@ -9,7 +9,7 @@ from sglang.srt.mem_cache.allocator import SlotAllocator
 from sglang.srt.mem_cache.radix_cache import RadixCache
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 class Cache(RadixCache):

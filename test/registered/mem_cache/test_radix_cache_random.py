@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.allocator import SlotAllocator
 from sglang.srt.mem_cache.radix_cache import Anchor, RadixCache
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=25, suite="base-a-test-cpu")
+register_cpu_ci(est_time=6, suite="unit-test-cpu")
 
 KEYS = [None, "a"]
 

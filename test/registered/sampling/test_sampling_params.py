@@ -8,7 +8,7 @@ import pytest
 from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 GOOD = {
     "max_new_tokens": [0, 1, 5.0, 1 << 30],

@@ -7,7 +7,7 @@ import pytest
 
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 
 @pytest.mark.parametrize(

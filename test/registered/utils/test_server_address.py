@@ -11,7 +11,7 @@ from sglang.srt.utils.server_address import add_server_flags, server_url
 from sglang.test import few_shot_gsm8k, gsm8k_eval
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 TOOLS = {
     "bench_serving": bench_serving.make_parser,

@@ -15,6 +15,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import ARCHS, compile_kernel
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=20, suite="weekly-test-cpu")
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="this process interprets its kernels")
 

@@ -10,9 +10,10 @@ from sglang.srt.ops.moe.topk import _topk_softmax_kernel
 from sglang.srt.ops.norms.rms_norm import warps_for
 from sglang.srt.utils.triton_runtime import INTERPRETED
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.triton_compile import SHARED_MEMORY, compile_kernel, float32_ops, half_roundings
+from sglang.test.triton_compile import SHARED_MEMORY, asked, compile_kernel, float32_ops, half_roundings
 
 register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=20, suite="weekly-test-cpu")
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="this process interprets its kernels")
 
@@ -30,7 +31,7 @@ def compile_topk(arch: int, experts: int, k: int, dtype: str) -> str:
     return compiled.asm["ptx"]
 
 
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize("arch", asked(*SHARED_MEMORY))
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize(("experts", "k"), [(1, 1), (16, 4), (128, 8), (1000, 16)])
 def test_topk_softmax(experts, k, dtype, arch):
@@ -39,7 +40,7 @@ def test_topk_softmax(experts, k, dtype, arch):
     assert "fma.rn.f64" in ptx and "cvt.rn.f32.f64" in ptx  # exp is float64's, rounded once
 
 
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize("arch", asked(*SHARED_MEMORY))
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("width", [256, 2816])
 def test_router_norm(width, dtype, arch):

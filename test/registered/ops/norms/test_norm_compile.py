@@ -15,6 +15,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import ARCHS, compile_kernel, float32_ops, half_roundings
 
 register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cpu_ci(est_time=60, suite="weekly-test-cpu")
 
 DTYPES = ["bf16", "fp16"]
 
