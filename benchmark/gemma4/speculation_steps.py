@@ -28,8 +28,8 @@ from study_tables import rounds_table
 import sglang
 from sglang.benchmark.static_bench import Bench, Case
 from sglang.srt.arg_fields import OneLineParser
-from sglang.srt.layers.sampler import SamplingFlags
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner
+from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.srt.server_args import parse_with_server_args
 from sglang.srt.utils.child import setup_logging, startup_errors
 from sglang.srt.utils.flag_types import at_least
@@ -81,7 +81,7 @@ class StepTimer:
         else:
 
             def run() -> None:
-                step(self.runner.tensor(inputs))
+                step(self.runner.tables.tensor(inputs))
 
         seconds = []
         for _ in range(WARM_UP + self.repeats):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.layers.attention.forward_batch import ForwardBatch
+from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
-from sglang.srt.mem_cache.memory_pool import HybridKVPool
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
 class PagedHarness:

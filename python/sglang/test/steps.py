@@ -1,13 +1,11 @@
 """Steps that tests make by hand, the attention backend they may run on, and what they leave behind."""
 
-from dataclasses import replace
-
 import numpy as np
 from torch import Tensor
 
-from sglang.srt.layers.sampler import SamplingFlags
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.model_executor.step_io import StepInput
+from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.test.engine_harness import LoadedModel
 
 
@@ -21,8 +19,8 @@ def step_of(rows, seq_lens, extend_lens, num_extends, ids, slots) -> StepInput:
 
 def take_triton(loaded: LoadedModel, rows: int) -> None:
     """Attention by Triton's kernels, for `rows` requests, where a server would not choose them."""
-    args = replace(loaded.args, attention_backend="triton")
-    loaded.runner.attn_backend = loaded.runner._attention_backend(args, rows)
+    runner = loaded.runner
+    runner.tables.attn_backend = runner.attention_backend("triton", rows, runner.tables.max_len)
 
 
 def kv_buffers(runner: ModelRunner) -> list[Tensor]:

@@ -10,7 +10,8 @@ import torch
 from sglang.srt.layers import logprobs as logprobs_module
 from sglang.srt.layers import sampler as sampler_module
 from sglang.srt.layers.logprobs import token_logprobs
-from sglang.srt.layers.sampler import SamplingFlags, SamplingState, combine, flag_bits, gumbel, kept_tokens, mix32
+from sglang.srt.layers.sampler import SamplingState, gumbel, kept_tokens, mix32
+from sglang.srt.sampling.sampling_flags import combine, flag_bits
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -119,34 +120,6 @@ def test_a_cut_among_nearly_equal_logits_far_below_the_best_takes_the_larger():
     logits[0, 3] = 100.0
     logits[0, 6] = -4.9999995  # 100 below the best the two are the same fp32 number
     assert kept_by_sampler(logits, [SamplingParams(top_k=2)])[0].nonzero().flatten().tolist() == [3, 6]
-
-
-@pytest.mark.parametrize(
-    "params,wanted",
-    [
-        (SamplingParams(top_k=1), 0),
-        (SamplingParams(top_k=1, top_p=0.5, min_p=0.2), 0),
-        (SamplingParams(), SamplingFlags.DRAW),
-        (SamplingParams(top_k=128, top_p=0.9), SamplingFlags.DRAW | SamplingFlags.TOP_K | SamplingFlags.TOP_P),
-        (SamplingParams(top_k=129), SamplingFlags.DRAW | SamplingFlags.TOP_K | SamplingFlags.FULL_SORT),
-        (SamplingParams(top_p=0.9), SamplingFlags.DRAW | SamplingFlags.TOP_P | SamplingFlags.FULL_SORT),
-        (SamplingParams(min_p=0.1), SamplingFlags.DRAW | SamplingFlags.MIN_P),
-        (SamplingParams(top_k=1, frequency_penalty=0.1), SamplingFlags.PENALTY),
-        (SamplingParams(top_k=1, presence_penalty=-0.1), SamplingFlags.PENALTY),
-        (SamplingParams(top_k=1, repetition_penalty=0.9), SamplingFlags.PENALTY),
-        (SamplingParams(top_k=1, logit_bias={"1": 1.0}), SamplingFlags.BIAS),
-        (SamplingParams(top_k=1, logit_bias={}), 0),
-        (SamplingParams(top_k=1, min_new_tokens=1), SamplingFlags.MIN_TOKENS),
-        (SamplingParams(top_k=1, temperature=0.5), SamplingFlags.TEMPERATURE),
-    ],
-)
-def test_flags_say_what_a_request_needs(params: SamplingParams, wanted: int):
-    assert flag_bits(params) == wanted
-
-
-def test_flags_of_a_batch_are_those_of_all():
-    assert combine([]) == 0
-    assert combine([1, 64]) == SamplingFlags.DRAW | SamplingFlags.BIAS
 
 
 # ---- greedy ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ def test_warm_up_is_for_steps_beyond_the_graphs():
 def test_nobody_notices(variant, tmp_path):
     """Tables, last tokens and cached keys and values are as before, but for row and slot 0."""
     runner = load(make_tiny_gemma4(tmp_path, variant), max_total_tokens=3000, max_running_requests=4).runner
-    state = [runner.req_to_token, runner.req_to_token_swa, runner.last_tokens, *kv_buffers(runner)]
+    tables = runner.tables
+    state = [tables.req_to_token, tables.req_to_token_swa, tables.last_tokens, *kv_buffers(runner)]
     rng = np.random.default_rng(0)
     for t in state:
         t.copy_(torch.as_tensor(rng.integers(0, 100, t.shape)))

@@ -44,9 +44,9 @@ def cached(runner, lengths) -> None:
                 t.normal_(generator=generator)
     for i, length in enumerate(lengths.tolist()):
         slots = 100 + 40 * i + torch.arange(length, device="cuda")
-        runner.note_slots(torch.full_like(slots, i + 1), torch.arange(length, device="cuda"), slots, slots)
-    runner.last_tokens.random_(3, VOCAB, generator=generator)
-    runner.speculation.hidden.normal_(generator=generator)
+        runner.tables.note_slots(torch.full_like(slots, i + 1), torch.arange(length, device="cuda"), slots, slots)
+    runner.tables.last_tokens.random_(3, VOCAB, generator=generator)
+    runner.tables.hidden.normal_(generator=generator)
 
 
 @torch.inference_mode()

@@ -16,67 +16,21 @@ variables (Gumbel 1954). G_i comes from a hash of (seed, position, i), so a toke
 the batch, its order, or how the request got there.
 """
 
-import enum
 import math
 from collections.abc import Iterator
-from functools import reduce
-from operator import or_
 
 import torch
 from torch import Tensor
 
+from sglang.srt.sampling.sampling_flags import SMALL_TOP_K, SamplingFlags, flag_bits
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.device_copies import to_device
 
-SMALL_TOP_K = 128  # up to here top_k takes a selection, above it a full sort
 BLOCK_ELEMENTS = 1 << 23  # of logits that draw at a time: bounds the temporaries (64 MB for each int64 one)
 MASK32 = 0xFFFFFFFF
 GOLDEN = 0x9E3779B1  # 2**32 / golden ratio, odd (Knuth, TAOCP 3, 6.4): makes the second key differ from the first
 MASS_BITS = 42  # fraction bits of a token's weight in top_p's exact sums; with MAX_VOCAB they fit int64
 MAX_VOCAB = 1 << 20
-
-
-class SamplingFlags(enum.IntFlag):
-    """What a batch needs from the sampler, so that nothing branches on device data."""
-
-    DRAW = 1  # some row is not greedy
-    TOP_K = 2  # of rows that draw, as are the next three
-    TOP_P = 4
-    MIN_P = 8
-    FULL_SORT = 16  # some row's cut may lie beyond the SMALL_TOP_K best tokens
-    PENALTY = 32
-    BIAS = 64
-    MIN_TOKENS = 128
-    TEMPERATURE = 256
-
-
-def flag_bits(params: SamplingParams) -> int:
-    """The SamplingFlags one request needs, as a plain int."""
-    bits = 0
-    if params.top_k != 1:
-        bits |= SamplingFlags.DRAW
-        if params.top_k > 0:
-            bits |= SamplingFlags.TOP_K
-        if params.top_p < 1:
-            bits |= SamplingFlags.TOP_P
-        if params.min_p > 0:
-            bits |= SamplingFlags.MIN_P
-        if params.top_k > SMALL_TOP_K or (params.top_p < 1 and params.top_k < 0):
-            bits |= SamplingFlags.FULL_SORT
-    if params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1:
-        bits |= SamplingFlags.PENALTY
-    if params.logit_bias:
-        bits |= SamplingFlags.BIAS
-    if params.min_new_tokens:
-        bits |= SamplingFlags.MIN_TOKENS
-    if params.temperature != 1:
-        bits |= SamplingFlags.TEMPERATURE
-    return int(bits)
-
-
-def combine(bits: list[int]) -> SamplingFlags:
-    """What a batch of requests needs, given flag_bits() of each."""
-    return SamplingFlags(reduce(or_, bits, 0))
 
 
 class TokenValues:

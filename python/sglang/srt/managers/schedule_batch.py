@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from sglang.srt.layers.sampler import flag_bits
 from sglang.srt.managers.io_struct import (
     FinishReason,
     Logprobs,
@@ -16,6 +15,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.mem_cache.radix_cache import Match
 from sglang.srt.model_executor.step_io import TokenLogprob
+from sglang.srt.sampling.sampling_flags import flag_bits
 
 PROMPT_TAIL = 8  # prompt tokens the detokenizer sees
 

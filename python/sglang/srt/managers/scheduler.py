@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -32,22 +32,14 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_builder import build_step
-from sglang.srt.managers.step_profiler import StepProfiler
-from sglang.srt.model_executor.step_io import StepInput, StepOutput, TableWrite, TokenLogprob
+from sglang.srt.model_executor.step_io import PendingStep, TableWrite, TokenLogprob, Worker
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.step_profiler import StepProfiler
 
 logger = logging.getLogger(__name__)
 
 DEEP_CHECK_SECONDS = 1.0  # of idleness: who comes right after another must not wait for it
-
-
-class Worker(Protocol):
-    """Runs steps in the order they come; `submit` returns at once, `result()` of what it returned waits."""
-
-    def submit(self, step: StepInput) -> "PendingStep": ...
-
-
-class PendingStep(Protocol):
-    def result(self) -> StepOutput: ...
 
 
 @dataclass(slots=True)
@@ -203,6 +195,8 @@ class Scheduler:
         if self.worker is self.profiler:
             self.send(ProfileReply(msg.call_id, "a profile is running already; /stop_profile ends it"))
             return
+        from sglang.srt.managers.step_profiler import StepProfiler  # the only one here that needs torch
+
         in_flight = self.in_flight.pending if self.in_flight else None
         try:
             profiler = StepProfiler(self.worker, msg.settings, self.stats.steps, in_flight, self.end_profile)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from sglang.srt.layers.sampler import combine
 from sglang.srt.managers.kv_manager import KVManager
 from sglang.srt.managers.schedule_batch import Req, StepPlan
 from sglang.srt.model_executor.step_io import Admission, PromptLogprobs, StepInput
+from sglang.srt.sampling.sampling_flags import combine
 
 EMPTY = np.zeros(0, dtype=np.int64)
 

@@ -12,17 +12,13 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from sglang.srt.managers.io_struct import MAX_PROFILE_STEPS, ProfileSettings
-from sglang.srt.model_executor.step_io import StepInput
-
-if TYPE_CHECKING:
-    from sglang.srt.managers.scheduler import PendingStep, Worker
+from sglang.srt.model_executor.step_io import PendingStep, StepInput, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +39,10 @@ class StepProfiler:
 
     def __init__(
         self,
-        worker: "Worker",
+        worker: Worker,
         settings: ProfileSettings,
         steps_done: int = 0,
-        last: "PendingStep | None" = None,
+        last: PendingStep | None = None,
         on_end: Callable[[], None] = lambda: None,
     ):
         if settings.profile_by_stage and settings.num_steps is None:
@@ -79,7 +75,7 @@ class StepProfiler:
             "error": self.error,
         }
 
-    def submit(self, step: StepInput) -> "PendingStep":
+    def submit(self, step: StepInput) -> PendingStep:
         stage = (EXTEND if step.num_extends else DECODE) if self._settings.profile_by_stage else ALL
         if self._session is not None and stage != self._stage:
             self._end_session()

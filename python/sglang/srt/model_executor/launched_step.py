@@ -1,12 +1,24 @@
-"""LaunchedStep: what a step will bring, while the device still computes it. `result()` waits for it."""
+"""A step under way: Forwarded, after its first half, and LaunchedStep, what it will bring while the device still
+computes it. `result()` waits for it."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.logprobs import PendingLogprobs
-from sglang.srt.model_executor.step_io import StepOutput, TokenLogprob
+from sglang.srt.layers.logprobs import PendingLogprobs, token_logprobs
+from sglang.srt.model_executor.step_io import StepInput, StepOutput, TokenLogprob
+from sglang.srt.utils.device_copies import to_device
+
+
+@dataclass
+class Forwarded:
+    """What the model made of a step, for the sampler. Of S requests that get a token; without any, None."""
+
+    rows: Tensor | None = None  # [S] int64, of the requests
+    lengths: Tensor | None = None  # [S] int64: tokens they have, which is the position of the next
+    logits: Tensor | None = None  # [S, V]
+    prompt_logprobs: list[list[PendingLogprobs]] = field(default_factory=list)  # see LaunchedStep
 
 
 @dataclass
@@ -49,3 +61,12 @@ def _cut(columns: Tensor, counts: list[int]) -> list[list[int]]:
 
 def _entries(pending: PendingLogprobs) -> list[TokenLogprob]:
     return [TokenLogprob(*row) for row in zip(*pending.lists(), strict=True)]
+
+
+def output_logprobs(step: StepInput, scaled: Tensor, places: Tensor, ids: Tensor) -> tuple[list[int], PendingLogprobs]:
+    """Of the requests that asked (see LaunchedStep): of `ids` [S, W], by rows `places` [S, W] of `scaled` [rows, V]."""
+    asked = [i for i, request in enumerate(step.output_logprobs) if request is not None]
+    index, width = to_device(asked, torch.int64, ids.device), ids.shape[1]
+    top, selected = zip(*(step.output_logprobs[i] for i in asked for _ in range(width)), strict=True)
+    pending = token_logprobs(scaled[places[index].flatten()], ids[index].flatten(), list(top), list(selected))
+    return asked, pending

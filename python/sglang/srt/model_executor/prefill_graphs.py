@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglang.srt.layers.attention.forward_batch import ForwardBatch
 from sglang.srt.model_executor.cuda_graph_runner import capture, captures
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.model_executor.step_layout import NOBODYS, filled, layout, nobodys_step
 from sglang.srt.ops.attention.extend_attention import make_work

@@ -6,10 +6,11 @@ is in flight can be given out again at once: whoever writes it next runs later.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from sglang.srt.layers.sampler import SamplingFlags
+from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 
@@ -86,3 +87,19 @@ class StepOutput:
     prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)  # one list a PromptLogprobs
     # [S] after drafts: which of the step's slots of a request hold its accepted tokens, in their order; the first is 0
     kept: list[list[int]] | None = None
+
+
+class PendingStep(Protocol):
+    """A step under way."""
+
+    def result(self) -> StepOutput:
+        """Waits for the step's end. Raises what the step raised."""
+        ...
+
+
+class Worker(Protocol):
+    """Runs steps in the order they come."""
+
+    def submit(self, step: StepInput) -> PendingStep:
+        """Returns at once."""
+        ...

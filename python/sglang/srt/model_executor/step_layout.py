@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sglang.srt.layers.sampler import SamplingFlags
 from sglang.srt.model_executor.step_io import StepInput
+from sglang.srt.sampling.sampling_flags import SamplingFlags
 
 LAST_TOKEN = -1  # among the ids: the row's newest token, which the device knows
 NOBODYS = 2  # requests that a filled step has at least beyond its own

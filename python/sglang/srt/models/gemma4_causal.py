@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sglang.srt.configs.gemma4 import Gemma4LayerConfig, Gemma4TextConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import TensorParallel
-from sglang.srt.layers.attention.base import Attention
+from sglang.srt.layers.attention.forward_batch import Attention, ForwardBatch
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import GateUpLinear, Linear, QKVLinear, RowLinear
 from sglang.srt.layers.logits_processor import head_logits
@@ -19,7 +19,6 @@ from sglang.srt.layers.moe.router import Router
 from sglang.srt.layers.rotary_embedding import RotaryEmbedding
 from sglang.srt.layers.side_by_side import side_by_side
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_map import WeightMap
 from sglang.srt.ops.norms.activation import gelu_tanh_and_mul
 from sglang.srt.ops.norms.elementwise import gelu_tanh

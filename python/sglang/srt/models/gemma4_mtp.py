@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from sglang.srt.configs.gemma4 import Gemma4TextConfig
 from sglang.srt.configs.model_config import DrafterConfig, ModelConfig
 from sglang.srt.distributed.tensor_parallel import TensorParallel
+from sglang.srt.layers.attention.forward_batch import ForwardBatch
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import Linear
 from sglang.srt.layers.logits_processor import candidate_logits, head_logits
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_map import WeightMap
 from sglang.srt.models.gemma4_causal import Gemma4DecoderLayer, Gemma4ForCausalLM, Rotation, run_layers
 

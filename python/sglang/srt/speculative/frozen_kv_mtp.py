@@ -4,27 +4,27 @@ The drafter has queries only: it reads the target's K and V of the tokens before
 ("frozen"), and goes on from the target's last hidden state. A round is `num_steps` drafter forwards, one target forward
 over all drafted tokens, and the choice of what is accepted; on the device nothing waits for the host in between.
 
-A row of `hidden` belongs to a request as a row of ModelRunner.last_tokens does: the target's hidden state (after the
-last norm) at the position that produced the request's newest token.
+A round has a step's two halves: forward() drafts and lets the target see the drafts, sample() accepts.
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.srt.layers.sampler import SamplingFlags
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.layers.attention.forward_batch import DraftRows, ForwardBatch
+from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner
-from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
-from sglang.srt.model_executor.launched_step import LaunchedStep
+from sglang.srt.model_executor.device_tables import DeviceTables
+from sglang.srt.model_executor.launched_step import LaunchedStep, output_logprobs
 from sglang.srt.model_executor.step_io import StepInput
+from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.srt.speculative.draft_tree import Draft, TreeBuilder, accept, make_line
 from sglang.srt.speculative.settings import SpeculationSettings
 from sglang.srt.utils.device_copies import to_host
-
-if TYPE_CHECKING:
-    from sglang.srt.model_executor.model_runner import ModelRunner
 
 
 class Drafter(Protocol):
@@ -59,14 +59,31 @@ class Round(NamedTuple):
         return Round(self.draft.cut(requests), self.hidden[: requests * nodes], self.logits[: requests * nodes])
 
 
-class FrozenKVMTP:
-    """Runs the decode steps of `runner`, whose model, tables and sampling state it uses."""
+class ForwardedDrafts(NamedTuple):
+    """A step's first half: see launched_step.Forwarded."""
 
-    def __init__(self, runner: "ModelRunner", drafter: Drafter, settings: SpeculationSettings):
-        self.runner, self.drafter, self.settings = runner, drafter, settings
-        self.hidden = torch.zeros(
-            len(runner.last_tokens), runner.config.hidden_size, dtype=runner.config.torch_dtype, device=runner.device
-        )
+    rows: Tensor  # [B], of the requests
+    before: Tensor  # [B], tokens with KV
+    round: Round
+
+
+class FrozenKVMTP:
+    """Decode steps of a target: `hidden_states(batch)` are its own [T, H], `compute_logits` makes logits [T, V] of
+    them. Tables and sampling state are the target's."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        settings: SpeculationSettings,
+        config: ModelConfig,
+        tables: DeviceTables,
+        sampling: SamplingState,
+        hidden_states: Callable[[ForwardBatch], Tensor],
+        compute_logits: Callable[[Tensor], Tensor],
+    ):
+        self.drafter, self.settings, self.config = drafter, settings, config
+        self.tables, self.sampling = tables, sampling
+        self.hidden_states, self.compute_logits = hidden_states, compute_logits
         self.graphs: dict[SamplingFlags, CudaGraphRunner[Round]] = {}
 
     @torch.inference_mode()
@@ -77,27 +94,23 @@ class FrozenKVMTP:
         for flags in (SamplingFlags(0), DRAFT_FLAGS):
             self.graphs[flags] = CudaGraphRunner(
                 lambda inputs, flags=flags: self.make_round(inputs, [1] * inputs.shape[1], flags),
-                padding, sizes, self.runner.device,
+                padding, sizes, self.tables.device,
             )  # fmt: skip
 
-    def note_hidden(self, rows: Tensor, hidden: Tensor) -> None:
-        """After a prompt: `hidden` [S, H] produced the first tokens of the requests in `rows` [S]."""
-        self.hidden[rows] = hidden
-
-    def run(self, step: StepInput, launched: LaunchedStep) -> None:
-        """One round for every request of the step."""
-        runner, nodes, count = self.runner, self.settings.num_draft_tokens, len(step.rows)
+    def forward(self, step: StepInput) -> ForwardedDrafts:
+        """Drafts of every request of the step, and what the target makes of them."""
+        nodes, count = self.settings.num_draft_tokens, len(step.rows)
         before = step.seq_lens - nodes  # tokens with KV
         slots = (step.out_cache_loc.reshape(count, nodes).T, step.out_cache_loc_swa.reshape(count, nodes).T)
         inputs = np.concatenate([step.rows[None], before[None], *slots])
         draft_flags = DRAFT_FLAGS if step.flags & SamplingFlags.DRAW else SamplingFlags(0)
         if draft_flags in self.graphs and self.graphs[draft_flags].takes(count):
-            inputs, done = self.graphs[draft_flags].run(inputs)
-            done = done.cut(count)
+            inputs, made = self.graphs[draft_flags].run(inputs)
+            made = made.cut(count)
         else:
-            inputs = runner.tensor(inputs)
-            done = self.make_round(inputs, before.tolist(), draft_flags)
-        self._accept(step, inputs[0], inputs[1], done, launched)
+            inputs = self.tables.tensor(inputs)
+            made = self.make_round(inputs, before.tolist(), draft_flags)
+        return ForwardedDrafts(inputs[0], inputs[1], made)
 
     def make_round(self, inputs: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Round:
         """inputs [2 + 2 * nodes, B]: request rows, tokens with KV, then new slots in the full and the sliding pool.
@@ -108,35 +121,37 @@ class FrozenKVMTP:
         draft = self.make_draft(rows, before, before_cpu, flags)
         return self._verify(draft, rows, before, full, swa, before_cpu)
 
-    def _accept(self, step: StepInput, rows: Tensor, before: Tensor, done: Round, launched: LaunchedStep) -> None:
+    def sample(self, step: StepInput, forwarded: ForwardedDrafts) -> LaunchedStep:
         """Sample at every node, find the accepted ones, and leave the requests as the next round wants to find them."""
-        draft, nodes = done.draft, self.settings.num_draft_tokens
-        sampling, flags = self.runner.sampling, step.flags
+        rows, before, made = forwarded
+        draft, nodes = made.draft, self.settings.num_draft_tokens
+        sampling, flags = self.sampling, step.flags
         path = draft.path_tokens().flatten(0, 1) if flags & SamplingFlags.PENALTY else None
         node_rows, lengths = rows.repeat_interleave(nodes), draft.lengths(before)
-        targets, scaled = sampling.choose(done.logits, node_rows, lengths, flags, path)
+        targets, scaled = sampling.choose(made.logits, node_rows, lengths, flags, path)
         targets = targets.view(-1, nodes)
         accepted, counts = accept(draft, targets)
         next_ids = targets.gather(1, accepted)
 
         last = counts[:, None] - 1
-        self.runner.last_tokens[rows] = next_ids.gather(1, last)[:, 0]
-        self.hidden[rows] = done.hidden.view(len(rows), nodes, -1)[
+        self.tables.last_tokens[rows] = next_ids.gather(1, last)[:, 0]
+        self.tables.hidden[rows] = made.hidden.view(len(rows), nodes, -1)[
             torch.arange(len(rows), device=rows.device), accepted.gather(1, last)[:, 0]
         ]
         width = next_ids.shape[1]
         real = torch.arange(width, device=rows.device) < counts[:, None]
         sampling.count(rows.repeat_interleave(width), next_ids.flatten(), flags, real.flatten())
-        launched.next_ids, launched.counts, launched.kept = to_host(next_ids), to_host(counts), to_host(accepted)
+        launched = LaunchedStep(to_host(next_ids), counts=to_host(counts), kept=to_host(accepted))
         if step.output_logprobs is not None:  # of every token that may have been accepted
             places = accepted + nodes * torch.arange(len(rows), device=rows.device)[:, None]
-            self.runner.output_logprobs(step, scaled, places, next_ids, launched)
+            launched.output_logprobs = output_logprobs(step, scaled, places, next_ids)
+        return launched
 
     def make_draft(self, rows: Tensor, before: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Draft:
         """What the requests would sample if the drafter were right. Drafts share the target's noise, so a drawn token
         is guessed as well as a greedy one."""
-        newest, prev = self.runner.last_tokens[rows], self.hidden[rows]
-        topk, steps, sampling = self.settings.topk, self.settings.num_steps, self.runner.sampling
+        newest, prev = self.tables.last_tokens[rows], self.tables.hidden[rows]
+        topk, steps, sampling = self.settings.topk, self.settings.num_steps, self.sampling
         batch = self._draft_batch(rows, before, before_cpu)
         if topk == 1:
             drafted = [newest]
@@ -166,7 +181,7 @@ class FrozenKVMTP:
         hidden, prev = self.drafter(ids, prev, batch.positions, batch)
         logits, columns = self.drafter.candidates(hidden)
         if columns is not None:  # the other tokens are out of the question
-            all_tokens = logits.new_full((len(logits), self.runner.config.vocab_size), -torch.inf)
+            all_tokens = logits.new_full((len(logits), self.config.vocab_size), -torch.inf)
             logits = all_tokens.scatter_(1, columns, logits)
         return (logits, batch.req_pool_indices, batch.seq_lens + 1 + step), prev
 
@@ -174,26 +189,26 @@ class FrozenKVMTP:
         """Decode rows that see the tokens with KV and write nothing."""
         positions = self._positions(before + self.settings.position_offset)
         # ids and slots are unused: the drafter gets its tokens step by step
-        batch = self.runner.decode_batch(rows, positions, rows, before, before - 1, before_cpu, (rows, rows))
-        self.runner.attn_backend.prepare(batch)
+        batch = self.tables.decode_batch(rows, positions, rows, before, before - 1, before_cpu, (rows, rows))
+        batch.attn_backend.prepare(batch)
         return batch
 
     def _verify(
         self, draft: Draft, rows: Tensor, before: Tensor, full: Tensor, swa: Tensor, before_cpu: list[int]
     ) -> Round:
         """The target over all nodes."""
-        runner, nodes = self.runner, self.settings.num_draft_tokens
+        tables, nodes = self.tables, self.settings.num_draft_tokens
         node_rows = rows.repeat_interleave(nodes)
         places = (before[:, None] + torch.arange(nodes, device=rows.device)).flatten()
-        runner.note_slots(node_rows, places, full, swa)
+        tables.note_slots(node_rows, places, full, swa)
         lengths, bounds = draft.lengths(before), [n + nodes for n in before_cpu for _ in range(nodes)]
         prefix, drafts = lengths - 1, DraftRows(nodes, draft.paths)
-        batch = runner.decode_batch(
+        batch = tables.decode_batch(
             draft.tokens.flatten(), self._positions(prefix), node_rows, lengths, prefix, bounds, (full, swa), drafts
         )
-        hidden = runner.forward(batch)
-        return Round(draft, hidden, runner.model.compute_logits(hidden))
+        hidden = self.hidden_states(batch)
+        return Round(draft, hidden, self.compute_logits(hidden))
 
     def _positions(self, positions: Tensor) -> Tensor:
         """Drafts may go past the context's end, where no token is accepted; RoPE knows no such place."""
-        return positions.clamp(0, self.runner.config.context_len - 1)
+        return positions.clamp(0, self.config.context_len - 1)

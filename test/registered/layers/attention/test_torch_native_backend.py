@@ -10,11 +10,10 @@ import torch
 
 from sglang.srt.configs.model_config import KVLayerSpec
 from sglang.srt.layers.attention import torch_native_backend
-from sglang.srt.layers.attention.base import Attention
+from sglang.srt.layers.attention.forward_batch import Attention, DraftRows, ForwardBatch
+from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.torch_native_tiles import TorchNativeTilesBackend
-from sglang.srt.mem_cache.memory_pool import HybridKVPool
-from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=8, suite="base-a-test-cpu")

@@ -8,10 +8,9 @@ import torch
 
 from sglang.srt.configs.model_config import KVLayerSpec
 from sglang.srt.layers.attention import torch_native_tiles
-from sglang.srt.layers.attention.base import Attention
+from sglang.srt.layers.attention.forward_batch import Attention, ForwardBatch
+from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_tiles import TILE, TorchNativeTilesBackend, rectangle, row_sizes
-from sglang.srt.mem_cache.memory_pool import HybridKVPool
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=25, suite="base-a-test-cpu")

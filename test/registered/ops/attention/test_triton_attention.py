@@ -17,11 +17,10 @@ from sglang.test.triton_testing import DEVICE, exact_products  # noqa: F401, a f
 # isort: split
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.distributed.tensor_parallel import TensorParallel
-from sglang.srt.layers.attention.base import Attention
+from sglang.srt.layers.attention.forward_batch import Attention, ForwardBatch
+from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.triton_backend import TritonBackend
-from sglang.srt.mem_cache.memory_pool import HybridKVPool
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.ops.attention import pieces as pieces_module
 from sglang.srt.ops.attention.decode_attention import decode_attention, decode_attention_reference
 from sglang.srt.ops.attention.extend_attention import (

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sglang.srt.layers.attention.base import Attention, AttentionBackend
-from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
+from sglang.srt.layers.attention.forward_batch import Attention, AttentionBackend, DraftRows, ForwardBatch
 
 # Bounds a prefill mask to QUERY_BLOCK x (keys), and a sliding layer's work to QUERY_BLOCK + W keys a query.
 QUERY_BLOCK = 1024

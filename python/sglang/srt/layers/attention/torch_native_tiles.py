@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from sglang.srt.layers.attention.forward_batch import DraftRows, ForwardBatch
 from sglang.srt.layers.attention.torch_native_backend import PlanningBackend
-from sglang.srt.model_executor.forward_batch_info import DraftRows, ForwardBatch
 from sglang.srt.ops.invariance.agreement import agreeing_sizes, next_size, zero_sums
 
 TILE = 32  # positions

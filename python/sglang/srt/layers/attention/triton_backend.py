@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.configs.kv_layers import KVLayerSpec
-from sglang.srt.layers.attention.base import Attention, AttentionBackend
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.layers.attention.forward_batch import Attention, AttentionBackend, ForwardBatch
 from sglang.srt.ops.attention.decode_attention import (
     decode_attention,
     num_splits,
