@@ -1,6 +1,7 @@
 """report.py: the pages follow the records, --check notices when one does not, prose stays, bad files are named."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -233,6 +234,15 @@ def test_a_missing_page_and_missing_matplotlib(site, capsys, monkeypatch):
 def test_the_pages_of_this_repository_are_up_to_date():
     assert report.main(["--check"]) == 0
     assert (report.REPOSITORY / "docs" / "img" / "floors.png").exists()
+
+
+def test_pages_that_the_code_points_at_have_those_headings():
+    sources = (report.REPOSITORY / "python" / "sglang").rglob("*.py")
+    texts = [re.sub(r"\n\s*#? *", " ", path.read_text(encoding="utf-8")) for path in sources]
+    pointers = {found for text in texts for found in re.findall(r"\b(benchmark/[\w/]+\.md)(?:, \"([^\"]+)\")?", text)}
+    assert len(pointers) >= 5 and not any("docs/performance.md" in text for text in texts)
+    for page, heading in pointers:
+        assert f"\n## {heading}\n" in (report.REPOSITORY / page).read_text(encoding="utf-8"), (page, heading)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from typing import NamedTuple
 from sglang.srt.ops.attention.attend_keys import attend_keys, no_keys
 from sglang.srt.utils.triton_runtime import tl, triton
 
-WINDOW_PIECE, FIRST_PIECE = 256, 128  # keys; measured in docs/performance.md
+# keys; measured in benchmark/kernels/attention/README.md, "Keys in pieces"
+WINDOW_PIECE, FIRST_PIECE = 256, 128
 LEVEL = 8  # pieces of a length
 MAX_LEVELS = 14  # 16 million keys
 

@@ -47,7 +47,7 @@ EXTEND = {  # a tile for each class of head sizes
     ),
     "sm86": (ExtendTile(64, 128, 4, 1), ExtendTile(64, 128, 8, 1), ExtendTile(64, 64, 8, 1), ExtendTile(32, 32, 8, 1)),
     # Upstream's are (64, 64, 8, 1) for 129 to 256 and (32, 64, 8, 1) above: these take 0.5 and 0.75 of their time
-    # (docs/performance.md).
+    # (benchmark/kernels/attention/README.md, "Prefill").
     "sm90": (ExtendTile(128, 64, 4, 1), ExtendTile(128, 64, 8, 1), ExtendTile(128, 64, 8, 3), ExtendTile(64, 32, 8, 3)),
     "sm100": (ExtendTile(64, 64, 4, 1), ExtendTile(64, 64, 8, 1), ExtendTile(64, 64, 8, 1), ExtendTile(16, 64, 8, 1)),
     "sm120": (ExtendTile(64, 128, 4, 1), ExtendTile(64, 128, 8, 1), ExtendTile(64, 64, 8, 1), ExtendTile(32, 32, 8, 1)),
@@ -55,7 +55,8 @@ EXTEND = {  # a tile for each class of head sizes
 # A tile of K takes 16 KB. Five stages keep two of K and two of V on their way: a slot must have come before its K can
 # be asked for, so that each takes two stages.
 _DECODE = (DecodeTile(128, 4, 5), DecodeTile(64, 4, 5), DecodeTile(32, 4, 5), DecodeTile(16, 4, 5))
-_DECODE_SM90 = (*_DECODE[:2], DecodeTile(64, 4, 3), _DECODE[3])  # 129 to 256 is measured (docs/performance.md)
+# 129 to 256 is measured (benchmark/kernels/attention/README.md, "Decode")
+_DECODE_SM90 = (*_DECODE[:2], DecodeTile(64, 4, 3), _DECODE[3])
 DECODE = {"sm80": _DECODE, "sm86": _DECODE, "sm90": _DECODE_SM90, "sm100": _DECODE, "sm120": _DECODE}
 # float32 serves tests: small enough for every architecture and head size
 FLOAT32_EXTEND = ExtendTile(16, 16, 4, 1)

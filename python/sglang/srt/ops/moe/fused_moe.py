@@ -26,7 +26,8 @@ from sglang.srt.utils.triton_runtime import cdiv, runs_triton, tl, triton
 
 # Whether the up product applies the activation before it writes: half the traffic between the products, twice the
 # accumulators. The bits are activation.py's. Off: with tiles of its own it is 0 to 3 % faster up to 4096 tokens, slower
-# above, and tiles tuned without it do not fit with it (docs/performance.md).
+# above, and tiles tuned without it do not fit with it (benchmark/kernels/fused_moe_triton/README.md, "The
+# activation inside the up product").
 FUSE_ACTIVATION = False
 
 

@@ -135,7 +135,7 @@ def _add_norm_moe_kernel(
 def warps_for(rows: int, width: int) -> int:
     """Warps of a program that holds up to three rows of `width` numbers. As in rms_norm.py as few as registers allow,
     but twice as many for the few rows of a decode step, which leave the GPU idle otherwise. Measured in
-    docs/performance.md; the bits do not depend on it."""
+    benchmark/kernels/norms.md, "Fused exact ops"; the bits do not depend on it."""
     return max(1, next_power_of_2(width) // (2048 if rows <= FEW_ROWS else 4096))
 
 

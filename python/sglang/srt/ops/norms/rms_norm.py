@@ -53,7 +53,8 @@ def _rms_norm_kernel(
 
 def warps_for(width: int) -> int:
     """Warps of a program that holds `width` numbers: as few as their registers allow, since a sum that crosses warps
-    waits for all of them at each halving. Measured in docs/performance.md; the bits do not depend on it."""
+    waits for all of them at each halving. Measured in benchmark/kernels/norms.md, "Norms and rotation"; the bits do not
+    depend on it."""
     return max(1, next_power_of_2(width) // 4096)
 
 
