@@ -36,14 +36,15 @@ def folder(tmp_path_factory) -> str:
     return make_model_folder(tmp_path_factory.mktemp("m"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine(folder):
     with Engine(model_path=folder, scheduler_module=FAKE_SCHEDULER) as engine:
         yield engine
 
 
-def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+def children() -> set[psutil.Process]:
+    """All that run, those of the module's engine among them."""
+    return {p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"}
 
 
 def state(engine: Engine) -> dict:
@@ -177,6 +178,7 @@ def test_failed_start_leaves_nothing(folder):
 
 
 def test_death_of_a_child_raises_and_ends_the_other(folder):
+    before = children()
     with Engine(model_path=folder, scheduler_module=FAKE_SCHEDULER) as engine:
         waiting = []
 
@@ -195,13 +197,13 @@ def test_death_of_a_child_raises_and_ends_the_other(folder):
         assert waiting == ["the scheduler process ended with exit code 5"]
         with pytest.raises(RuntimeError, match="exit code 5"):
             engine.generate("a")
-        wait_for(lambda: not children())
+        wait_for(lambda: children() == before)
 
 
 def test_shutdown_while_requests_run(folder):
+    before = children()
     engine = Engine(model_path=folder, scheduler_module=FAKE_SCHEDULER)
-    pids = [p.pid for p in children()]
-    assert len(pids) == 2
+    assert len(children() - before) == 2
     errors = []
 
     def ask() -> None:
@@ -217,7 +219,7 @@ def test_shutdown_while_requests_run(folder):
     engine.shutdown()
     thread.join(5)
     assert errors == ["the engine has been shut down"]
-    assert not children()
+    assert children() == before
     with pytest.raises(RuntimeError, match="shut down"):
         engine.generate("a")
 
