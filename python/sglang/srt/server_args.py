@@ -28,9 +28,11 @@ from sglang.srt.arg_fields import (
     validate,
 )
 from sglang.srt.speculative.settings import POSITION_OFFSETS
-from sglang.srt.unsupported_flags import refusal
+from sglang.srt.unsupported_flags import UNSUPPORTED, refusal
 
 logger = logging.getLogger(__name__)
+
+MAX_CANDIDATES = 8  # shown of the flags that a beginning could mean
 
 MODEL = "model and tokenizer"
 HTTP = "HTTP server"
@@ -147,6 +149,13 @@ class ServerArgs:
         group=HTTP,
         check=_proxies,
         metavar="LIST",
+    )
+    allowed_origins: str = arg(
+        "*",
+        help="Web pages that may ask from a browser: origins with commas between, * for all, none for no other.",
+        group=HTTP,
+        check=non_empty,
+        metavar="ORIGINS",
     )
     stream_interval: int = arg(1, help="Tokens between two streamed pieces.", group=HTTP, check=at_least(1))
     incremental_streaming_output: bool = arg(
@@ -448,6 +457,28 @@ def prepare_server_args(argv: list[str]) -> ServerArgs:
     return parse_with_server_args(argv, "python -m sglang.launch_server", "Serve a model over HTTP.")[0]
 
 
+def _whole_flag(parser: OneLineParser, token: str) -> str:
+    """A flag of the command line written out, if it is a unique beginning; anything else as it is. A flag that is not
+    taken ends the process."""
+    typed, equals, value = token.partition("=")
+    actions = parser._option_string_actions
+    if not typed.startswith("--") or typed in actions:
+        return token
+    if reason := refusal(name_of(typed)):
+        parser.error(f"{typed} {reason}")
+    known = {flag: action.dest for flag, action in actions.items()} | {flag_of(name): name for name in UNSUPPORTED}
+    found = sorted(flag for flag in known if flag.startswith(typed)) if typed != "--" else []
+    if not found:
+        close = nearest(typed, actions)
+        parser.error(f"unknown flag {typed}" + (f"; did you mean {close}?" if close else "; --help lists all flags"))
+    if len({known[flag] for flag in found}) > 1:
+        more = f" and {len(found) - MAX_CANDIDATES} more" if len(found) > MAX_CANDIDATES else ""
+        parser.error(f"{typed} could be {', '.join(found[:MAX_CANDIDATES])}{more}; write out the one you mean")
+    if reason := refusal(name_of(found[0])):
+        parser.error(f"{typed}: {found[0]} {reason}")
+    return found[0] + equals + value
+
+
 def parse_with_server_args(
     argv: list[str], prog: str, description: str, add_flags: Callable[[OneLineParser], None] = lambda parser: None
 ) -> tuple[ServerArgs, argparse.Namespace]:
@@ -458,17 +489,7 @@ def parse_with_server_args(
     parser.add_argument("--version", action="version", version=__version__)
     parser.argument_default = None  # build_parser leaves absent flags out of the result, which own flags need not
     add_flags(parser)
-    valid = set(parser._option_string_actions)
-    for token in argv:
-        flag = token.split("=", 1)[0]
-        if not flag.startswith("--") or flag in valid:
-            continue
-        reason = refusal(name_of(flag))
-        if reason:
-            parser.error(f"{flag} {reason}")
-        close = nearest(flag, valid)
-        parser.error(f"unknown flag {flag}" + (f"; did you mean {close}?" if close else "; --help lists all flags"))
-    typed, extra = parser.parse_known_args(argv)
+    typed, extra = parser.parse_known_args([_whole_flag(parser, token) for token in argv])
     if extra:
         parser.error(f"unexpected argument {extra[0]!r}; flags start with --")
     types_of = kinds(ServerArgs)

@@ -31,6 +31,7 @@ GOOD = {
     "api_key": ("secret", "secret"),
     "max_connections": ("100", 100),
     "forwarded_allow_ips": ("10.0.0.0/8, ::1,*", "10.0.0.0/8, ::1,*"),
+    "allowed_origins": ("https://a.example, https://b.example", "https://a.example, https://b.example"),
     "stream_interval": ("4", 4),
     "watchdog_timeout": ("30.5", 30.5),
     "chat_template": ("/c.jinja", "/c.jinja"),
@@ -205,6 +206,31 @@ def test_flags_of_upstream_are_refused_by_name(flag: str, capsys):
     name = flag[2:].replace("-", "_")
     with pytest.raises(ValueError, match=name):
         ServerArgs.from_kwargs(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (["--context-len", "2048"], "context_length", 2048),
+        (["--mem-frac", "0.3"], "mem_fraction_static", 0.3),
+        (["--max-total-token=1536"], "max_total_tokens", 1536),
+        (["--speculative-alg", "NEXTN"], "speculative_algorithm", "NEXTN"),  # two spellings of one field
+        (["--tp", "2"], "tp_size", 2),  # a whole name, though others begin with it
+        (["--log-requests"], "log_requests", True),
+        (["--disable-radix"], "disable_radix_cache", True),
+    ],
+)
+def test_unique_beginnings_of_flags_are_taken(argv: list[str], field: str, value):
+    assert getattr(prepare_server_args(argv), field) == value
+
+
+def test_beginnings_that_are_refused(capsys):
+    error = one_line_error(["--log-req", "1"], capsys)
+    assert "--log-req could be" in error and "--log-requests-level" in error and "--log-requests-format" in error
+    assert " more; write out the one you mean" in one_line_error(["--enable"], capsys)
+    assert "--trust-remote: --trust-remote-code is not supported" in one_line_error(["--trust-remote"], capsys)
+    assert "unknown flag --" in one_line_error(["--"], capsys)
+    assert "--context-length: expected an integer" in one_line_error(["--context-len", "x"], capsys)
 
 
 def test_no_flag_is_both_taken_and_refused():

@@ -64,6 +64,38 @@ def test_generate(engine):
     assert len(pieces) > 5
 
 
+def test_arguments_by_position_are_in_upstreams_order(engine):
+    answer = engine.generate("a", says("zz"), None, None, None, None, None, True, 0, 2, [3])
+    meta = answer["meta_info"]
+    assert len(meta["output_top_logprobs"][0]) == 2 and meta["output_token_ids_logprobs"][0][0][1] == 3
+    assert len(meta["input_token_logprobs"]) == 2
+    pieces = engine.generate("a", says("zz"), *[None] * 15, True)
+    assert list(pieces)[-1]["text"] == "zz"
+    assert engine.generate("a", says("z"), *[None] * 23, "mine")["meta_info"]["id"] == "mine"
+    assert engine.generate(prompt="a", sampling_params=says("z"), session_id=None)["text"] == "z"
+    with pytest.raises(ValueError, match="session_id"):
+        engine.generate("a", session_id="s")
+    with pytest.raises(ValueError, match="image_data is not supported"):
+        engine.generate("a", {}, None, ["picture.png"])
+    with pytest.raises(TypeError, match="got prompt twice"):
+        engine.generate("a", prompt="b")
+    with pytest.raises(TypeError, match="29 positional"):
+        engine.generate(*["a"] * 30)
+    with pytest.raises(ValueError, match="strem"):
+        engine.generate("a", strem=False)
+
+
+def test_children_and_manager(folder):
+    engine = Engine(model_path=folder, scheduler_module=FAKE_SCHEDULER)
+    try:
+        pids = engine.get_all_child_pids()
+        assert sorted(pids) == sorted(p.pid for p in children()) and len(pids) == 2
+        assert engine.tokenizer_manager.info.model_path == folder
+    finally:
+        engine.shutdown()
+    assert engine.get_all_child_pids() == []
+
+
 def test_control(engine, folder):
     assert engine.flush_cache() is True
     assert engine.get_model_info()["model_path"] == folder

@@ -187,7 +187,7 @@ OK = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
         ({"input_ids": [-1]}, "token id -1"),
         ({"input_ids": [1e30]}, "input_ids"),
         ({"input_ids": [10**30]}, "input_ids"),
-        ({"input_ids": [5] * 512}, "the prompt has 512 tokens; at most 511 are possible"),
+        ({"input_ids": [5] * 512}, "The input (512 tokens) is longer than the model's context length (512 tokens)."),
         ({**OK, "sampling_params": {"temprature": 1}}, "temprature"),
         ({**OK, "sampling_params": {"temperature": "hot"}}, "temperature"),
         ({**OK, "sampling_params": {"temperature": -1}}, "temperature"),
@@ -205,7 +205,7 @@ OK = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
         ({**OK, "sampling_params": {"json_schema": "{}"}}, "json_schema"),
         ({**OK, "sampling_params": [{}]}, "sampling_params is a list, but there is one prompt"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params has 1 entries for 2 prompts"),
-        ({"text": ["a", "b"], "rid": "one"}, "rid must be a list"),
+        ({"text": ["a", "b"], "rid": ["one"]}, "rid has 1 entries for 2 prompts"),
         ({"text": ["a", "b"], "rid": ["x", "x"]}, "rid 'x' is in use"),
         ({"text": ["a"] * 5000}, "5000 generations"),
         ({**OK, "rid": "x" * 300}, "rid has 300 characters"),
@@ -273,7 +273,8 @@ def test_huge_bodies_are_413_however_they_come(server):
 def test_large_but_legal_prompt_says_both_numbers(server):
     reply = server.client.post("/generate", json={"text": "a " * 1_000_000})
     assert reply.status_code == 400
-    assert "the prompt has 1000002 tokens; at most 511" in reply.json()["message"]
+    assert "The input (1000002 tokens) is longer than" in reply.json()["message"]
+    assert "at most 511 are possible" in reply.json()["message"]
 
 
 def test_wrong_routes_have_the_same_error_form(server):

@@ -298,7 +298,8 @@ CHAT = {"messages": HELLO}
         ("completions", {"prompt": "a", "suffix": "b"}, "suffix (filling in the middle) is not supported"),
         ("completions", {"prompt": "a", "best_of": 3}, "best_of 3 is not supported"),
         ("completions", {"prompt": "a", "logprobs": 50}, "logprobs is 50; 0 to 20"),
-        ("completions", {"prompt": ["a", "b"], "rid": "r"}, "rid needs a single prompt"),
+        ("completions", {"prompt": ["a", "b"], "rid": ["r"]}, "rid has 1 entries for 2 prompts"),
+        ("chat/completions", {**CHAT, "rid": ["r"]}, "rid is a list, but there is one prompt"),
     ],
 )
 def test_bad_requests(server, path, body, says_what):

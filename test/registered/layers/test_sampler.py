@@ -491,6 +491,24 @@ def test_logprobs_are_those_after_penalties_and_temperature_and_before_the_cuts(
     assert np.allclose([v for v, _ in best], exact[0].topk(5).values, atol=1e-5)
 
 
+def test_original_logprobs_are_the_models_own(monkeypatch):
+    """Upstream's variable: before temperature, penalties, bias and what is barred; the tokens stay the same."""
+    fields = {"temperature": 0.5, "presence_penalty": 1.0, "logit_bias": {"7": 50.0}, "min_new_tokens": 9}
+    params = [SamplingParams(**fields), SamplingParams(top_k=1), SamplingParams(temperature=2.0)]
+    logits, positions = normal(3), at(1, 3)
+    usual = state_of(params, outputs=[[4], [], []], stop_ids=[3])
+    monkeypatch.setenv("SGLANG_RETURN_ORIGINAL_LOGPROB", "1")
+    original = state_of(params, outputs=[[4], [], []], stop_ids=[3])
+    ids, reported = original[0].sample(logits, original[1], positions, original[2])
+    assert torch.equal(ids, usual[0].sample(logits, usual[1], positions, usual[2])[0])
+    exact = torch.log_softmax(logits.double(), -1)
+    values, best, asked = token_logprobs(reported, ids, [5] * 3, [[3, 4]] * 3).lists()
+    assert np.allclose(values, exact.gather(1, ids[:, None])[:, 0], atol=1e-5)
+    for i in range(3):
+        assert np.allclose([v for v, _ in best[i]], exact[i].topk(5).values, atol=1e-5)
+        assert np.allclose(asked[i], exact[i, [3, 4]], atol=1e-5)
+
+
 def test_barred_tokens_have_a_finite_logprob():
     """JSON has no -inf, and upstream reports the lowest float instead."""
     logits = torch.tensor([[0.0, -torch.inf, -torch.inf]])

@@ -107,6 +107,19 @@ def test_prompt_logprobs_and_top_lists(folder, oracle):
     assert [[token for _, token in row] for row in got.top[1:]] == top.indices.tolist()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("original", [False, True])
+def test_output_logprobs_with_a_temperature(original: bool, folder, oracle, monkeypatch):
+    monkeypatch.setenv("SGLANG_RETURN_ORIGINAL_LOGPROB", "1" if original else "0")
+    h, prompt = engine(folder("moe_top2")), prompts()[4]
+    h.add("a", prompt, NEW_TOKENS, params={"temperature": 0.5, "sampling_seed": 3}, return_logprob=True)
+    h.run()
+    got = h.received["a"]
+    logits = oracle("moe_top2")(torch.tensor([prompt + got.ids[:-1]])).logits[0, len(prompt) - 1 :].double()
+    wanted = torch.log_softmax(logits if original else logits / 0.5, -1)
+    assert torch.allclose(torch.tensor(got.logprobs).double(), wanted[range(NEW_TOKENS), got.ids], atol=1e-4)
+
+
 def test_sampled_tokens_depend_on_the_seed_and_not_on_the_company(folder):
     alone, together = engine(folder("dense_k_eq_v")), engine(folder("dense_k_eq_v"), chunked_prefill_size=5)
     for i, prompt in enumerate(prompts()):

@@ -5,7 +5,7 @@ import sys
 import msgspec
 import pytest
 
-from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, SamplingParams
+from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, MAX_NEW_TOKENS, SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=2, suite="unit-test-cpu")
@@ -94,9 +94,22 @@ def test_bad_values_are_named(name: str, value):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", [*CHECKS, *GRAMMAR_FIELDS])
 def test_null_is_the_default(name: str):
-    assert SamplingParams.from_request({name: None}) == SamplingParams()
+    if name != "max_new_tokens":
+        assert SamplingParams.from_request({name: None}) == SamplingParams()
+
+
+def test_null_max_new_tokens_is_as_many_as_there_is_room_for():
+    assert SamplingParams.from_request({"max_new_tokens": None}).max_new_tokens == MAX_NEW_TOKENS
+    assert SamplingParams.from_request({}, {"max_new_tokens": None}).max_new_tokens == 128  # it was not given
+
+
+@pytest.mark.parametrize("name", GRAMMAR_FIELDS)
+def test_an_empty_grammar_is_none(name):
+    assert SamplingParams.from_request({name: ""}) == SamplingParams()
+    with pytest.raises(ValueError, match=f"{name}: constrained output"):
+        SamplingParams.from_request({name: "a"})
 
 
 def test_defaults_fill_what_is_left_out():

@@ -23,6 +23,7 @@ from sglang.srt.metrics.server_metrics import ServerMetrics
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.chat_template import load_renderer
+from sglang.srt.utils.environment import warn_of_unread
 from sglang.srt.utils.ipc import Receiver, Sender
 from sglang.srt.utils.tokenizer import Tokenizer
 
@@ -65,6 +66,7 @@ class Backend:
         folder = model_folder(self.args)
         if not os.path.isdir(folder):
             raise ValueError(f"--model-path {folder}: no such folder (models are not downloaded)")
+        warn_of_unread()
         self._supervisor = supervisor = ProcessSupervisor(self._child_died)
         args = self.args
         supervisor.start_ranks(self._scheduler_module, args)  # first: it takes longest
@@ -172,6 +174,9 @@ class Backend:
             "version": sglang.__version__,
             "internal_states": [await self.manager.internal_state()],
         }
+
+    def live_pids(self) -> list[int]:
+        return [] if self._supervisor is None else self._supervisor.live_pids()
 
     def end_processes(self) -> None:
         """May be called in any state, from any thread, and twice."""

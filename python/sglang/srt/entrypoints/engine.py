@@ -17,7 +17,18 @@ from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.io_struct import ProfileSettings
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
+
+# Upstream's order of generate()'s arguments. Of those that /generate does not have, only nothing is taken.
+GENERATE_ORDER = (
+    "prompt", "sampling_params", "input_ids", "image_data", "audio_data", "video_data", "mm_hashes", "return_logprob",
+    "logprob_start_len", "top_logprobs_num", "token_ids_logprob", "lora_path", "custom_logit_processor",
+    "require_reasoning", "return_hidden_states", "return_routed_experts", "routed_experts_start_len", "stream",
+    "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "disagg_prefill_dp_rank",
+    "data_parallel_rank", "external_trace_header", "rid", "session_params", "priority", "session_id",
+)  # fmt: skip
+NOT_FIELDS = set(GENERATE_ORDER) - {"prompt", *GenerateRequest.__struct_fields__}
 
 
 class Engine:
@@ -58,39 +69,35 @@ class Engine:
 
     # ---- requests ----------------------------------------------------------------------------------------------
 
-    def generate(
-        self,
-        prompt: str | list[str] | None = None,
-        sampling_params: dict | list[dict] | None = None,
-        input_ids: list[int] | list[list[int]] | None = None,
-        *,
-        stream: bool = False,
-        **fields: Any,
-    ) -> dict | list[dict] | Iterator[dict]:
-        """The answer of a prompt, a list for a batch, an iterator of answers so far with `stream`. `fields` are those
-        of /generate (return_logprob, top_logprobs_num, rid, ...)."""
-        body = self._body(prompt, sampling_params, input_ids, stream, fields)
-        return self._iterate(body) if stream else self._run(self._answer(body))
+    def generate(self, *args: Any, **fields: Any) -> dict | list[dict] | Iterator[dict]:
+        """The answer of a prompt, a list for a batch, an iterator of answers so far with `stream=True`.
 
-    async def async_generate(
-        self,
-        prompt: str | list[str] | None = None,
-        sampling_params: dict | list[dict] | None = None,
-        input_ids: list[int] | list[list[int]] | None = None,
-        *,
-        stream: bool = False,
-        **fields: Any,
-    ) -> dict | list[dict] | AsyncIterator[dict]:
+        generate(prompt, sampling_params, input_ids, ...): by position in upstream's order (GENERATE_ORDER), or by name:
+        the fields of /generate (return_logprob, top_logprobs_num, rid, ...), with `prompt` for its text.
+        """
+        body = self._body(args, fields)
+        return self._iterate(body) if body.stream else self._run(self._answer(body))
+
+    async def async_generate(self, *args: Any, **fields: Any) -> dict | list[dict] | AsyncIterator[dict]:
         """generate() for a running event loop. Cancelling it aborts the request."""
-        body = self._body(prompt, sampling_params, input_ids, stream, fields)
-        if stream:
+        body = self._body(args, fields)
+        if body.stream:
             return self._aiterate(body)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._answer(body), self._loop))
 
-    def _body(self, prompt: Any, sampling_params: Any, input_ids: Any, stream: bool, fields: dict) -> GenerateRequest:
+    def _body(self, args: tuple, fields: dict) -> GenerateRequest:
         self._check_alive()
-        values = {"text": prompt, "sampling_params": sampling_params, "input_ids": input_ids, "stream": stream}
-        return _checked({**values, **fields}, GenerateRequest)
+        if len(args) > len(GENERATE_ORDER):
+            raise TypeError(f"generate() takes {len(GENERATE_ORDER)} positional arguments, got {len(args)}")
+        values = dict(zip(GENERATE_ORDER, args, strict=False))
+        if twice := values.keys() & fields.keys():
+            raise TypeError(f"generate() got {min(twice)} twice, by position and by name")
+        values |= fields
+        values["text"] = values.pop("prompt", None)
+        for name in NOT_FIELDS:
+            if not values.get(name):
+                values.pop(name, None)
+        return _checked(values, GenerateRequest)
 
     def _check_alive(self) -> None:
         if self._closed:
@@ -127,6 +134,15 @@ class Engine:
                 yield piece
         finally:
             await there(pieces.aclose())
+
+    @property
+    def tokenizer_manager(self) -> TokenizerManager:
+        """What requests and control messages go through; its coroutines run on the engine's own event loop."""
+        return self._backend.manager
+
+    def get_all_child_pids(self) -> list[int]:
+        """Process ids of the engine's children that live; empty after shutdown()."""
+        return self._backend.live_pids()
 
     # ---- control -----------------------------------------------------------------------------------------------
 

@@ -98,6 +98,11 @@ def check_counts(items: list, field: str) -> None:
         raise RequestError(f"{field} has {ids} token ids, at most {MAX_IDS} are possible in one call", param=field)
 
 
+def batch_rids(rid: str, count: int) -> list[str]:
+    """A name for each of `count` prompts from the one that the client gave, as upstream makes them."""
+    return [rid] if count == 1 else [f"{rid}_{i}" for i in range(count)]
+
+
 def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
     """The prompts of a request, and whether it is a batch, which is answered by a list."""
     refuse_unserved(body, NOT_SERVED)
@@ -122,14 +127,12 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
             raise RequestError(f"{name} has {len(value)} entries for {len(items)} prompts", param=name)
         return value
 
-    if is_batch and isinstance(body.rid, str):
-        raise RequestError("rid must be a list with one id for each prompt of the batch", param="rid")
     selected = body.token_ids_logprob
     if selected and len(selected) > MAX_GENERATIONS:
         raise RequestError(f"token_ids_logprob has {len(selected)} ids or lists", param="token_ids_logprob")
     nested = bool(selected) and item_type([x for x in selected if x is not None] or [[]], "token_ids_logprob") is list
     columns = {
-        "rid": per_prompt("rid", None),
+        "rid": per_prompt("rid", None) if not isinstance(body.rid, str) else batch_rids(body.rid, len(items)),
         "return_logprob": per_prompt("return_logprob", False),
         "logprob_start_len": per_prompt("logprob_start_len", -1),
         "top_logprobs_num": per_prompt("top_logprobs_num", 0),

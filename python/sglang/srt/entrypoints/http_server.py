@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
 
 from sglang.srt.entrypoints.backend import Backend
 from sglang.srt.entrypoints.connections import Front, bind, choose_max_connections
@@ -60,7 +61,7 @@ class HttpServer:
         self._gate = Gate(make_app(self.backend), api_key, lambda: self.state)
         self._front = Front(
             uvicorn.Config(
-                self._gate,
+                open_to_origins(self._gate, args.allowed_origins),
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -193,6 +194,14 @@ async def _in_own_thread(work: Callable[[], Any]) -> Any:
 
     threading.Thread(target=run, daemon=True).start()
     return await future
+
+
+def open_to_origins(app: Callable, origins: str) -> Callable:
+    """Let a browser's pages of `origins` ask (--allowed-origins). It stands before the key: a preflight has none."""
+    if origins == "none":
+        return app
+    allowed = [origin.strip() for origin in origins.split(",")]
+    return CORSMiddleware(app, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"])
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -35,9 +35,8 @@ def json_reply(value: Any, status: int = 200) -> Response:
     return Response(_encode(value), status, media_type="application/json")
 
 
-def error_body(error: RequestError) -> dict:
+def error_fields(error: RequestError) -> dict:
     return {
-        "object": "error",
         "message": error.message,
         "type": ERROR_TYPES.get(error.status, "BadRequestError"),
         "param": error.param,
@@ -46,7 +45,10 @@ def error_body(error: RequestError) -> dict:
 
 
 def error_reply(error: RequestError) -> Response:
-    reply = json_reply(error_body(error), error.status)
+    """Upstream's two forms in one: flat, as its OpenAI endpoints have it, and under `error`, where its native endpoint
+    and OpenAI's own service have it."""
+    fields = error_fields(error)
+    reply = json_reply({"object": "error", **fields, "error": fields}, error.status)
     if error.status == 401:
         reply.headers["WWW-Authenticate"] = "Bearer"
     if error.status in (408, 413):  # more of the body would follow
@@ -94,10 +96,9 @@ class EventStream(Response):
     The status waits for the first event, so that a refused request gets its own; a later failure is an error event.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], openai_errors: bool):
+    def __init__(self, events: AsyncGenerator[bytes, None]):
         super().__init__()
         self._events = events
-        self._openai_errors = openai_errors
 
     async def __call__(self, scope, receive, send) -> None:
         async with _racing(self._produce(scope, receive, send), _until_disconnect(receive)) as (producer, _):
@@ -123,6 +124,5 @@ class EventStream(Response):
                 if not started:
                     await error_reply(e)(scope, receive, send)
                     return
-                body = error_body(e) if self._openai_errors else {"message": e.message, "code": e.status}
-                await write(event({"error": body}))
+                await write(event({"error": error_fields(e)}))
         await write(DONE, more=False)

@@ -79,7 +79,7 @@ def add_generation_routes(app: FastAPI, backend: Backend) -> None:
             body = await read_body(request, body_type)
             api = api_type(backend.manager)
             if body.stream:
-                return EventStream(api.events(body), openai_errors=body_type is not GenerateRequest)
+                return EventStream(api.events(body))
             return await reply_unless_gone(request, api.answer(body))
 
         app.add_api_route(path, endpoint, methods=methods)

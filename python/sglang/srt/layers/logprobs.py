@@ -1,8 +1,8 @@
 """Log-probabilities of chosen, best and asked-for tokens, computed on the device, then host lists for the protocol.
 
 They are natural logarithms of softmax over the logits given: for output tokens those after penalties and temperature
-(SamplingState.sample), for prompt tokens the model's own. What is barred gets the lowest fp32 number in place of -inf,
-which JSON does not have; upstream does the same.
+(SamplingState.sample, which knows the exception), for prompt tokens the model's own. What is barred gets the lowest
+fp32 number in place of -inf, which JSON does not have; upstream does the same.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ What happens to a row of logits, in upstream's order:
 2. logit_bias is added;
 3. eos and the other stop tokens are barred until min_new_tokens are made;
 4. division by the temperature: log-probabilities are those of the result, before anything is cut off, as upstream
-   reports them;
+   reports them; with SGLANG_RETURN_ORIGINAL_LOGPROB=1 they are the model's own, of the logits before step 1;
 5. top_k, top_p and min_p cut, each judging the probabilities of step 4 (upstream's "joint" order: top_p's sum is not
    renormalised after top_k), so their order does not matter;
 6. the draw, or for greedy rows (top_k 1) the argmax of step 3, ties to the lowest id.
@@ -25,6 +25,7 @@ from torch import Tensor
 from sglang.srt.sampling.sampling_flags import SMALL_TOP_K, SamplingFlags, flag_bits
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.device_copies import to_device
+from sglang.srt.utils.environment import is_on
 
 BLOCK_ELEMENTS = 1 << 23  # of logits that draw at a time: bounds the temporaries (64 MB for each int64 one)
 MASK32 = 0xFFFFFFFF
@@ -75,6 +76,7 @@ class SamplingState:
         self.biased_rows: set[int] = set()
         self.counts: Tensor | None = None
         self.token_words = mix32(torch.arange(vocab_size, device=device))  # [V], the hash's part that never changes
+        self.reports_original = is_on("SGLANG_RETURN_ORIGINAL_LOGPROB")
 
     def admit(
         self,
@@ -122,15 +124,16 @@ class SamplingState:
             self.counts[row].zero_().scatter_add_(0, made, torch.ones_like(made, dtype=torch.int32))
 
     def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags) -> tuple[Tensor, Tensor]:
-        """logits [S, V] -> next ids [S] int64 and the logits [S, V] fp32 after penalties, bias and temperature.
+        """logits [S, V] -> next ids [S] int64 and the logits [S, V] fp32 that log-probabilities are of: those after
+        penalties, bias and temperature, or the original ones.
 
         `rows` [S] int64, `positions` [S] int64: index in its sequence of the token being sampled. `flags` must hold
         what any of the rows needs; more than that changes no token. `logits` is left as it was. The tokens count as
         generated from now on.
         """
-        next_ids, scaled = self.choose(logits, rows, positions, flags)
+        next_ids, reported = self.choose(logits, rows, positions, flags)
         self.count(rows, next_ids, flags)
-        return next_ids, scaled
+        return next_ids, reported
 
     def choose(
         self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags, path: Tensor | None = None
@@ -145,7 +148,7 @@ class SamplingState:
         if flags & SamplingFlags.DRAW:
             drawn = torch.cat([block.argmax(-1) for block in self._noisy(scaled, positions, ints, floats, flags)])
             next_ids = torch.where(ints[:, 3] == 1, next_ids, drawn)
-        return next_ids, scaled
+        return next_ids, logits.float() if self.reports_original else scaled
 
     def preferences(self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags) -> Tensor:
         """[S, V] fp32: what choose() takes the largest of, for those who want the next ones too."""

@@ -84,6 +84,10 @@ class ProcessSupervisor:
         if first:
             self._on_death(ChildDied(name, exit_code))
 
+    def live_pids(self) -> list[int]:
+        with self._lock:
+            return [child.pid for _, child in self._children if child.poll() is None]
+
     def pids(self) -> dict[str, int]:
         return {name: child.pid for name, child in self._children}
 

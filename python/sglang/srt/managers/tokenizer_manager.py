@@ -111,7 +111,9 @@ class TokenizerManager:
             for i in range(prompt.params.n):
                 rid = base if prompt.params.n == 1 else f"{base}-{i}"
                 if rid in taken:
-                    raise RequestError(f"rid {rid!r} is in use by a request under way", param="rid")
+                    raise RequestError(
+                        f"Duplicate request ID: rid {rid!r:.80} is in use by a request under way", param="rid"
+                    )
                 taken.add(rid)
                 serial, index = next(self._serials), len(group.generations)
                 group.generations.append(Generation(serial, rid, base, index, i, prompt, prompt_ids, group, observer))
@@ -212,8 +214,10 @@ class TokenizerManager:
         if len(ids) > limit:
             if not self.args.allow_auto_truncate:
                 raise RequestError(
-                    f"the prompt has {len(ids)} tokens; at most {limit} are possible (context length "
-                    f"{self.info.context_length}, KV cache of {self.info.max_total_num_tokens} tokens)",
+                    # Agents look for upstream's sentence, to shorten the conversation and go on.
+                    f"The input ({len(ids)} tokens) is longer than the model's context length ({limit + 1} tokens). "
+                    f"Of a prompt at most {limit} are possible (context length {self.info.context_length}, KV cache of "
+                    f"{self.info.max_total_num_tokens} tokens)",
                     param=param,
                 )
             # Half the context at least stays for the prompt, whatever max_new_tokens asks for.

@@ -21,7 +21,8 @@ GRAMMAR_FIELDS = ("json_schema", "regex", "ebnf", "structural_tag")
 
 
 class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What a request asks of the sampler and of its stopping rules. From outside, null means the default."""
+    """What a request asks of the sampler and of its stopping rules. From outside, null means the default; that of
+    max_new_tokens alone, given as null, means as many as the context holds."""
 
     max_new_tokens: int = 128
     min_new_tokens: int = 0
@@ -54,7 +55,9 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
         if given is not None and not isinstance(given, dict):
             raise ValueError(f"sampling_params must be an object, got {shown(given)}")
         merged = {k: v for k, v in (defaults or {}).items() if v is not None}
-        merged |= {k: v for k, v in (given or {}).items() if v is not None}
+        merged |= {k: v for k, v in (given or {}).items() if v is not None and not (k in GRAMMAR_FIELDS and v == "")}
+        if given and given.get("max_new_tokens", 0) is None:
+            merged["max_new_tokens"] = MAX_NEW_TOKENS
         for name in merged:
             if name in GRAMMAR_FIELDS:
                 raise ValueError(f"{name}: constrained output is not supported by this server")

@@ -50,7 +50,7 @@ class CommonFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     custom_params: dict | None = None
-    rid: str | None = None
+    rid: str | list[str] | None = None
     extra_key: str | None = None
     cache_salt: str | None = None
 

@@ -30,7 +30,7 @@ class ChatApi:
 
     async def answer(self, body: ChatCompletionRequest) -> dict:
         prompt = self._prompt(body)
-        head = self._head(body, "chat.completion")
+        head = self._head(body, prompt, "chat.completion")
         async with self._manager.generate([prompt]) as group:
             generations = await group.all()
         choices = [
@@ -46,15 +46,16 @@ class ChatApi:
 
     async def events(self, body: ChatCompletionRequest) -> AsyncGenerator[bytes, None]:
         prompt = self._prompt(body)
-        head = self._head(body, "chat.completion.chunk")
+        head = self._head(body, prompt, "chat.completion.chunk")
         options = body.stream_options
         report = self._manager.args.enable_cache_report
         sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
 
         def piece(g: Generation, delta: dict, logprobs: dict | None = None, finish: dict | None = None) -> bytes:
-            choice = {"index": g.index, "delta": delta, "logprobs": logprobs}
+            # Clients of reasoning models read the thought in every delta, null or not.
+            choice = {"index": g.index, "delta": {**delta, "reasoning_content": None}, "logprobs": logprobs}
             value = {**head, "choices": [choice | (finish or {"finish_reason": None, "matched_stop": None})]}
-            if options and options.continuous_usage_stats:
+            if options and options.continuous_usage_stats and "role" not in delta:
                 value["usage"] = usage([g], report)
             return event(value)
 
@@ -74,9 +75,9 @@ class ChatApi:
             if options and options.include_usage:
                 yield event({**head, "choices": [], "usage": usage(group.generations, report)})
 
-    def _head(self, body: ChatCompletionRequest, kind: str) -> dict:
+    def _head(self, body: ChatCompletionRequest, prompt: Prompt, kind: str) -> dict:
         return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": prompt.rid,
             "object": kind,
             "created": int(time.time()),
             "model": model_name(body, self._manager),
@@ -95,6 +96,8 @@ class ChatApi:
             raise RequestError(
                 f"top_logprobs is {body.top_logprobs}; 0 to {MAX_TOP_LOGPROBS} are possible", param="top_logprobs"
             )
+        if isinstance(body.rid, list):
+            raise RequestError("rid is a list, but there is one prompt", param="rid")
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         # Without a limit an answer may fill the context; the scheduler ends it there.
         params = make_sampling_params(
@@ -103,7 +106,7 @@ class ChatApi:
         return Prompt(
             params,
             text=self._render(body),
-            rid=body.rid,
+            rid=body.rid or f"chatcmpl-{uuid.uuid4().hex}",
             stream=bool(body.stream),
             return_logprob=bool(body.logprobs),
             top_logprobs_num=body.top_logprobs or 0,

@@ -2,10 +2,10 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from sglang.srt.entrypoints.generate_api import check_counts, item_type
+from sglang.srt.entrypoints.generate_api import batch_rids, check_counts, item_type
 from sglang.srt.entrypoints.openai.protocol import (
     MAX_TOP_LOGPROBS,
     CompletionRequest,
@@ -40,7 +40,7 @@ class CompletionsApi:
 
     async def answer(self, body: CompletionRequest) -> dict:
         prompts = self._prompts(body)
-        head = self._head(body)
+        head = self._head(body, prompts)
         async with self._manager.generate(prompts) as group:
             generations = await group.all()
         choices = [self._choice(body, g, Sent()) for g in generations]
@@ -48,7 +48,7 @@ class CompletionsApi:
 
     async def events(self, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
         prompts = self._prompts(body)
-        head = self._head(body)
+        head = self._head(body, prompts)
         options = body.stream_options
         report = self._manager.args.enable_cache_report
         async with self._manager.generate(prompts) as group:
@@ -86,26 +86,29 @@ class CompletionsApi:
         if isinstance(given, list):
             check_counts(given, "prompt")
         items = given if isinstance(given, list) and item_type(given, "prompt") is not int else [given]
-        if body.rid is not None and len(items) > 1:
-            raise RequestError("rid needs a single prompt", param="rid")
+        rids = (
+            body.rid if isinstance(body.rid, list) else batch_rids(body.rid or f"cmpl-{uuid.uuid4().hex}", len(items))
+        )
+        if len(rids) != len(items):
+            raise RequestError(f"rid has {len(rids)} entries for {len(items)} prompts", param="rid")
         return [
             Prompt(
                 params,
                 text=item if isinstance(item, str) else None,
                 input_ids=None if isinstance(item, str) else item,
-                rid=body.rid,
+                rid=rid,
                 stream=bool(body.stream),
                 return_logprob=body.logprobs is not None,
                 logprob_start_len=0 if body.echo and body.logprobs is not None else -1,
                 top_logprobs_num=body.logprobs or 0,
                 extra_key=shared_key(body),
             )
-            for item in items
+            for item, rid in zip(items, rids, strict=True)
         ]
 
-    def _head(self, body: CompletionRequest) -> dict:
+    def _head(self, body: CompletionRequest, prompts: list[Prompt]) -> dict:
         return {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": prompts[0].rid,
             "object": "text_completion",
             "created": int(time.time()),
             "model": model_name(body, self._manager),
@@ -134,7 +137,7 @@ class CompletionsApi:
                 columns["tokens"].append(text)
                 columns["token_logprobs"].append(logprobs.values[i])
                 top = logprobs.top[i] if logprobs.top else None
-                columns["top_logprobs"].append(top and {token_text(token_id): value for value, token_id in top})
+                columns["top_logprobs"].append(top and best_by_text(top, token_text))
                 columns["text_offset"].append(sent.token_chars)
                 sent.token_chars += len(text)
 
@@ -142,3 +145,12 @@ class CompletionsApi:
             add(g.input_logprobs, 0)
         add(g.output_logprobs, sent.tokens)
         return columns
+
+
+def best_by_text(top: list[tuple[float, int]], token_text: Callable[[int], str]) -> dict[str, float]:
+    """Text -> log-probability of (log-probability, id) pairs in falling order. Of tokens with one text, which parts of
+    characters have, the best stays."""
+    best: dict[str, float] = {}
+    for value, token_id in top:
+        best.setdefault(token_text(token_id), value)
+    return best

@@ -1,0 +1,242 @@
+"""Forms of replies, names and errors that programs written for upstream look for."""
+
+import asyncio
+import json
+import sys
+import threading
+
+import openai
+import pytest
+
+from sglang.srt.entrypoints.replies import EventStream, event
+from sglang.srt.managers.generation import RequestError
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.server_process import ServerProcess, wait_for
+from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
+
+register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+
+TOKENIZER = make_tokenizer()
+HELLO = [{"role": "user", "content": "Hello"}]
+LONG = "x" * 300
+
+
+def ids_of(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False).ids
+
+
+def says(text: str, **custom) -> dict:
+    return {"custom_params": {"output_ids": [*ids_of(text), 1], **custom}}
+
+
+def run_server(tmp_path_factory, *flags: str) -> ServerProcess:
+    folder = make_model_folder(tmp_path_factory.mktemp("m"))
+    return ServerProcess("sglang.test.fake_server", "--model-path", folder, "--context-length", "256", *flags)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with run_server(tmp_path_factory) as server:
+        yield server
+
+
+@pytest.fixture
+def post(server):
+    def post(path: str, status: int = 200, **body):
+        reply = server.client.post(path, json=body)
+        assert reply.status_code == status, reply.text
+        return reply.json()
+
+    return post
+
+
+@pytest.fixture
+def events(server):
+    def events(path: str, **body) -> list[dict]:
+        with server.client.stream("POST", path, json={**body, "stream": True}) as reply:
+            lines = [line for line in reply.iter_lines() if line]
+        assert lines.pop() == "data: [DONE]"
+        return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+    return events
+
+
+# ---- errors -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"text": ["a", "b"], "rid": ["x", "x"]}),
+        ("/generate", {"text": "a", "strem": 1}),
+        ("/generate", {"text": LONG, "stream": True}),
+        ("/v1/completions", {"prompt": "a", "n": 0}),
+        ("/v1/chat/completions", {"messages": []}),
+    ],
+)
+def test_errors_have_both_of_upstreams_forms(post, path, body):
+    reply = post(path, 400, **body)
+    assert reply["object"] == "error" and reply["code"] == 400
+    assert reply["error"] == {k: reply[k] for k in ("message", "type", "param", "code")}
+    assert reply["error"]["message"]
+
+
+def test_a_duplicate_name_is_called_so(post, server):
+    assert "Duplicate request ID" in post("/generate", 400, text=["a", "b"], rid=["x", "x"])["error"]["message"]
+    slow = {"max_new_tokens": 200, "custom_params": {"delay": 0.05}}
+    body = {"text": "a", "rid": "d", "sampling_params": slow}
+    asking = threading.Thread(target=lambda: server.client.post("/generate", json=body))
+    asking.start()
+    wait_for(lambda: server.internal_state()["running"])
+    assert "Duplicate request ID" in post("/generate", 400, text="a", rid="d")["error"]["message"]
+    assert post("/abort_request", rid="d") == {"aborted": 1}
+    asking.join()
+
+
+def test_an_error_inside_a_stream_has_message_type_and_code():
+    async def events():
+        yield event({"text": "begun"})
+        raise RequestError("out of memory", status=503)
+
+    sent = []
+
+    async def receive() -> dict:
+        await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        sent.append(message.get("body", b""))
+
+    asyncio.run(EventStream(events())({"type": "http"}, receive, send))
+    begun, error, done = b"".join(sent).decode().strip().split("\n\n")
+    fields = {"message": "out of memory", "type": "ServiceUnavailableError", "param": None, "code": 503}
+    assert json.loads(error.removeprefix("data: ")) == {"error": fields}
+    assert "begun" in begun and done == "data: [DONE]"
+
+
+def test_too_long_a_prompt_is_said_in_the_words_agents_look_for(post, server):
+    sentence = "The input (301 tokens) is longer than the model's context length (256 tokens)."
+    assert post("/generate", 400, text=LONG)["message"].startswith(sentence)
+    assert post("/v1/completions", 400, prompt=LONG)["message"].startswith(sentence)
+    chat = post("/v1/chat/completions", 400, messages=[{"role": "user", "content": LONG}], stream=True)
+    assert "is longer than the model's context length (256 tokens)." in chat["message"]
+    assert "at most 255 are possible" in chat["message"]
+
+
+# ---- names ------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_a_batch_come_from_one_name(post):
+    one = {"max_new_tokens": 1}
+
+    def names(text, rid, n: int = 1) -> list[str]:
+        answers = post("/generate", text=text, rid=rid, sampling_params={**one, "n": n})
+        return [answer["meta_info"]["id"] for answer in ([answers] if isinstance(answers, dict) else answers)]
+
+    assert names(["a", "b"], "q") == ["q_0", "q_1"]
+    assert names(["a"], "q") == names("a", "q") == ["q"]
+    assert names(["a", "b"], ["y", "z"]) == ["y", "z"]
+    assert names("a", "q", n=2) == ["q-0", "q-1"]
+    assert names(["a", "b"], "q", n=2) == ["q_0-0", "q_0-1", "q_1-0", "q_1-1"]
+
+
+def test_a_replys_id_is_the_requests_name(post, events):
+    assert post("/v1/chat/completions", messages=HELLO, max_tokens=1, rid="mine")["id"] == "mine"
+    assert post("/v1/completions", prompt="a", max_tokens=1, rid="mine")["id"] == "mine"
+    assert post("/v1/completions", prompt=["a", "b"], max_tokens=1, rid="mine")["id"] == "mine_0"
+    assert post("/v1/completions", prompt=["a", "b"], max_tokens=1, rid=["y", "z"])["id"] == "y"
+    assert {e["id"] for e in events("/v1/chat/completions", messages=HELLO, max_tokens=3, rid="mine")} == {"mine"}
+    assert post("/v1/chat/completions", messages=HELLO, max_tokens=1)["id"].startswith("chatcmpl-")
+    assert post("/v1/completions", prompt="a", max_tokens=1)["id"].startswith("cmpl-")
+
+
+def test_a_stream_can_be_aborted_by_the_id_that_its_chunks_show(server, post):
+    body = {"messages": HELLO, "stream": True, **says("x" * 200, delay=0.05)}
+    with server.client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        lines = (line for line in reply.iter_lines() if line)
+        name = json.loads(next(lines)[6:])["id"]
+        assert post("/abort_request", rid=name) == {"aborted": 1}
+        rest = list(lines)
+    assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "abort"
+
+
+# ---- streams ----------------------------------------------------------------------------------------------------
+
+
+def test_every_delta_names_the_thought(server, events):
+    for piece in events("/v1/chat/completions", messages=HELLO, n=2, **says("two words")):
+        assert piece["choices"][0]["delta"]["reasoning_content"] is None
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        stream = client.chat.completions.create(model="m", messages=HELLO, stream=True, extra_body=says("a b"))
+        assert all(chunk.choices[0].delta.reasoning_content is None for chunk in stream)
+
+
+def test_continuous_usage_begins_with_the_first_text(events):
+    chunks = events(
+        "/v1/chat/completions", messages=HELLO, stream_options={"continuous_usage_stats": True}, **says("abc")
+    )
+    assert "role" in chunks[0]["choices"][0]["delta"] and "usage" not in chunks[0]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks[1:]]
+    assert counts == sorted(counts) and counts[0] >= 1 and counts[-1] == 4
+
+
+def test_null_max_new_tokens_is_the_rest_of_the_context(post):
+    answer = post("/generate", input_ids=[10, 11], sampling_params={"max_new_tokens": None})
+    assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": 254}
+    assert post("/generate", input_ids=[10, 11])["meta_info"]["completion_tokens"] == 128
+
+
+def test_of_two_tokens_with_one_text_the_better_is_told(post):
+    """The fake's best are ids 10, 11, ...: bytes that are no characters by themselves, all with the text U+FFFD."""
+    shown = {TOKENIZER.decode([i]) for i in (200, 201)}
+    assert shown == {"\ufffd"}
+    choice = post("/v1/completions", prompt=[200], max_tokens=2, logprobs=5, echo=True)["choices"][0]
+    tops = choice["logprobs"]["top_logprobs"]
+    assert tops[0] and all(list(top.values()) == sorted(top.values(), reverse=True) for top in tops)
+    assert all(max(top.values()) == -0.25 for top in tops)
+
+
+# ---- other origins ----------------------------------------------------------------------------------------------
+
+PREFLIGHT = {
+    "Origin": "https://page.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "origin", "allowed"),
+    [
+        ((), "https://page.example", "*"),
+        (
+            ("--allowed-origins", "https://page.example, https://b.example"),
+            "https://page.example",
+            "https://page.example",
+        ),
+        (("--allowed-origins", "https://page.example"), "https://other.example", None),
+        (("--allowed-origins", "none"), "https://page.example", None),
+    ],
+)
+def test_pages_of_other_origins(tmp_path_factory, flags, origin, allowed):
+    with run_server(tmp_path_factory, "--api-key", "key", *flags) as server:
+        headers = PREFLIGHT | {"Origin": origin}
+        preflight = server.client.options("/v1/chat/completions", headers=headers)
+        assert preflight.headers.get("access-control-allow-origin") == allowed
+        assert (preflight.status_code == 200) == (allowed is not None)
+        if allowed is not None:
+            assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+        for key, status in (("key", 200), ("wrong", 401)):  # the error, too, can be read by the page
+            headers = {"Origin": origin, "Authorization": f"Bearer {key}"}
+            reply = server.client.get("/v1/models", headers=headers)
+            assert (reply.status_code, reply.headers.get("access-control-allow-origin")) == (status, allowed)
+
+
+def test_unread_variables_are_named_at_start(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("SGLANG_REQ_WAITING_TIMEOUT", "5")
+    with run_server(tmp_path_factory) as server:
+        lines = [line for line in server.output().splitlines() if "SGLANG_REQ_WAITING_TIMEOUT" in line]
+    assert len(lines) == 1 and "have no effect here" in lines[0]
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
