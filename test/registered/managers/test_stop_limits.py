@@ -9,7 +9,7 @@ from sglang.srt.managers import stop_matcher
 from sglang.srt.managers.stop_matcher import StopMatcher
 from sglang.srt.sampling import stop_regex
 from sglang.srt.sampling.sampling_params import SamplingParams
-from sglang.srt.sampling.stop_regex import check_repeats, compile_stop_regex
+from sglang.srt.sampling.stop_regex import check_repeats, check_stop_regex, compile_stop_regex
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=5, suite="unit-test-cpu")
@@ -26,7 +26,7 @@ LARGE = [
 @pytest.mark.parametrize("pattern", LARGE)
 def test_counts_are_checked_before_anything_is_compiled(monkeypatch, pattern):
     monkeypatch.setattr(stop_regex.regex, "compile", None)
-    for check in (compile_stop_regex, lambda p: SamplingParams.from_request({"stop_regex": ["fine", p]})):
+    for check in (check_stop_regex, lambda p: SamplingParams.from_request({"stop_regex": ["fine", p]})):
         with pytest.raises(ValueError, match="stop_regex.* more than 10000|stop_regex.*supported"):
             check(pattern)
 
@@ -34,7 +34,7 @@ def test_counts_are_checked_before_anything_is_compiled(monkeypatch, pattern):
 def test_comments_cannot_hide_a_count():
     for pattern in ("(?x)a{10#c\n0000000}", "(?x)\\#a{10#c\n0000000}", "(?x)[#]a{10#}\n0000000}"):
         with pytest.raises(ValueError, match="# is not supported together with the flag x"):
-            compile_stop_regex(pattern)
+            check_stop_regex(pattern)
     assert compile_stop_regex(r"#### \d{1,9}\n").pattern and compile_stop_regex("(?x) a b{2} [ ] c").pattern
 
 

@@ -137,7 +137,7 @@ class DetokenizerManager:
         if not request.stopped:
             try:
                 result = request.add(out)
-            except TimeoutError:
+            except (TimeoutError, MemoryError):
                 result = self._give_up(request, out)
             outputs.append(result)
             if request.stopped and out.finish is None:
@@ -146,7 +146,7 @@ class DetokenizerManager:
             del self.requests[out.serial]
 
     def _give_up(self, request: RequestText, out: TokenOutput) -> TextOutput:
-        """A stop regex takes too long to match: the request ends, the other requests must not wait for it."""
+        """A stop regex takes too much time or memory: the request ends, the other requests must not wait for it."""
         request.stopped = True
         result = _text_output(out, "")
         message = f"stop_regex {shown(request.params.stop_regex)} takes too long to match; use a simpler pattern"

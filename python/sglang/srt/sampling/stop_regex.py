@@ -37,29 +37,26 @@ def check_repeats(patterns: list[str]) -> None:
 
 
 def compile_stop_regex(pattern: str) -> regex.Pattern:
-    """A pattern that is safe to compile and to search with a time limit. Raises ValueError for any other."""
-    if (known := _in_use.get(pattern)) is not None:
-        return known
-    check_repeats([pattern])
-    try:
+    """The pattern, compiled; it must have passed check_stop_regex. No clock is asked: what passed there works here."""
+    if (known := _in_use.get(pattern)) is None:
         # `regex`, not `re`: it can tell that text so far may still become a match, and it takes a time limit. Its own
         # cache would keep hundreds of patterns after their requests.
-        compiled = regex.compile(pattern, cache_pattern=False)
-        empty = compiled.fullmatch("", timeout=EMPTY_SECONDS)
+        known = _in_use[pattern] = regex.compile(pattern, cache_pattern=False)
+    return known
+
+
+@functools.lru_cache(maxsize=1024)  # a batch repeats its patterns for each prompt
+def check_stop_regex(pattern: str) -> None:
+    """Raises ValueError for a pattern that is not safe to compile and to search with a time limit."""
+    check_repeats([pattern])
+    try:
+        empty = compile_stop_regex(pattern).fullmatch("", timeout=EMPTY_SECONDS)
     except TimeoutError:
         raise ValueError(f"stop_regex {shown(pattern)} takes too long to match; use a simpler one") from None
     except (regex.error, ValueError, OverflowError, RecursionError) as e:
         raise ValueError(f"stop_regex {shown(pattern)} is no regular expression: {cut(str(e))}") from None
     if empty:
         raise ValueError(f"stop_regex {shown(pattern)} matches the empty text: it would stop at once")
-    _in_use[pattern] = compiled
-    return compiled
-
-
-@functools.lru_cache(maxsize=1024)
-def check_stop_regex(pattern: str) -> None:
-    """compile_stop_regex for its errors alone; a batch repeats its patterns for each prompt."""
-    compile_stop_regex(pattern)
 
 
 def _readable(pattern: str) -> str:
