@@ -2,10 +2,13 @@
 
 import json
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
 
+from sglang.srt.configs.gemma4 import Gemma4TextConfig
+from sglang.srt.configs.llama import LlamaConfig
 from sglang.srt.configs.model_config import KVLayerSpec, ModelConfig
 from sglang.srt.models.registry import ARCHITECTURES, model_class
 from sglang.test.ci.ci_register import register_cpu_ci
@@ -150,6 +153,64 @@ def test_override_merges_objects(load):
     assert config.sliding_window == 64
     assert config.hidden_size == 2816
     assert config.eos_token_ids == [1, 9]
+
+
+def test_overrides_beside_a_text_config_go_inside(load):
+    config = load(multimodal(MOE_26B), json_override={"sliding_window": 64, "dtype": "float16", "eos_token_id": [7]})
+    assert (config.sliding_window, config.dtype) == (64, "float16")
+    assert config.eos_token_ids == [1, 7]
+    both = {"text_config": {"rms_norm_eps": 0.5}, "sliding_window": 64, "final_logit_softcapping": None}
+    text = load(multimodal(MOE_26B), json_override=both).text
+    assert (text.rms_norm_eps, text.sliding_window, text.final_logit_softcap) == (0.5, 64, None)
+    assert load(LLAMA, json_override={"rope_theta": 5.0}).text.rope.theta == 5.0
+    # what only other parts have is the file's own matter
+    assert (
+        load(multimodal(MOE_26B), json_override={"vision_config": {"hidden_size": 9}}).text
+        == load(multimodal(MOE_26B)).text
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "override", "message"),
+    [
+        (multimodal(MOE_26B), {"slidng_window": 64}, "override slidng_window: .* did you mean sliding_window"),
+        (multimodal(MOE_26B), {"text_config": {"slidng_window": 6}}, "slidng_window: .* did you mean sliding_w"),
+        (MOE_26B | {"architectures": ["Gemma4ForCausalLM"]}, {"top_k_expert": 4}, "did you mean top_k_experts"),
+        (LLAMA, {"rope_tetha": 1.0}, "override rope_tetha: .* did you mean rope_theta"),
+        (LLAMA, {"zzz": 1}, "override zzz: config.json has no such field, and none is read$"),
+        (LLAMA, {"text_config": {"rope_theta": 1.0}}, "override text_config: config.json has none"),
+        (multimodal(MOE_26B), {"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_scaling must be null"),
+        (multimodal(MOE_26B), {"text_config": 3}, "text_config must be an object, got 3"),
+        (LLAMA, {"quantization_config": {"quant_method": "awq"}}, r"the weights are quantized \(awq\)"),
+    ],
+)  # fmt: skip
+def test_overrides_that_would_change_nothing_are_refused(load, raw, override, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(raw, json_override=override)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parser", "raw"), [(Gemma4TextConfig, MOE_26B), (Gemma4TextConfig, E2B), (LlamaConfig, LLAMA)]
+)
+def test_fields_that_may_be_overridden_are_those_that_are_read(parser, raw):
+    class Noted(dict):
+        names: ClassVar[set[str]] = set()
+
+        def get(self, name, default=None):
+            self.names.add(name)
+            return super().get(name, default)
+
+    parser.from_dict(Noted(raw))
+    assert Noted.names <= set(parser.FIELDS)
+
+
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "adapter_config.json"])
+def test_files_that_make_it_another_model(load, tmp_path, name):
+    (tmp_path / name).write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    wanted = {"hf_quant_config.json": r"quantized \(NVFP4\)", "adapter_config.json": "adapters are not served"}
+    with pytest.raises(ValueError, match=wanted[name]):
+        load(LLAMA)
 
 
 def without(raw: dict, name: str) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import sys
 
@@ -74,6 +75,23 @@ def test_start_that_fails_says_why_in_one_line(start, sockets_dir, flags, messag
     assert "Traceback" not in output
     assert output.count("error: ") == 1
     assert os.listdir(sockets_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "error: model path .* has no config.json"),
+        ({"architectures": ["MambaForCausalLM"]}, "error: architecture MambaForCausalLM is not supported; supported: "),
+        ("", "error: .*config.json is not valid JSON"),
+    ],
+)
+def test_a_folder_that_is_no_models_is_not_blamed_on_its_tokenizer(start, tmp_path, config, message):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config and json.dumps(config))
+    server = start("--model-path", str(tmp_path), ready=False)
+    assert server.process.wait(20) == 2
+    assert re.search(message, server.output()), server.output()
+    assert server.output().count("error: ") == 1
 
 
 def test_port_in_use_is_found_before_the_model_loads(start):

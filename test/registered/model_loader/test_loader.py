@@ -251,6 +251,34 @@ def test_index_without_its_shards(moe):
     expect_error(moe, "has no weight_map")
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "shown"),
+    [
+        ("model.layers.0.mlp.up_proj.weight_packed", torch.zeros(4, 4, dtype=torch.int32), "type I32"),
+        ("model.layers.0.mlp.up_proj.qweight", torch.zeros(4, 4, dtype=torch.int32), "type I32"),
+        ("model.layers.0.mlp.up_proj.weight_scale", torch.zeros(4, 1), "type F32"),
+        ("model.layers.0.experts.0.up_proj.weight", torch.zeros(4, 4, dtype=torch.uint8), "type U8"),
+        ("model.layers.0.self_attn.k_scale", torch.ones(1), "type F32"),
+    ],
+)
+def test_quantized_tensors_are_called_so(moe, name, tensor, shown):
+    save(moe, tensors(moe) | {name: tensor})
+    expect_error(moe, f"the weights are quantized ({name} of {shown}): only plain bfloat16")
+
+
+def test_a_weight_in_float8_is_quantized(moe):
+    weights = tensors(moe)
+    weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
+    save(moe, weights)
+    expect_error(moe, "the weights are quantized (model.layers.0.mlp.up_proj.weight of type F8_E4M3)")
+
+
+def test_quantized_towers_are_not_read(moe):
+    want = load(moe)
+    save(moe, tensors(moe) | {"model.vision_tower.x.weight_packed": torch.zeros(4, dtype=torch.int32)})
+    assert_same(load(moe), want)
+
+
 def test_unknown_load_format(moe):
     with pytest.raises(ValueError, match="load format 'gguf' is not supported; supported: auto, safetensors, dummy"):
         load(moe, "gguf")

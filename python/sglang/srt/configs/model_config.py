@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sglang.srt.configs.config_file import architectures, check_plain, override, read_config, read_json, text_part
+from sglang.srt.configs.generation_config import eos_token_ids, never_sampled
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.model_loader.checkpoint import stored_dtype
 from sglang.srt.models.registry import config_class, drafter_config_class
@@ -44,6 +45,7 @@ class ModelConfig:
     dtype: str  # bfloat16, float16 or float32
     torch_dtype: torch.dtype
     eos_token_ids: list[int]
+    never_sampled: list[int]  # token ids
     generation_config: dict
     sliding_window: int | None  # keys of a sliding layer, the query's own included; None: no layer slides
     kv_layers: list[KVLayerSpec]  # only layers that own KV
@@ -77,6 +79,7 @@ class ModelConfig:
             text = replace(text, float32_router_logits=True)
         generation = Path(path) / "generation_config.json"
         generation_config = read_json(generation) if generation.is_file() else {}
+        ends = eos_token_ids(raw, text_config, generation_config)
         torch_dtype = _dtype(dtype, raw, Path(path))
         return cls(
             path=path,
@@ -89,7 +92,8 @@ class ModelConfig:
             context_len=_context_len(context_length, text.max_position),
             dtype=DTYPE_NAMES[torch_dtype],
             torch_dtype=torch_dtype,
-            eos_token_ids=_eos_token_ids(raw, text_config, generation_config),
+            eos_token_ids=ends,
+            never_sampled=never_sampled(generation_config, ends, text.vocab_size),
             generation_config=generation_config,
             sliding_window=text.window,
             kv_layers=text.kv_layers,
@@ -131,15 +135,3 @@ def _dtype(wanted: str, raw: dict, folder: Path) -> torch.dtype:
     if not isinstance(wanted, str) or wanted not in DTYPES:
         raise ValueError(f"dtype {wanted!r} is not supported; supported: auto, {', '.join(DTYPES)}")
     return DTYPES[wanted]
-
-
-def _eos_token_ids(*sources: dict) -> list[int]:
-    """Every end-of-sequence id any of the files names, ascending (copies of Gemma 4's disagree: take the union)."""
-    ids: set[int] = set()
-    for source in sources:
-        value = source.get("eos_token_id")
-        value = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value):
-            raise ValueError(f"eos_token_id must be a token id or a list of them, got {value!r}")
-        ids.update(value)
-    return sorted(ids)

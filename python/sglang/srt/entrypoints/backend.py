@@ -71,7 +71,7 @@ class Backend:
         args = self.args
         supervisor.start_ranks(self._scheduler_module, args)  # first: it takes longest
         if not args.skip_tokenizer_init:
-            self.tokenizer = Tokenizer(args.tokenizer_path or folder, args.chat_template)
+            self.tokenizer = self._load_tokenizer(folder)
         supervisor.start("detokenizer", DETOKENIZER_MODULE, args.to_dict())
 
         def path(name: str) -> str:
@@ -82,6 +82,17 @@ class Backend:
         self._sockets = [self._receiver, self._to_scheduler]
         if self.tokenizer is not None and self.tokenizer.chat_template is not None:
             load_renderer()
+
+    def _load_tokenizer(self, folder: str) -> Tokenizer:
+        try:
+            return Tokenizer(self.args.tokenizer_path or folder, self.args.chat_template)
+        except ValueError:
+            if not self.args.tokenizer_path and not os.path.isfile(os.path.join(folder, "tokenizer.json")):
+                # A folder that is no model's lacks more than a tokenizer: say that.
+                from sglang.srt.configs.model_config import ModelConfig  # with torch, which this process does without
+
+                ModelConfig.load(folder, self.args.json_model_override_args)
+            raise
 
     async def connect(self) -> None:
         """Wait until the scheduler is ready. Raises ChildDied when a process ends instead."""

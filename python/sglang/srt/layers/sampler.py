@@ -3,7 +3,7 @@
 What happens to a row of logits, in upstream's order:
 1. frequency and presence penalties are subtracted, then repetition_penalty scales; all three look at generated tokens
    only, the prompt does not count (upstream's penalizers see output ids alone);
-2. logit_bias is added;
+2. logit_bias is added, and tokens that the checkpoint wants never sampled are barred;
 3. eos and the other stop tokens are barred until min_new_tokens are made;
 4. division by the temperature: log-probabilities are those of the result, before anything is cut off, as upstream
    reports them; with SGLANG_RETURN_ORIGINAL_LOGPROB=1 they are the model's own, of the logits before step 1;
@@ -17,7 +17,7 @@ the batch, its order, or how the request got there.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -59,10 +59,11 @@ class SamplingState:
 
     Rows run from 0 to `num_rows`; one that no request has taken is greedy without penalties. Calls must run in stream
     order (they all enqueue on the current stream). The table as wide as the vocabulary, [rows, V] int32 of generated
-    tokens, exists once a request with penalties has come; `vocab_size` may be up to 2**20.
+    tokens, exists once a request with penalties has come; `vocab_size` may be up to 2**20. Tokens `never_sampled` have
+    logits of -inf.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device | str):
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device | str, never_sampled: Sequence[int] = ()):
         assert 0 < vocab_size <= MAX_VOCAB, f"vocabulary of {vocab_size} tokens, at most {MAX_VOCAB} are supported"
         self.vocab_size = vocab_size
         self.device = torch.device(device)
@@ -74,6 +75,7 @@ class SamplingState:
         self.bias = TokenValues(n, self.device)
         self.barred = TokenValues(n, self.device)  # stop ids with -inf, for rows with min_new_tokens
         self.biased_rows: set[int] = set()
+        self.never_sampled = torch.tensor(never_sampled, device=device) if never_sampled else None
         self.counts: Tensor | None = None
         self.token_words = mix32(torch.arange(vocab_size, device=device))  # [V], the hash's part that never changes
         self.reports_original = is_on("SGLANG_RETURN_ORIGINAL_LOGPROB")
@@ -189,6 +191,8 @@ class SamplingState:
             logits = torch.where(seen, torch.where(logits < 0, logits * repetition, logits / repetition), logits)
         if flags & SamplingFlags.BIAS:
             logits = logits.scatter_add(1, self.bias.ids[rows], self.bias.values[rows])
+        if self.never_sampled is not None:
+            logits = logits.index_fill(1, self.never_sampled, -torch.inf)
         if flags & SamplingFlags.MIN_TOKENS:
             _, prompt_lens, min_new_tokens, _ = ints.unbind(1)
             early = positions - prompt_lens < min_new_tokens

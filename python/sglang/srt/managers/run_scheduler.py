@@ -46,6 +46,7 @@ def main(make_runner: Callable | None = None) -> None:
 
 def resolve_for_model(typed):
     """(ResolvedArgs, ModelConfig). Raises ValueError for what the model or this machine can't take."""
+    from sglang.srt.configs.generation_config import check_defaults
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.resolved_args import choose_device, resolve
     from sglang.srt.server_args import model_folder
@@ -57,6 +58,8 @@ def resolve_for_model(typed):
         typed.dtype,
         typed.router_logits_dtype,
     )
+    if typed.sampling_defaults == "model":
+        check_defaults(model_config.generation_config)
     args = resolve(typed, model_config, choose_device(typed))
     check_shapes(args, model_config)
     return args, model_config
@@ -134,6 +137,7 @@ def resolve_and_join(typed, launch: LaunchConfig):
 
 def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     """The scheduler with everything it drives, and the message that says it is ready."""
+    from sglang.srt.configs.generation_config import without_effect
     from sglang.srt.managers.io_struct import SchedulerReady
     from sglang.srt.managers.schedule_policy import SchedulePolicy
     from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
@@ -142,6 +146,11 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     args, model_config, tp = resolve_and_join(typed, launch)
+    if tp.rank == 0 and (unread := without_effect(model_config.generation_config)):
+        logger.warning(
+            "generation_config.json: without effect on this server: %s",
+            ", ".join(f"{name} {value!r}"[:80] for name, value in unread.items()),
+        )
     receive, send = connect(launch, tp)
     runner = make_runner(args, model_config) if make_runner else ModelRunner(args, model_config, tp)
     kv, max_len = make_kv_manager(args, model_config, runner)

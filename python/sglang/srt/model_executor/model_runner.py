@@ -97,7 +97,7 @@ class ModelRunner:
         backend = self.attention_backend(args.attention_backend, most_rows, max_len)
         hidden_size = config.hidden_size if speculation else 0
         self.tables = DeviceTables(rows, max_len, self.kv_pool, backend, self.device, hidden_size, config.torch_dtype)
-        self.sampling = SamplingState(rows, config.vocab_size, self.device)
+        self.sampling = SamplingState(rows, config.vocab_size, self.device, config.never_sampled)
         self.speculation: FrozenKVMTP | None = None
         if speculation:
             target = self.hidden_states, self.model.compute_logits

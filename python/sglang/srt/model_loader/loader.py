@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sglang.srt.configs.config_file import PLAIN
 from sglang.srt.configs.model_config import DTYPE_NAMES, DrafterConfig, ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.model_loader.checkpoint import FLOAT_TYPES, TensorInfo, checkpoint_files, open_shard, read_headers
@@ -23,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 INTEGER_TYPES = ("I32", "I64")
+QUANTIZED_PARTS = {  # last parts of tensors' names: compressed-tensors, modelopt, GPTQ, AWQ, bitsandbytes
+    "weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_shape", "weight_zero_point",
+    "weight_global_scale", "input_scale", "input_global_scale", "output_scale", "k_scale", "v_scale", "kv_scale",
+    "qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "nested_absmax", "SCB",
+}  # fmt: skip
 DUMMY_STD = 0.02
 DUMMY_SEED = 0
 LISTED = 10  # tensors an error names before it only counts
@@ -130,6 +136,7 @@ def _match(
 ) -> dict[str, tuple[str, TensorInfo]]:
     """Model tensor name -> (name in the file, where it is), all of them, rightly shaped; else ValueError."""
     weights: WeightMap = model.WEIGHTS
+    _check_plain({name: info for name, info in sources.items() if not weights.is_other_modality(name)})
     targets = checkpoint_targets(model)
     wanted = {name: target.full_shape for name, target in targets.items()}
     unused = model.unused_weights()
@@ -164,6 +171,14 @@ def _match(
     if skipped or ignored:
         logger.info("skipped %d vision and audio tensors, ignored %d unused ones", skipped, ignored)
     return matched
+
+
+def _check_plain(sources: dict[str, TensorInfo]) -> None:
+    """ValueError for what no plain checkpoint holds: packed weights and their scales, whatever config.json says."""
+    for name, info in sources.items():
+        packed = info.dtype not in FLOAT_TYPES and info.dtype not in INTEGER_TYPES
+        if packed or name.rpartition(".")[2] in QUANTIZED_PARTS:
+            raise ValueError(f"the weights are quantized ({name} of type {info.dtype}): {PLAIN}")
 
 
 @torch.no_grad()

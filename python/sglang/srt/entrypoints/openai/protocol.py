@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sglang.srt.configs.generation_config import sampling_defaults
 from sglang.srt.entrypoints.generate_api import cache_key, refuse_unserved, sampling_params
 from sglang.srt.managers.generation import Generation, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -88,7 +89,6 @@ SAME_NAME = (
     "repetition_penalty", "stop_token_ids", "stop_regex", "no_stop_trim", "ignore_eos", "skip_special_tokens",
     "custom_params",
 )  # fmt: skip
-GENERATION_CONFIG_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class CompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=True):
@@ -151,16 +151,6 @@ def check_common(body: CommonFields) -> None:
         raise RequestError("stream_options needs stream: true", param="stream_options")
 
 
-def sampling_defaults(manager: TokenizerManager) -> dict[str, Any]:
-    """What a request leaves out: the checkpoint's generation_config.json, unless --sampling-defaults openai."""
-    if manager.args.sampling_defaults != "model":
-        return {}
-    config = manager.info.generation_config
-    if config.get("do_sample") is False:
-        return {"temperature": 0.0}
-    return {name: config[name] for name in GENERATION_CONFIG_FIELDS if config.get(name) is not None}
-
-
 def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_tokens: int) -> SamplingParams:
     values = {name: getattr(body, name) for name in SAME_NAME} | {
         name: getattr(body, field) for name, field in RENAMED.items()
@@ -169,7 +159,10 @@ def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_
     if body.seed is not None:
         values["sampling_seed"] = body.seed % 2**63  # OpenAI's may be negative
     try:
-        return sampling_params({k: v for k, v in values.items() if v is not None}, sampling_defaults(manager))
+        info = manager.info
+        # what a request leaves out: the checkpoint's generation_config.json, unless --sampling-defaults openai
+        defaults = sampling_defaults(info.generation_config) if manager.args.sampling_defaults == "model" else {}
+        return sampling_params({k: v for k, v in values.items() if v is not None}, defaults)
     except RequestError as e:  # in the words of this API
         for name, field in RENAMED.items():
             e.message = e.message.replace(name, field)
