@@ -171,7 +171,8 @@ class ServerArgs:
     skip_server_warmup: bool = arg(False, help="Be ready without a first request of our own.", group=HTTP)
     watchdog_timeout: float = arg(
         300,
-        help="Seconds a single scheduler step may take before the server ends itself.",
+        help="Seconds for which a process may stand still before the server ends itself; after a fifth of them /health "
+        "answers 503.",
         group=HTTP,
         check=at_least(1),
     )

@@ -2,22 +2,24 @@
 
 It speaks the protocol of srt/managers/io_struct.py. Output token i is prompt token i (modulo its length). A request's
 `custom_params` change that: {"output_ids": [...]} are the tokens instead, {"delay": s} waits before each token,
-{"die": code} ends the process on arrival, {"refuse": message, "status": code} answers with an error, {"cached_tokens":
-n} and {"queue_time": s} are reported as they are, {"label": name} is how /server_info calls it instead of its serial.
+{"die": code} ends the process on arrival, {"hang": s} stops it for so long, {"refuse": message, "status": code}
+answers with an error, {"cached_tokens": n} and {"queue_time": s} are reported as they are,
+{"label": name} is how /server_info calls it instead of its serial.
 `--json-model-override-args {"fake": {...}}` changes the start: "startup_error", "startup_exit", "startup_delay",
-"context_len", "generation_config".
+"first_delay" (of the first request), "context_len", "generation_config".
 """
 
+import math
 import os
 import sys
 import time
 
 from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
+from sglang.srt.utils.heartbeat import IDLE_SECONDS, Heartbeat
 
 VOCAB_SIZE = 1024
 EOS = 1
 FULL_SIZE = 65536
-IDLE_SECONDS = 60.0
 
 
 class FakeReq:
@@ -35,10 +37,11 @@ class FakeReq:
 
 
 class FakeScheduler:
-    def __init__(self, receiver, sender, context_len: int):
+    def __init__(self, receiver, sender, context_len: int, first_delay: float):
         self.receiver = receiver
         self.sender = sender
         self.context_len = context_len
+        self.first_delay = first_delay  # of the first request, as by a compiler
         self.running: dict[int, FakeReq] = {}
         self.received: list[int | str] = []  # labels, as are the next
         self.aborted: list[int | str] = []
@@ -61,8 +64,8 @@ class FakeScheduler:
             self.sender.send(BatchTokenOutput(outputs))
 
     def _wait(self) -> float:
-        next_due = min((req.due for req in self.running.values()), default=time.monotonic() + IDLE_SECONDS)
-        return max(0.0, next_due - time.monotonic())
+        next_due = min((req.due for req in self.running.values()), default=math.inf)
+        return min(IDLE_SECONDS, max(0.0, next_due - time.monotonic()))
 
     def _next(self, req: FakeReq):
         from sglang.srt.managers.io_struct import FinishReason
@@ -128,6 +131,7 @@ class FakeScheduler:
         req = FakeReq(msg, time.monotonic())
         if "die" in req.custom:
             os._exit(req.custom["die"])
+        time.sleep(req.custom.get("hang", 0.0 if self.received else self.first_delay))
         self.received.append(req.label)
         self.last_request = msgspec.to_builtins(msg.sampling_params) | {"input_ids": msg.input_ids}
         self.running[msg.serial] = req
@@ -226,8 +230,10 @@ def main() -> None:
         "model_type": "fake",
     }
     sender.send(SchedulerReady(info))
-    scheduler = FakeScheduler(receiver, sender, context_len)
+    scheduler = FakeScheduler(receiver, sender, context_len, fake.get("first_delay", 0.0))
+    heart = Heartbeat(config.ipc_dir, config.name)
     while True:
+        heart.beat()
         scheduler.step()
 
 

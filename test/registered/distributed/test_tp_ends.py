@@ -15,7 +15,7 @@ from sglang.srt.utils.child import LaunchConfig
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, free_port, wait_for
 
-register_cpu_ci(est_time=55, suite="base-a-test-cpu")
+register_cpu_ci(est_time=80, suite="base-a-test-cpu")
 
 MODULE = "sglang.launch_server"
 FLAGS = ["--device", "cpu", "--max-total-tokens", "4096"]
@@ -48,6 +48,16 @@ def test_a_dead_rank_ends_the_server(rank, name):
         assert time.monotonic() - started < 5
         assert f"the {name} process was killed by SIGKILL" in server.output()
         assert not any(child.is_running() and child.status() != "zombie" for child in children)
+
+
+@pytest.mark.parametrize(("rank", "name"), [(0, "scheduler"), (1, "scheduler rank 1")])
+def test_a_stopped_rank_ends_the_server(rank, name):
+    with ServerProcess(MODULE, *FLAGS, "--tp-size", "2", "--watchdog-timeout", "6") as server:
+        assert len(server.client.post("/generate", json=BODY).json()["output_ids"]) > 1
+        os.kill(schedulers(server.process)[rank].pid, signal.SIGSTOP)
+        wait_for(lambda: server.client.get("/health").status_code == 503, 20)
+        assert server.process.wait(30) == 1
+        assert f"{name} (stopped)" in server.output()
 
 
 @pytest.mark.parametrize(("victim", "busy"), [(0, True), (1, False), (1, True)])

@@ -12,6 +12,7 @@ from sglang.srt.managers import detokenizer_manager, run_scheduler
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils import child, ipc
 from sglang.srt.utils.child import LaunchConfig, freeze_startup_objects
+from sglang.srt.utils.heartbeat import Heartbeat
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=3, suite="unit-test-cpu")
@@ -25,6 +26,7 @@ class Serving(Exception):
 def config(tmp_path, monkeypatch) -> LaunchConfig:
     """What the processes of this test are told, and whether they are frozen when they begin to serve."""
     config = LaunchConfig(ServerArgs(log_level="error", skip_tokenizer_init=True).to_dict(), str(tmp_path))
+    Heartbeat(config.ipc_dir, config.name, create=True)
     for module in (child, run_scheduler):
         monkeypatch.setattr(module, "read_launch_config", lambda: config)
         monkeypatch.setattr(module, "exit_when_parent_dies", lambda ipc_dir: None)
@@ -52,7 +54,6 @@ def test_only_what_is_there_is_frozen():
 def test_the_scheduler(config, monkeypatch):
     scheduler = SimpleNamespace(send=serve)
     monkeypatch.setattr(run_scheduler, "build", lambda *_: (scheduler, None))
-    monkeypatch.setattr(run_scheduler, "watch", lambda *_: None)
     with pytest.raises(Serving):
         run_scheduler.main()
 
@@ -66,7 +67,7 @@ def test_the_detokenizer(config, monkeypatch):
 def test_the_http_process(config, monkeypatch):
     class Backend:
         def __init__(self, *_):
-            self.launch = lambda: None
+            self.launch = self.watch = lambda: None
 
         async def connect(self) -> None:
             pass

@@ -158,6 +158,19 @@ class Backend:
         if not await self.probe(WARMUP_SECONDS):
             raise RequestError(f"the first request had no answer within {WARMUP_SECONDS:.0f} s", status=500)
 
+    def watch(self) -> None:
+        """From now on processes that hang end the server; before, a first compile may take any time."""
+        self._supervisor.give_up_after(self.args.watchdog_timeout)
+
+    def ill(self) -> str:
+        """What is wrong with the processes, perhaps for a while only; empty if nothing is."""
+        return self._supervisor.ill()
+
+    @property
+    def hung(self) -> list[str]:
+        """After end_processes(): those that did not obey."""
+        return [] if self._supervisor is None else self._supervisor.hung
+
     def model_info(self) -> dict:
         info = self.manager.info
         return {

@@ -54,6 +54,7 @@ class Engine:
         try:
             self._backend.launch()
             self._run(self._backend.connect())
+            self._backend.watch()
         except BaseException:
             self.shutdown()
             raise

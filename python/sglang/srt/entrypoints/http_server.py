@@ -96,6 +96,9 @@ class HttpServer:
             self._front.should_exit = True
             await asyncio.gather(front, _in_own_thread(self.backend.end_processes))
             self.backend.shutdown()  # here: the loop may not read a socket while another thread closes it
+        if self.state != FAILED and self.backend.hung:
+            logger.error("hung, and killed in the end: %s", ", ".join(self.backend.hung))
+            self.state = FAILED
         return 1 if self.state == FAILED else 0
 
     async def _start(self) -> int:
@@ -116,6 +119,7 @@ class HttpServer:
             _print_error(f"the warm-up request failed: {e.message}")
             return STARTUP_FAILED
         freeze_startup_objects()
+        self.backend.watch()
         self.state = READY
         self._announce()
         return 0
@@ -160,6 +164,11 @@ class HttpServer:
         """Let running requests end, by force in the end, so that each client gets its answer."""
         manager = self.backend.manager
         if manager is None or self.state == FAILED:
+            return
+        if trouble := self.backend.ill():
+            self._failed(trouble)
+            manager.fail_all(trouble)
+            await _until(lambda: self._gate.is_empty, LAST_SECONDS)
             return
         if await _until(lambda: self._gate.is_empty, DRAIN_SECONDS) or self.state == FAILED:
             return

@@ -92,6 +92,8 @@ def add_generation_routes(app: FastAPI, backend: Backend) -> None:
 def add_information_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/health")
     async def health() -> Response:
+        if trouble := backend.ill():
+            raise RequestError(trouble, status=503)
         return Response()  # the Gate answers 503 while the server starts or stops
 
     @app.get("/health_generate")

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 
+from sglang.srt.entrypoints.backend import WARMUP_SECONDS
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE, ChildDied, ProcessSupervisor
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.child import STARTUP_FAILED, setup_logging
@@ -24,10 +25,12 @@ def serve(args: ServerArgs) -> int:
         ended.set()
 
     supervisor = ProcessSupervisor(on_death)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
     try:
         supervisor.start_ranks(SCHEDULER_MODULE, args)
+        # When the server is ready is known on node 0 only.
+        supervisor.give_up_after(max(args.watchdog_timeout, WARMUP_SECONDS))
         ended.wait()
     finally:
         supervisor.shutdown()

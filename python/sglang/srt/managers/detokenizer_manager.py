@@ -161,6 +161,7 @@ def main() -> None:
     child.exit_when_parent_dies(config.ipc_dir)
 
     from sglang.srt.server_args import ServerArgs, model_folder
+    from sglang.srt.utils.heartbeat import IDLE_SECONDS, Heartbeat
     from sglang.srt.utils.ipc import Receiver, Sender
 
     with child.startup_errors():
@@ -171,9 +172,11 @@ def main() -> None:
     to_http = Sender(os.path.join(config.ipc_dir, "http"))
     to_scheduler = Sender(os.path.join(config.ipc_dir, "scheduler"))
     manager = DetokenizerManager(tokenizer, to_http.send, to_scheduler.send)
+    heart = Heartbeat(config.ipc_dir, config.name)
     child.freeze_startup_objects()
     while True:
-        manager.handle_all(receiver.receive_all(block=True))
+        heart.beat()
+        manager.handle_all(receiver.receive_all(IDLE_SECONDS))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ import msgspec
 
 from sglang.srt.distributed.process_group import ProcessGroup
 from sglang.srt.managers.io_struct import Message, StartProfileReq, StopProfileReq, ToScheduler
+from sglang.srt.utils.heartbeat import IDLE_SECONDS
 
-# An idle rank 0 says so this often: it learns then that another machine's rank has ended.
-IDLE_SECONDS = 1.0
 RANK_0_ONLY = (StartProfileReq, StopProfileReq)  # a profile is of one rank, and changes no decision
 
 Receive = Callable[[bool | float], list[Message]]
@@ -23,7 +22,7 @@ def leading(receive: Callable[[bool | float], list[Message]], group: ProcessGrou
     encode = msgspec.msgpack.Encoder().encode
 
     def receive_and_share(block: bool | float) -> list[Message]:
-        messages = receive(IDLE_SECONDS if block else False)
+        messages = receive(block and IDLE_SECONDS)  # idle, it says so: it learns then that a rank has ended
         shared = [message for message in messages if not isinstance(message, RANK_0_ONLY)]
         group.broadcast_bytes(encode(shared) if shared else b"")
         return messages

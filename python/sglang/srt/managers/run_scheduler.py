@@ -2,9 +2,6 @@
 
 import logging
 import os
-import sys
-import threading
-import time
 from collections.abc import Callable
 
 from sglang.srt.utils.child import (
@@ -16,8 +13,7 @@ from sglang.srt.utils.child import (
     setup_logging,
     startup_errors,
 )
-
-WATCHDOG_POLL_SECONDS = 1.0
+from sglang.srt.utils.heartbeat import IDLE_SECONDS, Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +31,15 @@ def main(make_runner: Callable | None = None) -> None:
         quiet = rank > 0 and args.log_level == "info"  # all ranks take the same steps; one log of them is enough
         setup_logging("warning" if quiet else args.log_level, f"scheduler rank {rank}" if rank else "scheduler")
         scheduler, ready = build(args, config, make_runner)
-    watch(scheduler, args.watchdog_timeout)
+    heart = Heartbeat(config.ipc_dir, config.name)
     freeze_startup_objects()
     scheduler.send(ready)
     from sglang.srt.managers.join_ranks import ending_with_others
 
     with ending_with_others(args.tp_size):
-        scheduler.run_forever()
+        while True:
+            heart.beat()
+            scheduler.step()
 
 
 def resolve_for_model(typed):
@@ -110,7 +108,11 @@ def connect(launch: LaunchConfig, tp) -> tuple[Callable, Callable]:
     from sglang.srt.managers.io_struct import ToScheduler
     from sglang.srt.utils.ipc import Receiver, Sender
 
-    receive = Receiver(os.path.join(launch.ipc_dir, "scheduler"), ToScheduler).receive_all
+    receiver = Receiver(os.path.join(launch.ipc_dir, "scheduler"), ToScheduler)
+
+    def receive(block: bool | float) -> list:
+        return receiver.receive_all(min(block, IDLE_SECONDS) if block else False)
+
     send = Sender(os.path.join(launch.ipc_dir, "detokenizer")).send
     if tp.size > 1:
         from sglang.srt.managers.request_stream import leading
@@ -189,22 +191,6 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
         },
     }
     return scheduler, SchedulerReady(public)
-
-
-def watch(scheduler, timeout: float) -> None:
-    """End the process when one step takes longer than `timeout` seconds: a hung device never returns by itself."""
-
-    def run() -> None:
-        while True:
-            time.sleep(WATCHDOG_POLL_SECONDS)
-            since = scheduler.busy_since
-            if since is not None and time.monotonic() - since > timeout:
-                print(
-                    f"error: a step has taken more than {timeout:g} s (--watchdog-timeout)", file=sys.stderr, flush=True
-                )
-                os._exit(1)
-
-    threading.Thread(target=run, name="watchdog", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -95,7 +95,6 @@ class Scheduler:
         self.checked = True  # since the last request, the whole of the KV books
         self.seeds = random.Random(limits.seed)
         self.profiler: StepProfiler | None = None  # the last one started; the worker while it runs
-        self.busy_since: float | None = None  # the watchdog's: since when a step's result is waited for
         self.handlers: dict[type, Callable] = {
             TokenizedGenerateReq: self.on_generate,
             AbortReq: self.on_abort,
@@ -105,10 +104,6 @@ class Scheduler:
             StartProfileReq: self.on_start_profile,
             StopProfileReq: self.on_stop_profile,
         }
-
-    def run_forever(self) -> None:
-        while True:
-            self.step()
 
     @property
     def is_idle(self) -> bool:
@@ -259,9 +254,7 @@ class Scheduler:
 
     def process(self, launched: InFlight) -> None:
         """Hand out the tokens of a finished step."""
-        self.busy_since = time.monotonic()
         output = launched.pending.result()
-        self.busy_since = None
         for target, entries in zip(launched.prompt_logprobs, output.prompt_logprobs, strict=True):
             target.extend(entries)
         if output.kept is not None:

@@ -5,6 +5,7 @@ for as long as the parent lives.
 """
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -27,12 +28,13 @@ PARENT_POLL_SECONDS = 1.0
 
 
 class LaunchConfig(msgspec.Struct):
-    """What a child is told. `server_args` is ServerArgs.to_dict(), `ipc_dir` the directory of all sockets, `tp_rank`
-    which of the ranks that share the model a scheduler is."""
+    """What a child is told. `server_args` is ServerArgs.to_dict(), `ipc_dir` the directory of all sockets, `name` its
+    own, `tp_rank` which of the ranks that share the model a scheduler is."""
 
     server_args: dict
     ipc_dir: str
     tp_rank: int = 0
+    name: str = ""
 
 
 def write_launch_config(fd: int, config: LaunchConfig) -> None:
@@ -43,8 +45,10 @@ def write_launch_config(fd: int, config: LaunchConfig) -> None:
 
 
 def read_launch_config() -> LaunchConfig:
-    """Call first of all in a child, before slow imports. The terminal's Ctrl-C is the parent's to handle."""
+    """Call first of all in a child, before slow imports. The terminal's Ctrl-C is the parent's to handle. At SIGUSR1,
+    which the parent sends when it hangs, it prints where each thread is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, file=2)
     (size,) = struct.unpack(">I", _read_exactly(4))
     return msgspec.msgpack.decode(_read_exactly(size), type=LaunchConfig)
 
