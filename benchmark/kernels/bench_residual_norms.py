@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from sglang.srt.ops.moe import router_norm
-from sglang.srt.ops.norms.residual_norms import add_norm_reference, launch_add_norm, launch_add_norm_moe
+from sglang.srt.ops.norms.residual_norms import (
+    ExpertSum,
+    LayerEnd,
+    MoeReaders,
+    add_norm_reference,
+    launch_add_norm,
+    launch_add_norm_moe,
+)
 from sglang.srt.ops.norms.rms_norm import launch
 from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
@@ -33,10 +40,10 @@ def time_after_attention(tokens: int, weight: Tensor) -> tuple[float, float, int
     """Microseconds of the kernel and apart, rows read and written."""
 
     def ours(h: Tensor, a: Tensor, _: Tensor) -> None:
-        launch_add_norm_moe(h, a, weight, weight, weight, weight, ROOT, EPS)
+        launch_add_norm_moe(h, a, weight, MoeReaders(weight, weight, weight, ROOT), EPS)
 
     def apart(h: Tensor, a: Tensor, _: Tensor) -> None:
-        h, _ = add_norm_reference(h, a, weight, EPS, next_weight=weight, norm=launch)
+        h, _ = add_norm_reference(h, a, weight, EPS, end=LayerEnd(next_norm=weight), norm=launch)
         launch(h, weight, EPS)
         router_norm.launch(h, weight, ROOT, EPS)
 
@@ -48,7 +55,7 @@ def time_layer_end(tokens: int, weight: Tensor) -> tuple[float, float, int]:
     scalar = weight[:1].clone()
 
     def run(function: Callable, h: Tensor, m: Tensor, y: Tensor) -> None:
-        function(h, m, weight, EPS, (y, weight, weight), scalar, weight)
+        function(h, m, weight, EPS, ExpertSum(y, weight, weight), LayerEnd(scalar, weight))
 
     inputs = buffers(3, tokens, HIDDEN)
     ours, apart = (micros(inputs, partial(run, f)) for f in (launch_add_norm, partial(add_norm_reference, norm=launch)))
@@ -59,7 +66,7 @@ def time_dense(tokens: int, weight: Tensor) -> tuple[float, float, int]:
     scalar = weight[:1].clone()
 
     def run(function: Callable, h: Tensor, m: Tensor, _: Tensor) -> None:
-        function(h, m, weight, EPS, None, scalar, weight)
+        function(h, m, weight, EPS, None, LayerEnd(scalar, weight))
 
     inputs = buffers(3, tokens, HIDDEN)
     ours, apart = (micros(inputs, partial(run, f)) for f in (launch_add_norm, partial(add_norm_reference, norm=launch)))

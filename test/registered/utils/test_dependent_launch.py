@@ -111,7 +111,7 @@ def chain(x: torch.Tensor, w: SimpleNamespace) -> torch.Tensor:
         m = matmul.matmul(activation.gelu_tanh_and_mul(matmul.matmul(h, w.up)), w.down)
         weights, ids = topk.topk_softmax(matmul.matmul(h, w.router), 4, w.scale)
         y = fused_moe.fused_experts_triton(h, w.experts_up, w.experts_down, weights, ids, tiles)
-        x, _ = residual_norms.add_norm(x, m, w.norm, 1e-6, (y, w.norm, w.norm))
+        x, _ = residual_norms.add_norm(x, m, w.norm, 1e-6, residual_norms.ExpertSum(y, w.norm, w.norm))
         x = rms_norm.rms_norm(x, None, 1e-6)
     return x
 

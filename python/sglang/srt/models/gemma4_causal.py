@@ -23,7 +23,7 @@ from sglang.srt.model_loader.weight_map import WeightMap
 from sglang.srt.ops.norms.activation import gelu_tanh_and_mul
 from sglang.srt.ops.norms.elementwise import gelu_tanh
 from sglang.srt.ops.norms.qkv_norm_rope import qkv_norm_rope
-from sglang.srt.ops.norms.residual_norms import add_norm, add_norm_moe
+from sglang.srt.ops.norms.residual_norms import ExpertSum, LayerEnd, MoeReaders, add_norm, add_norm_moe
 
 Rotation = tuple[Tensor, Tensor]  # cos, sin, each [T, head_dim]
 
@@ -122,26 +122,28 @@ class Gemma4DecoderLayer(nn.Module):
         """h [T, H] residual stream, x = input_layernorm(h), rotation of this kind of layer, ple [T, P] this layer's
         per-layer input or None -> h after this layer, and next_norm(h): a norm is made by the kernel that makes h."""
         a = self.self_attn(x, rotation, batch)
-        after_attention, before_mlp = self.post_attention_layernorm.weight, self.pre_feedforward_layernorm.weight
-        if self.is_moe:  # router and experts both read h, not the MLP's input
-            before_experts, scale = self.pre_feedforward_layernorm_2.weight, self.router.scale
-            h, x, x2, r = add_norm_moe(
-                h, a, after_attention, before_mlp, before_experts, scale, self.router.root, self.eps
+        if self.is_moe:  # MLP, experts and router all read h, each through a norm of its own
+            h, inputs = add_norm_moe(h, a, self.post_attention_layernorm.weight, self._readers(), self.eps)
+            weights, ids = self.router(h, inputs.router)  # before the MLP's products, which would hold it up
+            parts = side_by_side(
+                lambda: self.mlp(inputs.mlp), lambda: self.experts(inputs.experts, weights, ids), inputs.mlp
             )
-            weights, ids = self.router(h, r)  # before the MLP's products, which would hold it up
-            parts = side_by_side(lambda: self.mlp(x), lambda: self.experts(x2, weights, ids), x)
             m, y = self.tp.all_reduce_pair(*parts)
-            experts = (y, self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight)
+            experts = ExpertSum(y, self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight)
         else:
-            h, x = add_norm(h, a, after_attention, self.eps, next_weight=before_mlp)
+            before_mlp = LayerEnd(next_norm=self.pre_feedforward_layernorm.weight)
+            h, x = add_norm(h, a, self.post_attention_layernorm.weight, self.eps, end=before_mlp)
             m, experts = self.tp.all_reduce(self.mlp(x)), None
-        end = (self.layer_scalar, next_norm.weight)  # scales the residual too
-        last = (None, None) if self.has_ple else end  # per-layer inputs come in between
-        h, x = add_norm(h, m, self.post_feedforward_layernorm.weight, self.eps, experts, *last)
-        if self.has_ple:  # the gate reads h as it is, without a norm
-            p = self.per_layer_projection(gelu_tanh(self.per_layer_input_gate(h)) * ple)
-            h, x = add_norm(h, p, self.post_per_layer_input_norm.weight, self.eps, None, *end)
-        return h, x
+        end = LayerEnd(self.layer_scalar, next_norm.weight)  # the scalar is for the residual too
+        if not self.has_ple:
+            return add_norm(h, m, self.post_feedforward_layernorm.weight, self.eps, experts, end)
+        h, _ = add_norm(h, m, self.post_feedforward_layernorm.weight, self.eps, experts)
+        p = self.per_layer_projection(gelu_tanh(self.per_layer_input_gate(h)) * ple)  # the gate reads h without a norm
+        return add_norm(h, p, self.post_per_layer_input_norm.weight, self.eps, end=end)
+
+    def _readers(self) -> MoeReaders:
+        norms = self.pre_feedforward_layernorm.weight, self.pre_feedforward_layernorm_2.weight
+        return MoeReaders(*norms, self.router.scale, self.router.root)
 
 
 def run_layers(
@@ -192,9 +194,13 @@ class Gemma4Model(nn.Module):
             {kind: RotaryEmbedding(config.rope[kind], dim, context_len) for kind, dim in head_dims.items()}
         )
 
-    def forward(self, input_ids: Tensor, positions: Tensor, batch: ForwardBatch) -> Tensor:
+    def embed(self, input_ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """input_ids [T] -> what the first layer reads [T, H], and [T, P] for each layer, or None."""
         h = self.embed_tokens(input_ids)
-        ple = None if self.per_layer_inputs is None else self.per_layer_inputs(input_ids, h).unbind(1)
+        return h, None if self.per_layer_inputs is None else self.per_layer_inputs(input_ids, h).unbind(1)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, batch: ForwardBatch) -> Tensor:
+        h, ple = self.embed(input_ids)
         rotations = {kind: rotary(positions) for kind, rotary in self.rotary.items()}
         return run_layers(self.layers, self.norm, h, rotations, ple, batch)
 

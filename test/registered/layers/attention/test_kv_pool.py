@@ -1,24 +1,17 @@
 """KV buffers of both pools."""
 
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
 
+from sglang.srt.configs.kv_layers import KVLayerSpec as Layer
 from sglang.srt.layers.attention.kv_pool import HybridKVPool, KVPool
 from sglang.srt.mem_cache.pool_sizes import token_bytes
 from sglang.srt.ops.attention.kv_slots import KVSlots
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
-
-
-class Layer(NamedTuple):
-    layer: int
-    sliding: bool
-    num_kv_heads: int
-    head_dim: int
 
 
 SMALL = [Layer(0, True, 2, 8), Layer(1, True, 2, 8), Layer(3, False, 1, 16)]  # layer 2 shares another layer's KV

@@ -15,7 +15,15 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_loader.loader import load_model
 from sglang.srt.ops.moe import router_norm
 from sglang.srt.ops.norms import residual_norms
-from sglang.srt.ops.norms.residual_norms import add_norm, add_norm_moe, add_norm_moe_reference, add_norm_reference
+from sglang.srt.ops.norms.residual_norms import (
+    ExpertSum,
+    LayerEnd,
+    MoeReaders,
+    add_norm,
+    add_norm_moe,
+    add_norm_moe_reference,
+    add_norm_reference,
+)
 from sglang.srt.ops.norms.rms_norm import rms_norm
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.numerics import normal, signed_zeros, subnormals, wide_range
@@ -80,11 +88,16 @@ def weight(width: int, dtype: torch.dtype, at: float = 1.0) -> Tensor:
 
 def check(op, reference, *args) -> None:
     """Op against reference, bit for bit; nothing that is given may change."""
-    tensors = [x for arg in args for x in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(x, Tensor)]
+    tensors = [x for x in flat(args) if isinstance(x, Tensor)]
     before = [x.clone() for x in tensors]
     got = op(*args)
     assert all(map(same, tensors, before))
-    assert all(same(mine, theirs) for mine, theirs in zip(got, reference(*args), strict=True))
+    assert all(same(mine, theirs) for mine, theirs in zip(flat(got), flat(reference(*args)), strict=True))
+
+
+def flat(parts) -> list:
+    """What tuples hold, those in tuples too."""
+    return [x for part in parts for x in flat(part)] if isinstance(parts, tuple) else [parts]
 
 
 def check_add_norm(make, shape, dtype, experts=True, scaled=True, norm=True, scalar: float = 0.7) -> None:
@@ -98,9 +111,8 @@ def check_add_norm(make, shape, dtype, experts=True, scaled=True, norm=True, sca
         m,
         w[0],
         EPS,
-        (y, w[1], w[2]) if experts else None,
-        torch.tensor([scalar], device=DEVICE, dtype=dtype) if scaled else None,
-        w[3] if norm else None,
+        ExpertSum(y, w[1], w[2]) if experts else None,
+        LayerEnd(torch.tensor([scalar], device=DEVICE, dtype=dtype) if scaled else None, w[3] if norm else None),
     )
 
 
@@ -108,8 +120,7 @@ def check_add_norm_moe(make, shape, dtype) -> None:
     h, a = (make(shape, dtype) for _ in range(2))
     w = [weight(shape[1], dtype) for _ in range(4)]
     assert residual_norms.can_use(h, a) and router_norm.can_use(h, w[3])
-    root = shape[1] ** -0.5
-    check(add_norm_moe, add_norm_moe_reference, h, a, *w, root, EPS)
+    check(add_norm_moe, add_norm_moe_reference, h, a, w[0], MoeReaders(*w[1:], shape[1] ** -0.5), EPS)
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -151,7 +162,7 @@ def test_each_rounding_reaches_the_result():
     without the sum's before the scalar."""
     h, m = (normal((50, 2816), torch.bfloat16) for _ in range(2))
     w, scalar = weight(2816, torch.bfloat16), torch.tensor([0.7], device=DEVICE, dtype=torch.bfloat16)
-    want, _ = add_norm(h, m, w, EPS, None, scalar)
+    want, _ = add_norm(h, m, w, EPS, None, LayerEnd(scalar))
     normed = add_norm_reference(torch.zeros_like(h).float(), m.float(), w.float(), EPS)[0]
     assert not torch.equal((h.float() + normed).bfloat16() * scalar, want)
     assert not torch.equal(((h.float() + normed.bfloat16().float()) * scalar.float()).bfloat16(), want)
@@ -159,11 +170,12 @@ def test_each_rounding_reaches_the_result():
 
 def test_a_row_does_not_depend_on_the_others():
     h, m, y = (wide_range((5, 2816), torch.bfloat16) for _ in range(3))
-    w, root = weight(2816, torch.bfloat16), 2816**-0.5
+    w = weight(2816, torch.bfloat16)
     m[3] = torch.nan
 
     def both(h: Tensor, m: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        return add_norm(h, m, w, EPS, (y, w, w), None, w) + add_norm_moe(h, m, w, w, w, w, root, EPS)
+        last = add_norm(h, m, w, EPS, ExpertSum(y, w, w), LayerEnd(None, w))
+        return *last, *flat(add_norm_moe(h, m, w, MoeReaders(w, w, w, 2816**-0.5), EPS))
 
     for got, alone in zip(both(h, m, y), both(h[:3], m[:3], y[:3]), strict=True):
         assert torch.equal(got[:3], alone) and got[3].isnan().all() and not got[4].isnan().any()
@@ -174,20 +186,21 @@ def test_without_the_kernels(monkeypatch):
     h, a = (wide_range((3, 512), torch.bfloat16) for _ in range(2))
     gaps = wide_range((3, 1024), torch.bfloat16)[:, ::2]
     w, scalar = weight(512, torch.bfloat16), torch.tensor([0.7], device=DEVICE, dtype=torch.bfloat16)
-    root = 512**-0.5
+    readers = MoeReaders(w, w, w, 512**-0.5)
     too_wide = torch.empty(2, 16385, device=DEVICE)
     assert not residual_norms.can_use(too_wide, too_wide)
     assert not residual_norms.can_use(h, a, a[:1]) and not residual_norms.can_use(h, a.float())
     for disabled, other in ((False, gaps), (True, a)):
         monkeypatch.setattr(residual_norms, "DISABLED", disabled)
         assert not residual_norms.can_use(h, other)
-        got = add_norm(h, other.contiguous() if disabled else a, w, EPS, (other, w, w), scalar, w)
-        want = add_norm_reference(h, a, w, EPS, (other, w, w), scalar, w, norm=rms_norm)
+        rest = ExpertSum(other, w, w), LayerEnd(scalar, w)
+        got = add_norm(h, other.contiguous() if disabled else a, w, EPS, *rest)
+        want = add_norm_reference(h, a, w, EPS, *rest, norm=rms_norm)
         assert all(map(same, got, want))
-        *got, r = add_norm_moe(h, other, w, w, w, w, root, EPS)
-        h_want, x_want = add_norm_reference(h, other, w, EPS, next_weight=w, norm=rms_norm)
+        *got, r = flat(add_norm_moe(h, other, w, readers, EPS))
+        h_want, x_want = add_norm_reference(h, other, w, EPS, end=LayerEnd(next_norm=w), norm=rms_norm)
         assert all(map(same, got, (h_want, x_want, rms_norm(h_want, w, EPS)))) and r is None
-    for mine, theirs in zip(got, add_norm_moe_reference(h, a, w, w, w, w, root, EPS), strict=False):
+    for mine, theirs in zip(got, flat(add_norm_moe_reference(h, a, w, readers, EPS)), strict=False):
         assert torch.equal(mine, theirs)
 
 
@@ -195,10 +208,11 @@ def test_the_routers_norm_may_be_apart(monkeypatch):
     """Its own switch still means its own launches; all else is made as before."""
     h, a = (wide_range((3, 512), torch.bfloat16) for _ in range(2))
     w, root = weight(512, torch.bfloat16), 512**-0.5
+    readers = MoeReaders(w, w, w, root)
     monkeypatch.setattr(router_norm, "DISABLED", True)
-    *got, r = add_norm_moe(h, a, w, w, w, w, root, EPS)
+    *got, r = flat(add_norm_moe(h, a, w, readers, EPS))
     assert r is None
-    *want, r_want = add_norm_moe_reference(h, a, w, w, w, w, root, EPS)
+    *want, r_want = flat(add_norm_moe_reference(h, a, w, readers, EPS))
     assert all(map(same, got, want)) and torch.equal(router_norm.router_norm(got[0], w, root, EPS), r_want)
 
 

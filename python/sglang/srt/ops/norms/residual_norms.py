@@ -9,6 +9,7 @@ torch's sums and products between them. Floor: every row read once, every result
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +27,41 @@ DISABLED = os.environ.get("SGLANG_DISABLE_FUSED_RESIDUAL_NORMS") == "1"
 FEW_ROWS = 256
 
 Norm = Callable[[Tensor, Tensor, float], Tensor]  # as rms_norm
-Experts = tuple[Tensor, Tensor, Tensor]  # y [T, H], the weights [H] of m's norm and of y's
+
+
+class ExpertSum(NamedTuple):
+    """What makes add_norm's m the sum of two: m and y, each through a norm of its own."""
+
+    y: Tensor  # [T, H], the experts' beside the MLP's
+    m_norm: Tensor  # [H], weights
+    y_norm: Tensor
+
+
+class LayerEnd(NamedTuple):
+    """What add_norm makes of the sum."""
+
+    scalar: Tensor | None = None  # [1], which it is multiplied by
+    next_norm: Tensor | None = None  # [H], the weight of the norm that reads the result
+
+
+AS_IT_IS = LayerEnd()
+
+
+class MoeReaders(NamedTuple):
+    """What reads the stream between attention and a MoE layer's end."""
+
+    mlp_norm: Tensor  # [H], weights
+    expert_norm: Tensor
+    router_scale: Tensor
+    root: float  # H^(-1/2), of the router's norm
+
+
+class MoeInputs(NamedTuple):
+    """Theirs, each [T, H]."""
+
+    mlp: Tensor
+    experts: Tensor
+    router: Tensor | None  # None: router_norm's to make, of h'
 
 
 @triton.jit
@@ -150,11 +185,11 @@ def launch_add_norm(
     m: Tensor,
     weight: Tensor,
     eps: float,
-    experts: Experts | None = None,
-    scalar: Tensor | None = None,
-    next_weight: Tensor | None = None,
+    experts: ExpertSum | None = None,
+    end: LayerEnd = AS_IT_IS,
 ) -> tuple[Tensor, Tensor | None]:
     """The kernel over contiguous rows; see add_norm_reference."""
+    scalar, next_weight = end
     assert scalar is None or scalar.dtype == h.dtype, f"a product of {h.dtype} and {scalar.dtype} is another dtype"
     h_out = torch.empty_like(h)
     x_out = None if next_weight is None else empty_rows(*h.shape, like=h)
@@ -185,35 +220,33 @@ def launch_add_norm_moe(
     h: Tensor,
     a: Tensor,
     weight: Tensor,
-    dense_weight: Tensor,
-    expert_weight: Tensor,
-    router_scale: Tensor | None,
-    root: float,
+    readers: MoeReaders,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The kernel over contiguous rows; see add_norm_moe_reference. Without `router_scale` there is no r."""
+    with_router: bool = True,
+) -> tuple[Tensor, MoeInputs]:
+    """The kernel over contiguous rows; see add_norm_moe_reference."""
     h_out, expert = torch.empty_like(h), torch.empty_like(h)
     dense = empty_rows(*h.shape, like=h)
-    r = None if router_scale is None else empty_rows(*h.shape, like=h)
+    r = empty_rows(*h.shape, like=h) if with_router else None
     if h.numel():
         _add_norm_moe_kernel[(h.shape[0],)](
             h,
             a,
             weight,
-            dense_weight,
-            expert_weight,
-            router_scale,
+            readers.mlp_norm,
+            readers.expert_norm,
+            readers.router_scale if with_router else None,
             h_out,
             dense,
             expert,
             r,
-            root,
+            readers.root,
             eps,
-            HAS_ROUTER=r is not None,
+            HAS_ROUTER=with_router,
             **options(*h.shape),
             **launch_options(h.device),
         )
-    return h_out, dense, expert, r
+    return h_out, MoeInputs(dense, expert, r)
 
 
 def add_norm_reference(
@@ -221,35 +254,31 @@ def add_norm_reference(
     m: Tensor,
     weight: Tensor,
     eps: float,
-    experts: Experts | None = None,
-    scalar: Tensor | None = None,
-    next_weight: Tensor | None = None,
+    experts: ExpertSum | None = None,
+    end: LayerEnd = AS_IT_IS,
     norm: Norm = rms_norm_ordered,
 ) -> tuple[Tensor, Tensor | None]:
-    """h, m [T, H], weights [H] and scalar [1] in one dtype -> h' [T, H], and x [T, H] or None without its weight."""
+    """h, m [T, H] and weight [H] in one dtype, which is that of all parts -> h' [T, H], and x [T, H] or None without
+    its norm."""
     if experts is not None:
-        y, m_weight, y_weight = experts
-        m = norm(m, m_weight, eps) + norm(y, y_weight, eps)
+        m = norm(m, experts.m_norm, eps) + norm(experts.y, experts.y_norm, eps)
     h = h + norm(m, weight, eps)
-    if scalar is not None:
-        h = h * scalar
-    return h, None if next_weight is None else norm(h, next_weight, eps)
+    if end.scalar is not None:
+        h = h * end.scalar
+    return h, None if end.next_norm is None else norm(h, end.next_norm, eps)
 
 
 def add_norm_moe_reference(
     h: Tensor,
     a: Tensor,
     weight: Tensor,
-    dense_weight: Tensor,
-    expert_weight: Tensor,
-    router_scale: Tensor,
-    root: float,
+    readers: MoeReaders,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, a [T, H] and all weights [H] in one dtype, root = H^(-1/2) -> h', the MLP's input, the experts' and the
-    router's, each [T, H]."""
-    h, dense = add_norm_reference(h, a, weight, eps, next_weight=dense_weight)
-    return h, dense, rms_norm_ordered(h, expert_weight, eps), router_norm_reference(h, router_scale, root, eps)
+) -> tuple[Tensor, MoeInputs]:
+    """h, a [T, H] and all weights [H] in one dtype -> h' [T, H], and what its readers get."""
+    h, dense = add_norm_reference(h, a, weight, eps, end=LayerEnd(next_norm=readers.mlp_norm))
+    router = router_norm_reference(h, readers.router_scale, readers.root, eps)
+    return h, MoeInputs(dense, rms_norm_ordered(h, readers.expert_norm, eps), router)
 
 
 def can_use(*rows: Tensor) -> bool:
@@ -264,32 +293,25 @@ def add_norm(
     m: Tensor,
     weight: Tensor,
     eps: float,
-    experts: Experts | None = None,
-    scalar: Tensor | None = None,
-    next_weight: Tensor | None = None,
+    experts: ExpertSum | None = None,
+    end: LayerEnd = AS_IT_IS,
 ) -> tuple[Tensor, Tensor | None]:
     """See add_norm_reference; without this kernel the norms are rms_norm's. No argument is changed."""
-    if can_use(h, m, *(experts or ())[:1]):
-        return launch_add_norm(h, m, weight, eps, experts, scalar, next_weight)
-    return add_norm_reference(h, m, weight, eps, experts, scalar, next_weight, norm=rms_norm)
+    if can_use(h, m, *([experts.y] if experts else [])):
+        return launch_add_norm(h, m, weight, eps, experts, end)
+    return add_norm_reference(h, m, weight, eps, experts, end, norm=rms_norm)
 
 
 def add_norm_moe(
     h: Tensor,
     a: Tensor,
     weight: Tensor,
-    dense_weight: Tensor,
-    expert_weight: Tensor,
-    router_scale: Tensor,
-    root: float,
+    readers: MoeReaders,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """See add_norm_moe_reference; without this kernel the norms are rms_norm's. No argument is changed.
-
-    The router's input is None where it is not made here, but by router_norm from h'.
-    """
+) -> tuple[Tensor, MoeInputs]:
+    """See add_norm_moe_reference; without this kernel the norms are rms_norm's, and the router's is left to it. No
+    argument is changed."""
     if can_use(h, a):
-        router_scale = router_scale if router_norm.can_use(h, router_scale) else None
-        return launch_add_norm_moe(h, a, weight, dense_weight, expert_weight, router_scale, root, eps)
-    h, dense = add_norm_reference(h, a, weight, eps, next_weight=dense_weight, norm=rms_norm)
-    return h, dense, rms_norm(h, expert_weight, eps), None
+        return launch_add_norm_moe(h, a, weight, readers, eps, router_norm.can_use(h, readers.router_scale))
+    h, dense = add_norm_reference(h, a, weight, eps, end=LayerEnd(next_norm=readers.mlp_norm), norm=rms_norm)
+    return h, MoeInputs(dense, rms_norm(h, readers.expert_norm, eps), None)
