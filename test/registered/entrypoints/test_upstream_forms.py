@@ -159,6 +159,29 @@ def test_a_stream_can_be_aborted_by_the_id_that_its_chunks_show(server, post):
     assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "abort"
 
 
+# ---- stops ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("trim", [True, False])
+def test_a_stop_string_may_be_a_special_token(post, events, skip, trim):
+    """Its text may not be in the answer, it stops all the same and is named as the client wrote it."""
+    turn = TOKENIZER.token_to_id("<|turn>")
+    custom = {"output_ids": [*ids_of("one"), turn, *ids_of("two")]}
+    params = {"max_new_tokens": 50, "stop": ["zzz", "<|turn>"], "custom_params": custom}
+    params |= {"skip_special_tokens": skip, "no_stop_trim": not trim}
+    want = "one" if skip or trim else "one<|turn>"
+    for answer in (
+        post("/generate", text="a", sampling_params=params),
+        events("/generate", text="a", sampling_params=params)[-1],
+    ):
+        assert answer["text"] == want
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": "<|turn>"}
+        assert answer["output_ids"][-1] == turn
+    chat = post("/v1/chat/completions", messages=HELLO, stop="<|turn>", custom_params=custom)["choices"][0]
+    assert (chat["message"]["content"], chat["matched_stop"], chat["finish_reason"]) == ("one", "<|turn>", "stop")
+
+
 # ---- streams ----------------------------------------------------------------------------------------------------
 
 

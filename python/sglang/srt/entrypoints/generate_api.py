@@ -209,6 +209,7 @@ class GenerateApi:
             meta["e2e_latency"] = g.ended - g.created
         if g.prompt.return_logprob:
             self._add_logprobs(meta, "output", g.output_logprobs, g.prompt, with_text, tokens)
+            meta["output_token_logprobs_length"] = len(g.output_logprobs.ids)
             if g.prompt.logprob_start_len >= 0 and tokens == 0:
                 self._add_logprobs(meta, "input", g.input_logprobs or Logprobs([], []), g.prompt, with_text)
         return meta

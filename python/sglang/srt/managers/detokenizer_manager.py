@@ -34,6 +34,9 @@ class RequestText:
         self.stopped = False
         self.num_tokens = 0
         self._decoder = tokenizer and IncrementalText(tokenizer, settings.prompt_tail, params.skip_special_tokens)
+        specials = tokenizer.special_ids_of(params.stop) if tokenizer else []
+        # Stop strings that are special tokens, which the scheduler stops at.
+        self._special_stops = {token_id: tokenizer.token_text(token_id) for token_id in specials}
         self._matcher = StopMatcher(params.stop, params.stop_regex) if params.stop or params.stop_regex else None
 
     def add(self, out: TokenOutput) -> TextOutput:
@@ -41,8 +44,10 @@ class RequestText:
         if self._decoder is None:
             return _text_output(out, "")
         ids = out.new_ids
-        if out.finish and isinstance(out.finish.matched, int) and not self.params.no_stop_trim:
-            ids = ids[:-1]  # the stop token has no text
+        if out.finish and isinstance(out.finish.matched, int):
+            if not self.params.no_stop_trim:
+                ids = ids[:-1]  # the stop token has no text
+            out.finish.matched = self._special_stops.get(out.finish.matched, out.finish.matched)
         final = out.finish is not None
         if self._matcher is None:
             self.num_tokens += len(out.new_ids)

@@ -131,6 +131,8 @@ class TokenizerManager:
             seed = DETERMINISTIC_SEED
         if seed is not None:  # n answers of one prompt must not be n times the same
             changes["sampling_seed"] = (seed + generation.sample) % 2**63
+        if self.tokenizer is not None and (ids := self.tokenizer.special_ids_of(params.stop)):
+            changes["stop_token_ids"] = [*params.stop_token_ids, *ids]  # the text may not show these tokens
         if prompt.stream and params.stream_interval is None:
             changes["stream_interval"] = self.args.stream_interval
         self.generations[generation.serial] = generation

@@ -62,6 +62,14 @@ class Tokenizer:
                 found[token_id] = bytes([int(match[1], 16)])
         return found
 
+    @functools.cached_property
+    def special_by_text(self) -> dict[str, int]:
+        return {self.token_text(token_id): token_id for token_id in self.special_ids}
+
+    def special_ids_of(self, texts: list[str]) -> list[int]:
+        """Ids of those texts that are special tokens."""
+        return [self.special_by_text[text] for text in texts if text in self.special_by_text]
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
