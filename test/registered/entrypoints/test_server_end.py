@@ -54,13 +54,11 @@ def test_signal_aborts_what_takes_too_long(start, sockets_dir):
 
 
 STUCK = """
-import asyncio, time
-from sglang.srt.managers.tokenizer_manager import TokenizerManager
+import time
+from sglang.srt.managers import prompt_reader
 
-async def encode(self, *_):
-    return await asyncio.to_thread(time.sleep, 60)
-
-TokenizerManager.encode = encode
+prompt_reader.INLINE_CHARS = 0
+prompt_reader.Tokenizer.encode_all = lambda *_: time.sleep(60)
 import runpy
 runpy.run_module("sglang.test.fake_server", run_name="__main__", alter_sys=True)
 """

@@ -20,8 +20,9 @@ from sglang.srt.managers.io_struct import (
     TextOutput,
     TokenizedGenerateReq,
 )
+from sglang.srt.managers.prompt_reader import INLINE_CHARS
 from sglang.srt.managers.server_info import ServerInfo
-from sglang.srt.managers.tokenizer_manager import INLINE_CHARS, TokenizerManager
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.tokenizer import Tokenizer

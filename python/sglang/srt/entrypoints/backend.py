@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 import sglang
+from sglang.srt.entrypoints.openai.chat_worker import ChatWriter
 from sglang.srt.managers.generation import Prompt, RequestError
 from sglang.srt.managers.io_struct import Message, SchedulerReady, ToHttp
 from sglang.srt.managers.process_supervisor import (
@@ -48,6 +49,7 @@ class Backend:
         self.args = args
         self.tokenizer: Tokenizer | None = None  # set by launch()
         self.manager: TokenizerManager | None = None  # set by connect()
+        self.chat_writer: ChatWriter | None = None  # set by connect(), where the tokenizer has a chat template
         self.metrics: ServerMetrics | None = None  # set by connect(), with --enable-metrics
         self.scheduler_info: dict = {}  # all that the scheduler said of itself
         self.startup_seconds = 0.0
@@ -106,6 +108,8 @@ class Backend:
         self.ready_at = time.time()
         if self.args.enable_metrics:
             self.metrics = ServerMetrics(info, self.startup_seconds)
+        if self.tokenizer is not None and self.tokenizer.chat_template is not None:
+            self.chat_writer = ChatWriter(self.tokenizer.chat_template, self.args.default_chat_template_kwargs or {})
         self.manager = TokenizerManager(self.args, info, self.tokenizer, self._to_scheduler.send, self.metrics)
 
     def _starting(self, messages: list[Message]) -> None:
@@ -204,6 +208,8 @@ class Backend:
 
     def end_processes(self) -> None:
         """May be called in any state, from any thread, and twice."""
+        if self.chat_writer is not None:
+            self.chat_writer.close()
         if self._supervisor is not None:
             self._supervisor.shutdown()
 

@@ -1,6 +1,5 @@
 """Routes: which path is answered by what. Contents are in generate_api.py, openai/ and profile_api.py."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 
@@ -13,12 +12,10 @@ from starlette.responses import PlainTextResponse, Response
 
 from sglang.srt.entrypoints.backend import PROBE_SECONDS, Backend
 from sglang.srt.entrypoints.bodies import read_body
-from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest, item_type
+from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest
 from sglang.srt.entrypoints.openai.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
 )
 from sglang.srt.entrypoints.openai.serving_chat import ChatApi
 from sglang.srt.entrypoints.openai.serving_completions import CompletionsApi
@@ -29,6 +26,12 @@ from sglang.srt.entrypoints.replies import (
     error_reply,
     json_reply,
     reply_unless_gone,
+)
+from sglang.srt.entrypoints.tokenizer_api import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize_answer,
+    tokenize_answer,
 )
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.metrics.server_metrics import CONTENT_TYPE
@@ -74,19 +77,19 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def add_generation_routes(app: FastAPI, backend: Backend) -> None:
-    def add(path: str, body_type: type, api_type: type, methods: list[str]) -> None:
+    def add(path: str, body_type: type, make_api: Callable, methods: list[str]) -> None:
         async def endpoint(request: Request) -> Response:
             body = await read_body(request, body_type)
-            api = api_type(backend.manager)
+            api = make_api()
             if body.stream:
                 return EventStream(api.events(body))
             return await reply_unless_gone(request, api.answer(body))
 
         app.add_api_route(path, endpoint, methods=methods)
 
-    add("/generate", GenerateRequest, GenerateApi, ["POST", "PUT"])
-    add("/v1/completions", CompletionRequest, CompletionsApi, ["POST"])
-    add("/v1/chat/completions", ChatCompletionRequest, ChatApi, ["POST"])
+    add("/generate", GenerateRequest, lambda: GenerateApi(backend.manager), ["POST", "PUT"])
+    add("/v1/completions", CompletionRequest, lambda: CompletionsApi(backend.manager), ["POST"])
+    add("/v1/chat/completions", ChatCompletionRequest, lambda: ChatApi(backend.manager, backend.chat_writer), ["POST"])
 
 
 def add_information_routes(app: FastAPI, backend: Backend) -> None:
@@ -181,26 +184,10 @@ def add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
-        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        ids = [await backend.manager.encode(text, body.add_special_tokens) for text in texts]
-        single = isinstance(body.prompt, str)
-        return json_reply(
-            {
-                "tokens": ids[0] if single else ids,
-                "count": len(ids[0]) if single else [len(i) for i in ids],
-                "max_model_len": backend.manager.info.context_length,
-            }
-        )
+        return await reply_unless_gone(request, tokenize_answer(body, backend.manager))
 
     @app.post("/detokenize")
     @app.post("/v1/detokenize")
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, DetokenizeRequest)
-        tokenizer = backend.manager.require_tokenizer()
-        single = not body.tokens or item_type(body.tokens, "tokens") is int
-        lists = [body.tokens] if single else body.tokens
-        for ids in lists:
-            if ids:
-                backend.manager.check_ids(ids, "tokens")
-        texts = [await asyncio.to_thread(tokenizer.decode, ids, body.skip_special_tokens) for ids in lists]
-        return json_reply({"text": texts[0] if single else texts})
+        return await reply_unless_gone(request, detokenize_answer(body, backend.manager))

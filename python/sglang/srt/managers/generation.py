@@ -49,6 +49,9 @@ class RequestObserver(Protocol):
     def on_output(self, generation: "Generation", out: TextOutput, now: float) -> None:
         """`out` has come, which the generation does not hold yet."""
 
+    def on_refused(self, count: int) -> None:
+        """So many generations were turned away, since the server is full."""
+
     def on_end(self, generation: "Generation") -> None:
         """`generation.finish` is set; it comes once for each generation."""
 
@@ -87,6 +90,8 @@ class Generation:
         self.output_logprobs = Logprobs([], [])
         self.input_logprobs: Logprobs | None = None
         self.finish: FinishReason | None = None
+        self.sent = False  # the scheduler has been sent it
+        self.aborted: str | None = None  # why, if that was before
         self.report = RequestReport()
 
     @property

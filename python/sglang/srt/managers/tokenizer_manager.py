@@ -31,19 +31,16 @@ from sglang.srt.managers.io_struct import (
     StopProfileReq,
     TokenizedGenerateReq,
 )
+from sglang.srt.managers.prompt_reader import PromptReader
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.resolved_args import DETERMINISTIC_SEED
-from sglang.srt.sampling.stop_regex import check_stop_regex
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 MAX_GENERATIONS = 4096  # of one call: prompts times n
-MAX_TOP_LOGPROBS = 128
-MAX_TOKEN_IDS_LOGPROB = 1024
-MAX_RID_CHARS = 256
-INLINE_CHARS = 4096  # shorter texts are tokenized on the event loop: a thread would take longer than the work
+SEND_IDS = 100_000  # prompt ids sent before other clients get their turn
 CONTROL_SECONDS = 30.0  # for a scheduler to answer a control message between two steps
 PROFILE_SECONDS = 600.0  # for it to write a long profile's traces, too
 LOG_TEXT_CHARS = 2048  # of a prompt or answer at --log-requests-level 2
@@ -68,6 +65,7 @@ class TokenizerManager:
         self.args = args
         self.info = info
         self.tokenizer = tokenizer
+        self.reader = PromptReader(args, info, tokenizer)
         self.to_scheduler = to_scheduler
         self.observer = observer
         self.generations: dict[int, Generation] = {}  # those under way, by serial
@@ -86,15 +84,14 @@ class TokenizerManager:
         count = sum(p.params.n for p in prompts)
         if count > MAX_GENERATIONS:
             raise too_many_generations(count)
-        for prompt in prompts:
-            self._check_params(prompt)
-        ids = [await self._input_ids(prompt) for prompt in prompts]
-        # No await from here to the last send: what was checked about other requests stays true.
-        self._check_capacity(count)
+        self.reader.check(prompts)
+        ids = await self.reader.input_ids(prompts)
+        # No await from here to the last entry in `generations`: what was checked about other requests stays true.
+        self._check_capacity(count, sum(p.params.n for p in prompts if p.log_metrics))
         group = self._make_group(prompts, ids)
+        self.generations |= {generation.serial: generation for generation in group.generations}
         try:
-            for generation in group.generations:
-                self._send(generation)
+            await self._send_all(group.generations)
             yield group
         finally:
             for generation in group.generations:
@@ -123,6 +120,20 @@ class TokenizerManager:
         """Names by which /abort_request would find a request."""
         return {rid for g in self.generations.values() for rid in (g.rid, g.base_rid)}
 
+    async def _send_all(self, generations: list[Generation]) -> None:
+        """Thousands of long prompts take a while; others get their turn in between."""
+        room = SEND_IDS
+        for generation in generations:
+            if room < 0:
+                await asyncio.sleep(0)
+                room = SEND_IDS
+            room -= len(generation.prompt_ids) + SEND_IDS // 100
+            if generation.finish is None:  # else fail_all() has come in between
+                self._send(generation)
+                generation.sent = True
+                if generation.aborted is not None:
+                    self._abort(generation, generation.aborted)
+
     def _send(self, generation: Generation) -> None:
         prompt, params = generation.prompt, generation.prompt.params
         changes: dict = {"n": 1}
@@ -135,7 +146,6 @@ class TokenizerManager:
             changes["stop_token_ids"] = [*params.stop_token_ids, *ids]  # the text may not show these tokens
         if prompt.stream and params.stream_interval is None:
             changes["stream_interval"] = self.args.stream_interval
-        self.generations[generation.serial] = generation
         self.to_scheduler(
             TokenizedGenerateReq(
                 generation.serial,
@@ -153,99 +163,21 @@ class TokenizerManager:
         if self.args.log_requests:
             self._log_start(generation)
 
-    def _check_capacity(self, count: int) -> None:
+    def _check_capacity(self, count: int, observed: int) -> None:
         if self._failure is not None:
             raise RequestError(self._failure, status=503)
         if len(self.generations) + count > self.max_generations:
+            if self.observer is not None:
+                self.observer.on_refused(observed)
             raise RequestError(
                 f"the server holds {len(self.generations)} requests and takes at most {self.max_generations} "
                 "(--max-running-requests plus --max-queued-requests); try again later",
                 status=503,
             )
 
-    def _check_params(self, prompt: Prompt) -> None:
-        params = prompt.params
-        try:
-            params.verify(self.info.vocab_size)
-        except ValueError as e:
-            raise RequestError(str(e), param="sampling_params") from e
-        if self.tokenizer is None and (params.stop or params.stop_regex):
-            raise RequestError("stop strings need a tokenizer, which --skip-tokenizer-init leaves out", param="stop")
-        try:
-            for pattern in params.stop_regex:
-                check_stop_regex(pattern)
-        except ValueError as e:
-            raise RequestError(str(e), param="stop_regex") from e
-        if prompt.rid is not None and not 1 <= len(prompt.rid) <= MAX_RID_CHARS:
-            raise RequestError(f"rid has {len(prompt.rid)} characters; 1 to {MAX_RID_CHARS} are possible", param="rid")
-        if not 0 <= prompt.top_logprobs_num <= min(MAX_TOP_LOGPROBS, self.info.vocab_size):
-            raise RequestError(
-                f"{prompt.top_logprobs_num} top log-probabilities; 0 to {min(MAX_TOP_LOGPROBS, self.info.vocab_size)} "
-                "are possible",
-                param="top_logprobs_num",
-            )
-        if prompt.logprob_start_len < -1:
-            raise RequestError(
-                f"logprob_start_len is {prompt.logprob_start_len}; -1 or more", param="logprob_start_len"
-            )
-        if selected := prompt.token_ids_logprob:
-            if len(selected) > MAX_TOKEN_IDS_LOGPROB:
-                raise RequestError(
-                    f"token_ids_logprob has {len(selected)} ids; at most {MAX_TOKEN_IDS_LOGPROB}",
-                    param="token_ids_logprob",
-                )
-            self.check_ids(selected, "token_ids_logprob")
-
-    def check_ids(self, ids: list[int], param: str) -> None:
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.info.vocab_size:
-            bad = low if low < 0 else high
-            raise RequestError(f"{param} has token id {bad}; ids go from 0 to {self.info.vocab_size - 1}", param=param)
-
-    async def _input_ids(self, prompt: Prompt) -> list[int]:
-        if prompt.text is not None:
-            ids = await self.encode(prompt.text, prompt.add_special_tokens)
-            param = "text"
-        else:
-            ids, param = prompt.input_ids, "input_ids"
-        if not ids:
-            raise RequestError("the prompt has no tokens", param=param)
-        if prompt.text is None:
-            self.check_ids(ids, param)
-        limit = self.info.max_req_input_len
-        if len(ids) > limit:
-            if not self.args.allow_auto_truncate:
-                raise RequestError(
-                    # Agents look for upstream's sentence, to shorten the conversation and go on.
-                    f"The input ({len(ids)} tokens) is longer than the model's context length ({limit + 1} tokens). "
-                    f"Of a prompt at most {limit} are possible (context length {self.info.context_length}, KV cache of "
-                    f"{self.info.max_total_num_tokens} tokens)",
-                    param=param,
-                )
-            # Half the context at least stays for the prompt, whatever max_new_tokens asks for.
-            ids = ids[: max(limit + 1 - max(1, prompt.params.max_new_tokens), (limit + 1) // 2, 1)]
-        if prompt.logprob_start_len > len(ids):
-            raise RequestError(
-                f"logprob_start_len is {prompt.logprob_start_len}, behind the prompt's end at {len(ids)} tokens",
-                param="logprob_start_len",
-            )
-        return ids
-
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Text to ids. Raises RequestError without a tokenizer."""
-        tokenizer = self.require_tokenizer()
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:  # JSON can hold half of a surrogate pair
-            raise RequestError("the text is not valid Unicode: it holds half of a surrogate pair", param="text") from e
-        if len(text) <= INLINE_CHARS:
-            return tokenizer.encode(text, add_special_tokens)
-        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
-
     def require_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise RequestError("this server runs with --skip-tokenizer-init: send input_ids to /generate")
-        return self.tokenizer
+        """Raises RequestError where there is none."""
+        return self.reader.require_tokenizer()
 
     # ---- aborts ------------------------------------------------------------------------------------------------
 
@@ -258,10 +190,16 @@ class TokenizerManager:
         return len(found)
 
     def abort_all(self, message: str) -> int:
+        for generation in self.generations.values():
+            if not generation.sent:
+                generation.aborted = message
         self.to_scheduler(AbortReq(abort_all=True, message=message))
         return len(self.generations)
 
     def _abort(self, generation: Generation, message: str) -> None:
+        if not generation.sent:
+            generation.aborted = message
+            return
         self.to_scheduler(AbortReq(generation.serial, message=message))
 
     def fail_all(self, reason: str) -> None:

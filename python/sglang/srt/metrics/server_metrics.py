@@ -88,6 +88,10 @@ class ServerMetrics:
                 self.first_token.observe(now - generation.created)
         self.generation_tokens += count
 
+    def on_refused(self, count: int) -> None:
+        self.requests += count
+        self.aborted_requests += count
+
     def on_end(self, generation: Generation) -> None:
         self.requests += 1
         if generation.finish.type == "abort":
@@ -158,7 +162,7 @@ class ServerMetrics:
             "num_requests_total": (self.requests, "Requests that have ended, aborted ones included."),
             "num_aborted_requests_total": (
                 self.aborted_requests,
-                "Requests that were aborted, left by their client or refused by the scheduler.",
+                "Requests that were aborted, left by their client or refused by a full queue.",
             ),
         }
 

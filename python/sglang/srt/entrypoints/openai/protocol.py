@@ -124,18 +124,6 @@ class ChatCompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=Tr
     verbosity: Any = None
 
 
-class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    model: str | None = None
-    prompt: str | list[str]
-    add_special_tokens: bool = True
-
-
-class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    model: str | None = None
-    tokens: list[int | list[int]]
-    skip_special_tokens: bool = True
-
-
 def check_model(model: str | None) -> None:
     if model is not None and len(model) > MAX_MODEL_CHARS:
         raise RequestError(f"model has {len(model)} characters, at most {MAX_MODEL_CHARS} are possible", param="model")

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from sglang.srt.entrypoints.generate_api import refuse_unserved
-from sglang.srt.entrypoints.openai.chat_prompt import chat_prompt
+from sglang.srt.entrypoints.openai.chat_worker import ChatWriter
 from sglang.srt.entrypoints.openai.protocol import (
     MAX_TOP_LOGPROBS,
     ChatCompletionRequest,
@@ -25,11 +25,14 @@ NOT_SERVED = ("functions", "function_call", "audio", "web_search_options", "verb
 
 
 class ChatApi:
-    def __init__(self, manager: TokenizerManager):
+    """`writer` None: the tokenizer has no chat template."""
+
+    def __init__(self, manager: TokenizerManager, writer: ChatWriter | None):
         self._manager = manager
+        self._writer = writer
 
     async def answer(self, body: ChatCompletionRequest) -> dict:
-        prompt = self._prompt(body)
+        prompt = await self._prompt(body)
         head = self._head(body, prompt, "chat.completion")
         async with self._manager.generate([prompt]) as group:
             generations = await group.all()
@@ -45,7 +48,7 @@ class ChatApi:
         return {**head, "choices": choices, "usage": usage(generations, self._manager.args.enable_cache_report)}
 
     async def events(self, body: ChatCompletionRequest) -> AsyncGenerator[bytes, None]:
-        prompt = self._prompt(body)
+        prompt = await self._prompt(body)
         head = self._head(body, prompt, "chat.completion.chunk")
         options = body.stream_options
         report = self._manager.args.enable_cache_report
@@ -83,7 +86,7 @@ class ChatApi:
             "model": model_name(body, self._manager),
         }
 
-    def _prompt(self, body: ChatCompletionRequest) -> Prompt:
+    async def _prompt(self, body: ChatCompletionRequest) -> Prompt:
         check_common(body)
         refuse_unserved(body, NOT_SERVED)
         if body.modalities not in (None, ["text"]):
@@ -105,7 +108,7 @@ class ChatApi:
         )
         return Prompt(
             params,
-            text=self._render(body),
+            text=await self._render(body),
             rid=body.rid or f"chatcmpl-{uuid.uuid4().hex}",
             stream=bool(body.stream),
             return_logprob=bool(body.logprobs),
@@ -114,12 +117,12 @@ class ChatApi:
             add_special_tokens=False,
         )
 
-    def _render(self, body: ChatCompletionRequest) -> str:
+    async def _render(self, body: ChatCompletionRequest) -> str:
         try:
-            template = self._manager.require_tokenizer().require_chat_template()
+            self._manager.require_tokenizer().require_chat_template()
         except ValueError as e:
             raise RequestError(str(e), param="messages") from e
-        return chat_prompt(body, template, self._manager.args.default_chat_template_kwargs or {})
+        return await self._writer.prompt(body)
 
     def _logprobs(self, g: Generation, start: int) -> dict | None:
         if not g.prompt.return_logprob:
