@@ -27,6 +27,7 @@ from sglang.srt.arg_fields import (
     specs,
     validate,
 )
+from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.settings import POSITION_OFFSETS
 from sglang.srt.unsupported_flags import UNSUPPORTED, refusal
 
@@ -62,6 +63,14 @@ def _proxies(value: str) -> str | None:
                 ipaddress.ip_network(part.strip())
         except ValueError:
             return f"must hold addresses, networks or *, with commas; {part.strip()!r} is none of them"
+    return None
+
+
+def _sampling_values(value: dict) -> str | None:
+    try:
+        SamplingParams.from_request(value)
+    except ValueError as e:
+        return f"does not work: {e}"
     return None
 
 
@@ -195,7 +204,10 @@ class ServerArgs:
         metavar="SOURCE",
     )
     preferred_sampling_params: dict | None = arg(
-        None, help="Sampling parameters that /model_info shows to clients; not applied to requests.", group=CHAT
+        None,
+        help="Sampling parameters of /generate for what a request leaves out; /model_info shows them.",
+        group=CHAT,
+        check=_sampling_values,
     )
 
     mem_fraction_static: float | None = arg(

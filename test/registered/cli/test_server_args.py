@@ -84,6 +84,7 @@ BAD = {
     "watchdog_timeout": "nan",
     "default_chat_template_kwargs": "{",
     "sampling_defaults": "none",
+    "preferred_sampling_params": '{"temprature": 1}',
     "mem_fraction_static": "1.5",
     "max_running_requests": "-3",
     "max_queued_requests": "x",

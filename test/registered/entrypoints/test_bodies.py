@@ -116,7 +116,7 @@ def test_lists_are_counted_before_their_entries_are_looked_at(fields, message):
 def test_one_set_of_parameters_is_parsed_once_for_a_batch(monkeypatch):
     calls = []
     real = make_prompts.__globals__["sampling_params"]
-    monkeypatch.setitem(make_prompts.__globals__, "sampling_params", lambda v: calls.append(v) or real(v))
+    monkeypatch.setitem(make_prompts.__globals__, "sampling_params", lambda *v: calls.append(v) or real(*v))
     prompts, _ = make_prompts(GenerateRequest(text=["a"] * 4096, sampling_params={"stop_regex": ["x+"] * 32}))
     assert len(prompts) == 4096 and len(calls) == 1
 

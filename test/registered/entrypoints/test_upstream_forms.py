@@ -29,6 +29,9 @@ def says(text: str, **custom) -> dict:
     return {"custom_params": {"output_ids": [*ids_of(text), 1], **custom}}
 
 
+PREFERRED = '{"max_new_tokens": 5, "n": 2}'
+
+
 def run_server(tmp_path_factory, *flags: str) -> ServerProcess:
     folder = make_model_folder(tmp_path_factory.mktemp("m"))
     return ServerProcess("sglang.test.fake_server", "--model-path", folder, "--context-length", "256", *flags)
@@ -216,6 +219,20 @@ def test_of_two_tokens_with_one_text_the_better_is_told(post):
     tops = choice["logprobs"]["top_logprobs"]
     assert tops[0] and all(list(top.values()) == sorted(top.values(), reverse=True) for top in tops)
     assert all(max(top.values()) == -0.25 for top in tops)
+
+
+def test_preferred_sampling_params_fill_what_is_left_out_of_generate(tmp_path_factory):
+    with run_server(tmp_path_factory, "--preferred-sampling-params", PREFERRED) as server:
+
+        def ask(**body) -> list[int]:
+            answers = server.client.post("/generate", json={"input_ids": [10, 11], **body}).json()
+            return [a["meta_info"]["completion_tokens"] for a in (answers if isinstance(answers, list) else [answers])]
+
+        assert ask() == [5, 5]
+        assert ask(sampling_params={"n": 1}) == [5]
+        assert ask(sampling_params={"n": None, "max_new_tokens": 3}) == [3, 3]
+        answer = server.client.post("/v1/completions", json={"prompt": "a"}).json()
+        assert len(answer["choices"]) == 1 and answer["usage"]["completion_tokens"] == 16
 
 
 # ---- other origins ----------------------------------------------------------------------------------------------

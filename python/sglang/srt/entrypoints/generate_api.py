@@ -103,8 +103,9 @@ def batch_rids(rid: str, count: int) -> list[str]:
     return [rid] if count == 1 else [f"{rid}_{i}" for i in range(count)]
 
 
-def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
-    """The prompts of a request, and whether it is a batch, which is answered by a list."""
+def make_prompts(body: GenerateRequest, defaults: dict[str, Any] | None = None) -> tuple[list[Prompt], bool]:
+    """The prompts of a request, and whether it is a batch, which is answered by a list. `defaults` are sampling
+    parameters for what the request leaves out."""
     refuse_unserved(body, NOT_SERVED)
     if (body.text is None) == (body.input_ids is None):
         raise RequestError("exactly one of text and input_ids must be given", param="text")
@@ -141,9 +142,9 @@ def make_prompts(body: GenerateRequest) -> tuple[list[Prompt], bool]:
     extra_keys = list(map(cache_key, per_prompt("cache_salt", None), per_prompt("extra_key", None)))
     given_params = body.sampling_params
     if isinstance(given_params, list):
-        params = [sampling_params(values) for values in per_prompt("sampling_params", {})]
+        params = [sampling_params(values, defaults) for values in per_prompt("sampling_params", {})]
     else:
-        params = [sampling_params(given_params or {})] * len(items)
+        params = [sampling_params(given_params or {}, defaults)] * len(items)
     prompts = []
     for i, item in enumerate(items):
         options = {name: column[i] for name, column in columns.items()}
@@ -159,7 +160,7 @@ class GenerateApi:
         self._manager = manager
 
     async def answer(self, body: GenerateRequest) -> dict | list[dict]:
-        prompts, is_batch = make_prompts(body)
+        prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
         async with self._manager.generate(prompts) as group:
             answers = [self._whole(g, bool(body.return_text_in_logprobs)) for g in await group.all()]
         return answers if is_batch else answers[0]
@@ -167,7 +168,7 @@ class GenerateApi:
     async def pieces(self, body: GenerateRequest) -> AsyncGenerator[dict, None]:
         """Answers so far, whenever there is news; with --incremental-streaming-output only what is new.
         Those of a batch carry their `index`."""
-        prompts, is_batch = make_prompts(body)
+        prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
         incremental = self._manager.args.incremental_streaming_output
         sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
         async with self._manager.generate(prompts) as group:
