@@ -13,10 +13,12 @@ ASKED = {"role": "user", "content": "?"}
 
 
 class ChatTemplate:
-    """`source` is the template's text, `special_tokens` bos_token and its like, as templates use them."""
+    """`source` is the template's text, `special_tokens` bos_token and its like, as templates use them; `tool_source` is
+    the text for chats with tools, where the checkpoint has another one for them."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str]):
+    def __init__(self, source: str, special_tokens: dict[str, str], tool_source: str | None = None):
         self.source = source
+        self.tool_source = tool_source
         self.special_tokens = special_tokens
 
     def render(
@@ -32,7 +34,7 @@ class ChatTemplate:
             rendered, _ = render_jinja_template(
                 conversations=[messages],
                 tools=tools,
-                chat_template=self.source,
+                chat_template=self.source if tools is None or self.tool_source is None else self.tool_source,
                 add_generation_prompt=add_generation_prompt,
                 **{**self.special_tokens, **(variables or {})},
             )

@@ -1,6 +1,6 @@
 """Tokenizer: text to ids and back, from a Hugging Face folder, and the folder's ChatTemplate. No torch, no remote code.
 
-It reads tokenizer.json with the `tokenizers` library; chats are rendered with transformers' own renderer. transformers'
+tokenizer_files reads it with the `tokenizers` library; chats are rendered with transformers' own renderer. Its
 tokenizer classes would give the same ids but import torch, seconds that two processes of three can do without.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import tokenizers
 
 from sglang.srt.utils.chat_template import ChatTemplate
+from sglang.srt.utils.tokenizer_files import FOR_TOOLS, read_tokenizer
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -33,20 +34,12 @@ class Tokenizer:
     the folder's. Raises ValueError, in one line, for what is missing or unreadable."""
 
     def __init__(self, folder: str, chat_template: str | None = None):
-        root = Path(folder)
-        file = root / "tokenizer.json"
-        if not file.is_file():
-            raise ValueError(f"no tokenizer.json in {folder}; give its folder with --tokenizer-path")
-        try:
-            self._backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as e:  # the library raises bare Exception for a malformed file
-            raise ValueError(f"{file} is not a readable tokenizer: {e}") from e
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        config = _read_json(root / "tokenizer_config.json")
-        self.special_tokens = _special_tokens(config)
-        template = _read_template(root, config, chat_template)
-        self.chat_template = None if template is None else ChatTemplate(template, self.special_tokens)
+        files = read_tokenizer(Path(folder))
+        self._backend, self.special_tokens = files.backend, files.special_tokens
+        templates = {"default": _read_file(chat_template)} if chat_template is not None else files.templates
+        self.chat_template: ChatTemplate | None = None
+        if "default" in templates:
+            self.chat_template = ChatTemplate(templates["default"], self.special_tokens, templates.get(FOR_TOOLS))
         self.size: int = self._backend.get_vocab_size(with_added_tokens=True)
         # Characters of the longest token: a text of n characters has n / longest_token tokens at least.
         self.longest_token = max(map(len, self._backend.get_vocab(with_added_tokens=True)))
@@ -134,38 +127,8 @@ def _is_byte_level(decoder: tokenizers.decoders.Decoder | None) -> bool:
     return all(part["type"] == "ByteLevel" for part in state.get("decoders", [state]))
 
 
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
+def _read_file(path: str) -> str:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{file} is not valid JSON: {e}") from e
-    if isinstance(value, dict):
-        return value
-    raise ValueError(f"{file} holds no JSON object")
-
-
-def _special_tokens(config: dict) -> dict[str, str]:
-    """bos_token and its like, as templates use them; an entry may be text or a description of an added token."""
-    named = {k: v for k, v in config.items() if k.endswith("_token")}
-    extra = config.get("extra_special_tokens")
-    if isinstance(extra, dict):
-        named |= extra
-    texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
-    return {k: v for k, v in texts.items() if isinstance(v, str)}
-
-
-def _read_template(root: Path, config: dict, override: str | None) -> str | None:
-    if override is not None:
-        try:
-            return Path(override).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise ValueError(f"--chat-template {override}: {e}") from e
-    file = root / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"--chat-template {path}: {e}") from e
