@@ -39,7 +39,7 @@ GREEDY = SamplingFlags(0)
 
 
 class StepTimer:
-    """Times the pieces of decode steps of one Bench, whose server flags ask for speculation."""
+    """Times the parts of decode steps of one Bench, whose server flags ask for speculation."""
 
     def __init__(self, bench: Bench, repeats: int):
         if bench.args.speculation is None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from sglang.srt.ops.invariance.mode import batch_invariant
-from sglang.srt.ops.products.linear import linear, prepare
+from sglang.srt.ops.products.linear import linear, warm_products
 from sglang.srt.ops.products.matmul import matmul
 from sglang.test.kernel_timing import BANDWIDTH, add_case, add_json_argument, buffers, rotating_us
 
@@ -32,7 +32,7 @@ def main() -> None:
     for shape in args.shapes:
         columns, depth = map(int, shape.split("x"))
         matrices = buffers(columns, depth)
-        prepare(matrices[:1])
+        warm_products(matrices[:1])
         for rows in args.rows:
             x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)
             moved, flops = 2 * (rows * depth + columns * depth + rows * columns), 2 * rows * columns * depth

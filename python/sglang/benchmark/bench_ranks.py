@@ -13,13 +13,13 @@ from contextlib import contextmanager
 
 from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.child import LaunchConfig
+from sglang.srt.utils.child import ProcessConfig
 
 MODULE = "sglang.benchmark.run_bench_rank"
 
 
 @contextmanager
-def other_ranks(args: ServerArgs) -> Iterator[LaunchConfig | None]:
+def other_ranks(args: ServerArgs) -> Iterator[ProcessConfig | None]:
     """The other ranks of `args` inside the `with`, and what makes this process rank 0; None where it is alone. If one
     ends, so does this process. Raises ValueError for ranks on other machines."""
     if args.nnodes > 1:
@@ -31,7 +31,7 @@ def other_ranks(args: ServerArgs) -> Iterator[LaunchConfig | None]:
     try:
         for rank in range(1, args.tp_size):
             supervisor.start(f"rank {rank}", MODULE, args.to_dict(), rank)
-        yield LaunchConfig(args.to_dict(), supervisor.ipc_dir)
+        yield ProcessConfig(args.to_dict(), supervisor.ipc_dir)
     finally:
         supervisor.shutdown()
 

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 
 from sglang.srt.utils.child import (
     exit_when_parent_dies,
-    read_launch_config,
+    read_process_config,
     run_and_leave,
     setup_logging,
     startup_errors,
@@ -18,15 +18,15 @@ from sglang.srt.utils.child import (
 
 def main() -> None:
     """Ends by rank 0's hand."""
-    launch = read_launch_config()
-    exit_when_parent_dies(launch.ipc_dir)
+    process = read_process_config()
+    exit_when_parent_dies(process.ipc_dir)
     from sglang.bench_one_batch import plan
     from sglang.benchmark.static_bench import Bench
     from sglang.srt.server_args import ServerArgs
 
-    setup_logging("error", f"bench rank {launch.tp_rank}")
+    setup_logging("error", f"bench rank {process.tp_rank}")
     with startup_errors():
-        bench = Bench(ServerArgs.from_dict(launch.server_args), launch)
+        bench = Bench(ServerArgs.from_dict(process.server_args), process)
     own = argparse.Namespace(**json.loads(bench.tp.broadcast_bytes(None)))
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         plan(bench, own, nowhere)()

@@ -4,7 +4,7 @@ import dataclasses
 import time
 
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.child import LaunchConfig
+from sglang.srt.utils.child import ProcessConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Run:
 
 
 class Bench:
-    """A model and its KV slots as a server would have them, one rank's of them where `launch` says which. Raises
+    """A model and its KV slots as a server would have them, one rank's of them where `process` says which. Raises
     ValueError or OSError when it can't be loaded."""
 
-    def __init__(self, typed: ServerArgs, launch: LaunchConfig | None = None):
+    def __init__(self, typed: ServerArgs, process: ProcessConfig | None = None):
         from sglang.srt.managers.run_scheduler import make_kv_manager, resolve_and_join
         from sglang.srt.managers.tp_worker import InlineWorker
         from sglang.srt.model_executor.model_runner import ModelRunner
 
-        if typed.tp_size > 1 and launch is None:
+        if typed.tp_size > 1 and process is None:
             raise ValueError(f"--tp-size {typed.tp_size}: this runs on one device, unlike bench_one_batch")
-        self.args, self.config, self.tp = resolve_and_join(typed, launch or LaunchConfig({}, ""))
+        self.args, self.config, self.tp = resolve_and_join(typed, process or ProcessConfig({}, ""))
         runner = ModelRunner(self.args, self.config, self.tp)
         self.worker = InlineWorker(runner)
         self.kv, self.max_len = make_kv_manager(self.args, self.config, runner)

@@ -166,7 +166,7 @@ class ServerArgs:
         check=non_empty,
         metavar="ORIGINS",
     )
-    stream_interval: int = arg(1, help="Tokens between two streamed pieces.", group=HTTP, check=at_least(1))
+    stream_interval: int = arg(1, help="Tokens between two chunks of a stream.", group=HTTP, check=at_least(1))
     incremental_streaming_output: bool = arg(
         False, help="/generate streams only the new text instead of all text so far.", group=HTTP
     )

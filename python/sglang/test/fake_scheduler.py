@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-from sglang.srt.utils.child import exit_when_parent_dies, read_launch_config, setup_logging, startup_errors
+from sglang.srt.utils.child import exit_when_parent_dies, read_process_config, setup_logging, startup_errors
 from sglang.srt.utils.heartbeat import IDLE_SECONDS, Heartbeat
 
 VOCAB_SIZE = 1024
@@ -200,7 +200,7 @@ def resolved(args) -> dict:
 
 
 def main() -> None:
-    config = read_launch_config()
+    config = read_process_config()
     exit_when_parent_dies(config.ipc_dir)
 
     from sglang.srt.managers.io_struct import SchedulerReady, ToScheduler

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from sglang.srt.managers import join_ranks
-from sglang.srt.utils.child import LaunchConfig
+from sglang.srt.utils.child import ProcessConfig
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, free_port, wait_for
 
@@ -117,7 +117,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     args = SimpleNamespace(tp_size=4, nnodes=2, node_rank=1)
     with pytest.raises(ValueError, match="--tp-size 4 needs 2 GPUs on this machine, which has 1"):
-        join_ranks.join(args, LaunchConfig({}, "", tp_rank=2), "cuda")
+        join_ranks.join(args, ProcessConfig({}, "", tp_rank=2), "cuda")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from sglang.srt.entrypoints import http_server
 from sglang.srt.managers import detokenizer_manager, run_scheduler
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils import child, ipc
-from sglang.srt.utils.child import LaunchConfig, freeze_startup_objects
+from sglang.srt.utils.child import ProcessConfig, freeze_startup_objects
 from sglang.srt.utils.heartbeat import Heartbeat
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -23,12 +23,12 @@ class Serving(Exception):
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch) -> LaunchConfig:
+def config(tmp_path, monkeypatch) -> ProcessConfig:
     """What the processes of this test are told, and whether they are frozen when they begin to serve."""
-    config = LaunchConfig(ServerArgs(log_level="error", skip_tokenizer_init=True).to_dict(), str(tmp_path))
+    config = ProcessConfig(ServerArgs(log_level="error", skip_tokenizer_init=True).to_dict(), str(tmp_path))
     Heartbeat(config.ipc_dir, config.name, create=True)
     for module in (child, run_scheduler):
-        monkeypatch.setattr(module, "read_launch_config", lambda: config)
+        monkeypatch.setattr(module, "read_process_config", lambda: config)
         monkeypatch.setattr(module, "exit_when_parent_dies", lambda ipc_dir: None)
         monkeypatch.setattr(module, "setup_logging", lambda level, name: None)
     gc.unfreeze()
@@ -67,7 +67,7 @@ def test_the_detokenizer(config, monkeypatch):
 def test_the_http_process(config, monkeypatch):
     class Backend:
         def __init__(self, *_):
-            self.launch = self.watch = lambda: None
+            self.start_processes = self.watch = lambda: None
 
         async def connect(self) -> None:
             pass

@@ -19,8 +19,8 @@ register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 
 CHILD = """
     import os, sys, time, signal
-    from sglang.srt.utils.child import read_launch_config, exit_when_parent_dies, startup_errors
-    config = read_launch_config()
+    from sglang.srt.utils.child import read_process_config, exit_when_parent_dies, startup_errors
+    config = read_process_config()
     exit_when_parent_dies(config.ipc_dir)
     open(os.path.join(config.ipc_dir, "told"), "w").write(repr(config.server_args))
 """

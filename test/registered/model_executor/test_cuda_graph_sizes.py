@@ -23,7 +23,7 @@ def test_no_batch_is_padded_by_more_than_a_quarter():
         assert next(size for size in sizes if size >= n) <= 1.25 * n
 
 
-def test_padding_rows_are_one_token_of_nobody():
+def test_padding_rows_are_one_token_of_no_request():
     inputs = np.array([[7, 9], [30, 40], [100, 101], [5, 6]])
     got = padded(inputs, 4, [0, 1, 0, 0])
     assert got.dtype == np.int64 and np.array_equal(got[:, :2], inputs)

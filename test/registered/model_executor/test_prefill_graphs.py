@@ -60,7 +60,7 @@ def test_sizes_are_near_each_other(most, longest):
 
 
 def test_tiles_of_a_step():
-    """A chunk of 4, a prompt of 3, a decode, nobody's empty ones and the 4 left over of 12 tokens."""
+    """A chunk of 4, a prompt of 3, a decode, padding's empty ones and the 4 left over of 12 tokens."""
     step = filled(step_of([3, 1, 2], [7, 3, 9], [4, 3, 1], 2, range(7), range(1, 9)), tokens=12, requests=6)
     twos, fours = (work.tolist() for work in work_arrays(step, [2, 4], 12))
     assert fours[:4] == [[2, 0], [0, 0], [1, 0], [5, 0]] and fours[4:] == [[3, 0]] * 5  # [3, 0]: of no tokens

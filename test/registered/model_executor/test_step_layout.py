@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang.srt.model_executor.step_layout import LAST_TOKEN, filled, layout, nobodys_step, split
+from sglang.srt.model_executor.step_layout import LAST_TOKEN, filled, layout, padding_step, split
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.steps import step_of
 
@@ -35,7 +35,7 @@ def test_the_numbers_of_a_step():
     }
 
 
-def test_what_is_filled_up_is_nobodys():
+def test_what_is_filled_up_is_padding():
     step = filled(STEP, tokens=12, requests=6)
     assert step.num_extends == 6 and step.sampled is STEP.sampled
     assert numbers_of(step) == {
@@ -60,8 +60,8 @@ def test_a_full_step_keeps_its_tokens():
 
 
 @pytest.mark.parametrize(("tokens", "lengths"), [(1, [1]), (40, [40]), (41, [40, 1]), (120, [40, 40, 40])])
-def test_a_step_of_nobody_fits_the_context(tokens, lengths):
-    step = nobodys_step(tokens, longest=40)
+def test_a_padding_step_fits_the_context(tokens, lengths):
+    step = padding_step(tokens, longest=40)
     assert step.extend_lens.tolist() == step.seq_lens.tolist() == lengths and not step.rows.any()
     assert step.num_extends == len(lengths) and len(step.prefill_ids) == len(step.out_cache_loc) == tokens
     assert len(layout(step)) == 5 * (tokens + len(lengths)) and layout(step).dtype == np.int64

@@ -1,4 +1,4 @@
-"""Steps of nobody before a server is ready: which there are, and that they change nothing for anybody."""
+"""Padding steps before a server is ready: which there are, and that they change nothing for anybody."""
 
 import sys
 

@@ -22,7 +22,7 @@ register_cuda_ci(est_time=20, stage="base-b", runner_config="1-gpu-large")
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
 NORM = {"WIDTH": 2816, "LEVELS": 12}
 ATTENTION = {
-    "D": 256, "DV": 256, "BLOCK_D": 256, "BLOCK_DV": 256, "BLOCK_N": 32, "GROUP": 2, "HEADS": 2, "PIECE": 0,
+    "D": 256, "DV": 256, "BLOCK_D": 256, "BLOCK_DV": 256, "BLOCK_N": 32, "GROUP": 2, "HEADS": 2, "KEY_BLOCK": 0,
     "GROWING": False,
 }  # fmt: skip
 TILE = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 1, "EVEN_K": True}
@@ -44,7 +44,7 @@ KERNELS = {  # and their constants
         "HEAD_BLOCKS": 1, "BLOCK_M": 16, "ONE_SPLIT": False, "PATH": False,
     },
     decode_attention._combine_kernel: {"DV": 256, "BLOCK_DV": 128, "BLOCK_N": 32, "MAX_SPLITS": 64},
-    decode_attention._merge_kernel: {"DV": 256, "BLOCK_DV": 256, "PIECE": 256, "GROWING": False},
+    decode_attention._merge_kernel: {"DV": 256, "BLOCK_DV": 256, "KEY_BLOCK": 256, "GROWING": False},
     extend_attention._extend_kernel: ATTENTION | {
         "BLOCK_M": 64, "WINDOWED": True, "TREE": False,
         "tree_positions": None, "tree_visible": None, "tree_starts": None,

@@ -35,7 +35,7 @@ WARMUP_SECONDS = 600.0
 
 
 class Backend:
-    """Life: launch() (starts the slow part), `await connect()` (ready after it), then `manager`; shutdown() in the end.
+    """Life: start_processes() begins the slow part, `await connect()` ends with it, then `manager`; shutdown() at last.
 
     `on_failure(message)` is called once, on the event loop, when a ready backend breaks.
     """
@@ -47,7 +47,7 @@ class Backend:
         scheduler_module: str = SCHEDULER_MODULE,
     ):
         self.args = args
-        self.tokenizer: Tokenizer | None = None  # set by launch()
+        self.tokenizer: Tokenizer | None = None  # set by start_processes()
         self.manager: TokenizerManager | None = None  # set by connect()
         self.chat_writer: ChatWriter | None = None  # set by connect(), where the tokenizer has a chat template
         self.metrics: ServerMetrics | None = None  # set by connect(), with --enable-metrics
@@ -63,7 +63,7 @@ class Backend:
         self._supervisor: ProcessSupervisor | None = None
         self._begun = time.monotonic()
 
-    def launch(self) -> None:
+    def start_processes(self) -> None:
         """Start the processes. Raises ValueError for a model folder or tokenizer that cannot be used."""
         folder = model_folder(self.args)
         if not os.path.isdir(folder):

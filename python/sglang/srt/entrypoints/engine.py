@@ -52,7 +52,7 @@ class Engine:
         self._thread.start()
         atexit.register(self.shutdown)
         try:
-            self._backend.launch()
+            self._backend.start_processes()
             self._run(self._backend.connect())
             self._backend.watch()
         except BaseException:
@@ -109,32 +109,32 @@ class Engine:
     async def _answer(self, body: GenerateRequest) -> dict | list[dict]:
         return await _converted(self._api.answer(body))
 
-    async def _pieces(self, body: GenerateRequest) -> AsyncIterator[dict]:
+    async def _chunks(self, body: GenerateRequest) -> AsyncIterator[dict]:
         try:
-            async for piece in self._api.pieces(body):
-                yield piece
+            async for chunk in self._api.chunks(body):
+                yield chunk
         except RequestError as e:
             raise _as_python_error(e) from e
 
     def _iterate(self, body: GenerateRequest) -> Iterator[dict]:
-        pieces = self._pieces(body)
+        chunks = self._chunks(body)
         try:
-            while (piece := self._run(_next_or_none(pieces))) is not None:
-                yield piece
+            while (chunk := self._run(_next_or_none(chunks))) is not None:
+                yield chunk
         finally:  # also when the caller stops early: what still runs is aborted
-            self._run(pieces.aclose())
+            self._run(chunks.aclose())
 
     async def _aiterate(self, body: GenerateRequest) -> AsyncIterator[dict]:
-        pieces = self._pieces(body)
+        chunks = self._chunks(body)
 
         def there(work: Coroutine) -> asyncio.Future:
             return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
         try:
-            while (piece := await there(_next_or_none(pieces))) is not None:
-                yield piece
+            while (chunk := await there(_next_or_none(chunks))) is not None:
+                yield chunk
         finally:
-            await there(pieces.aclose())
+            await there(chunks.aclose())
 
     @property
     def tokenizer_manager(self) -> TokenizerManager:
@@ -212,8 +212,8 @@ def _checked(values: dict, struct: type) -> Any:
         raise ValueError(str(e)) from e
 
 
-async def _next_or_none(pieces: AsyncIterator[dict]) -> dict | None:
-    return await anext(pieces, None)
+async def _next_or_none(chunks: AsyncIterator[dict]) -> dict | None:
+    return await anext(chunks, None)
 
 
 async def _converted(work: Coroutine) -> Any:

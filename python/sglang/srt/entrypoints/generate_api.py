@@ -165,7 +165,7 @@ class GenerateApi:
             answers = [self._whole(g, bool(body.return_text_in_logprobs)) for g in await group.all()]
         return answers if is_batch else answers[0]
 
-    async def pieces(self, body: GenerateRequest) -> AsyncGenerator[dict, None]:
+    async def chunks(self, body: GenerateRequest) -> AsyncGenerator[dict, None]:
         """Answers so far, whenever there is news; with --incremental-streaming-output only what is new.
         Those of a batch carry their `index`."""
         prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
@@ -175,15 +175,15 @@ class GenerateApi:
             async for generations in group.news():
                 for g in generations:
                     chars, tokens = sent.get(g.index, (0, 0)) if incremental else (0, 0)
-                    piece = self._whole(g, bool(body.return_text_in_logprobs), chars, tokens)
+                    chunk = self._whole(g, bool(body.return_text_in_logprobs), chars, tokens)
                     sent[g.index] = (len(g.text), len(g.output_ids))
                     if is_batch:
-                        piece["index"] = g.index
-                    yield piece
+                        chunk["index"] = g.index
+                    yield chunk
 
     async def events(self, body: GenerateRequest) -> AsyncGenerator[bytes, None]:
-        async for piece in self.pieces(body):
-            yield event(piece)
+        async for chunk in self.chunks(body):
+            yield event(chunk)
 
     def _whole(self, g: Generation, with_text: bool, chars: int = 0, tokens: int = 0) -> dict:
         """The answer from that character and output token on; copies, since a generation goes on growing."""

@@ -104,7 +104,7 @@ class HttpServer:
     async def _start(self) -> int:
         """Bring the backend up. 0 when it is ready to serve."""
         try:
-            await _in_own_thread(self.backend.launch)
+            await _in_own_thread(self.backend.start_processes)
             await self.backend.connect()
             if not self.args.skip_server_warmup:
                 await self.backend.warm_up()

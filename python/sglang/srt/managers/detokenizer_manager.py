@@ -162,7 +162,7 @@ class DetokenizerManager:
 def main() -> None:
     from sglang.srt.utils import child
 
-    config = child.read_launch_config()
+    config = child.read_process_config()
     child.exit_when_parent_dies(config.ipc_dir)
 
     from sglang.srt.server_args import ServerArgs, model_folder

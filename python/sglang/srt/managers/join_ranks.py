@@ -12,12 +12,12 @@ import msgspec
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.child import LaunchConfig
+from sglang.srt.utils.child import ProcessConfig
 
 OWN = ("model_path", "tokenizer_path", "served_model_name", "node_rank", "log_level")  # a machine may have its own
 
 
-def join(args: ServerArgs, launch: LaunchConfig, device: str) -> TensorParallel:
+def join(args: ServerArgs, process: ProcessConfig, device: str) -> TensorParallel:
     """The ranks of `args.tp_size`, this process's device chosen. ValueError when this machine has too few GPUs, OSError
     when the ranks do not come together."""
     if args.tp_size == 1:
@@ -27,15 +27,15 @@ def join(args: ServerArgs, launch: LaunchConfig, device: str) -> TensorParallel:
     from sglang.srt.distributed.process_group import ProcessGroup
 
     here = args.tp_size // args.nnodes
-    local_rank = launch.tp_rank - args.node_rank * here
+    local_rank = process.tp_rank - args.node_rank * here
     if device == "cuda" and local_rank == 0 and here > torch.cuda.device_count():  # said once, not by every rank
         raise ValueError(
             f"--tp-size {args.tp_size} needs {here} GPUs on this machine, which has {torch.cuda.device_count()}"
         )
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
-    address = f"tcp://{args.dist_init_addr}" if args.dist_init_addr else f"file://{launch.ipc_dir}/ranks"
-    group = ProcessGroup(launch.tp_rank, args.tp_size, address, device)
+    address = f"tcp://{args.dist_init_addr}" if args.dist_init_addr else f"file://{process.ipc_dir}/ranks"
+    group = ProcessGroup(process.tp_rank, args.tp_size, address, device)
     if device == "cuda":  # after the ranks have met: where GPUs are missing, rank 0 has ended the start by now
         torch.cuda.set_device(local_rank)
     return group

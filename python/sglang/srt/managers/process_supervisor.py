@@ -21,7 +21,7 @@ import psutil
 
 import sglang
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.child import STARTUP_FAILED, LaunchConfig, write_launch_config
+from sglang.srt.utils.child import STARTUP_FAILED, ProcessConfig, write_process_config
 from sglang.srt.utils.heartbeat import IDLE_SECONDS, Heartbeat, Silence
 from sglang.srt.utils.ipc import make_ipc_dir
 
@@ -127,7 +127,7 @@ class ProcessSupervisor:
                 return
 
     def start(self, name: str, module: str, server_args: dict, tp_rank: int = 0) -> None:
-        """Start `python -m module` and hand it its launch configuration."""
+        """Start `python -m module` and hand it its configuration."""
         silence = Silence(Heartbeat(self.ipc_dir, name, create=True))
         root = str(Path(sglang.__file__).resolve().parent.parent)
         path = os.environ.get("PYTHONPATH")
@@ -143,7 +143,7 @@ class ProcessSupervisor:
             self._children.append(Child(name, child, silence))
         threading.Thread(target=self._watch, args=(name, child), name=f"watch-{name}", daemon=True).start()
         try:
-            write_launch_config(child.stdin.fileno(), LaunchConfig(server_args, self.ipc_dir, tp_rank, name))
+            write_process_config(child.stdin.fileno(), ProcessConfig(server_args, self.ipc_dir, tp_rank, name))
         except BrokenPipeError:
             pass  # it died at once; the watching thread reports that
 

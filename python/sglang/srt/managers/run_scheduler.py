@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable
 
 from sglang.srt.utils.child import (
-    LaunchConfig,
+    ProcessConfig,
     exit_when_parent_dies,
     freeze_startup_objects,
-    read_launch_config,
+    read_process_config,
     run_and_leave,
     setup_logging,
     startup_errors,
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def main(make_runner: Callable | None = None) -> None:
     """`make_runner(args, model_config)` replaces ModelRunner in benchmarks."""
-    config = read_launch_config()
+    config = read_process_config()
     exit_when_parent_dies(config.ipc_dir)
 
     from sglang.srt.server_args import ServerArgs
@@ -99,7 +99,7 @@ def make_kv_manager(args, model_config, runner):
     return kv, max_len
 
 
-def connect(launch: LaunchConfig, tp) -> tuple[Callable, Callable]:
+def connect(process: ProcessConfig, tp) -> tuple[Callable, Callable]:
     """(receive, send) of a scheduler: rank 0 has the sockets, the others hear from it and say nothing."""
     if tp.rank > 0:
         from sglang.srt.managers.request_stream import following
@@ -108,12 +108,12 @@ def connect(launch: LaunchConfig, tp) -> tuple[Callable, Callable]:
     from sglang.srt.managers.io_struct import ToScheduler
     from sglang.srt.utils.ipc import Receiver, Sender
 
-    receiver = Receiver(os.path.join(launch.ipc_dir, "scheduler"), ToScheduler)
+    receiver = Receiver(os.path.join(process.ipc_dir, "scheduler"), ToScheduler)
 
     def receive(block: bool | float) -> list:
         return receiver.receive_all(min(block, IDLE_SECONDS) if block else False)
 
-    send = Sender(os.path.join(launch.ipc_dir, "detokenizer")).send
+    send = Sender(os.path.join(process.ipc_dir, "detokenizer")).send
     if tp.size > 1:
         from sglang.srt.managers.request_stream import leading
 
@@ -121,23 +121,23 @@ def connect(launch: LaunchConfig, tp) -> tuple[Callable, Callable]:
     return receive, send
 
 
-def resolve_and_join(typed, launch: LaunchConfig):
-    """(ResolvedArgs, ModelConfig, TensorParallel) of the rank that `launch` makes of this process. Raises what
+def resolve_and_join(typed, process: ProcessConfig):
+    """(ResolvedArgs, ModelConfig, TensorParallel) of the rank that this process is. Raises what
     resolve_for_model and join do."""
     from sglang.srt.managers import join_ranks
     from sglang.srt.resolved_args import choose_device
 
-    if launch.tp_rank % (typed.tp_size // typed.nnodes) == 0:
+    if process.tp_rank % (typed.tp_size // typed.nnodes) == 0:
         # What is wrong for all ranks is said once on each node: the node's other ranks wait in join() meanwhile.
         args, model_config = resolve_for_model(typed)
-        tp = join_ranks.join(typed, launch, args.device)
+        tp = join_ranks.join(typed, process, args.device)
     else:
-        tp = join_ranks.join(typed, launch, choose_device(typed))
+        tp = join_ranks.join(typed, process, choose_device(typed))
         args, model_config = resolve_for_model(typed)
     return join_ranks.agree(args, tp), model_config, tp
 
 
-def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
+def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
     """The scheduler with everything it drives, and the message that says it is ready."""
     from sglang.srt.configs.generation_config import without_effect
     from sglang.srt.managers.io_struct import SchedulerReady
@@ -147,13 +147,13 @@ def build(typed, launch: LaunchConfig, make_runner: Callable | None = None):
     from sglang.srt.managers.tp_worker import make_worker
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-    args, model_config, tp = resolve_and_join(typed, launch)
+    args, model_config, tp = resolve_and_join(typed, process)
     if tp.rank == 0 and (unread := without_effect(model_config.generation_config)):
         logger.warning(
             "generation_config.json: without effect on this server: %s",
             ", ".join(f"{name} {value!r}"[:80] for name, value in unread.items()),
         )
-    receive, send = connect(launch, tp)
+    receive, send = connect(process, tp)
     runner = make_runner(args, model_config) if make_runner else ModelRunner(args, model_config, tp)
     kv, max_len = make_kv_manager(args, model_config, runner)
     policy = SchedulePolicy(

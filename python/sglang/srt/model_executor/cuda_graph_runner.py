@@ -1,7 +1,7 @@
 """CudaGraphRunner: decode steps captured once for each of a few batch sizes, so that a step costs one launch.
 
-A step of n requests runs in the smallest graph of at least n; the other columns are padding: a request row and slots
-that belong to nobody. Graphs share one memory pool, the largest captured first, since steps never overlap.
+A step of n requests runs in the smallest graph of at least n; the other columns are padding: request row 0 and
+slot 0. Graphs share one memory pool, the largest captured first, since steps never overlap.
 """
 
 import logging

@@ -23,10 +23,10 @@ from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import Forwarded, LaunchedStep, output_logprobs
 from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
 from sglang.srt.model_executor.step_io import Admission, StepInput
-from sglang.srt.model_executor.step_layout import decode_layout, nobodys_step, split
+from sglang.srt.model_executor.step_layout import decode_layout, padding_step, split
 from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.ops.invariance.mode import set_enabled
-from sglang.srt.ops.products.linear import prepare
+from sglang.srt.ops.products.linear import warm_products
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import ForwardedDrafts, FrozenKVMTP
 from sglang.srt.utils.device_copies import to_host
@@ -66,7 +66,7 @@ class ModelRunner:
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
         if args.enable_deterministic_inference:
             for module in modules:
-                prepare(module.parameters())
+                warm_products(module.parameters())
 
         budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
         self.full_size, self.swa_size = pool_sizes(
@@ -135,9 +135,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(self, sizes: list[int]) -> None:
-        """Run nobody's prefill steps of these numbers of tokens, so that what they launch is compiled."""
+        """Run padding steps of these numbers of tokens, so that what they launch is compiled."""
         for tokens in sizes:
-            hidden = self.hidden_states(self.tables.step_batch(nobodys_step(tokens, self.longest)))
+            hidden = self.hidden_states(self.tables.step_batch(padding_step(tokens, self.longest)))
             self.model.compute_logits(hidden[-1:])
 
     def launch(self, step: StepInput) -> LaunchedStep:

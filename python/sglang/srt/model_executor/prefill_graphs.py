@@ -1,7 +1,7 @@
 """PrefillGraphs: prefill and mixed steps captured for several numbers of tokens, so that a step costs one launch.
 
 What a step consists of is data: its tokens, their requests, the tiles of attention. It runs in the smallest graph that
-holds it; what is left over is nobody's (step_layout.py). A decode row is a prompt of one token here, so its keys are
+holds it; what is left over is padding (step_layout.py). A decode row is a prompt of one token here, so its keys are
 not shared among programs: steps with long ones are not taken.
 
 Steps larger than the graphs are launched kernel by kernel. Those kernels differ by the number of tokens, and Triton
@@ -19,7 +19,7 @@ from torch import Tensor
 from sglang.srt.layers.attention.forward_batch import ForwardBatch
 from sglang.srt.model_executor.cuda_graph_runner import capture, captures
 from sglang.srt.model_executor.step_io import StepInput
-from sglang.srt.model_executor.step_layout import NOBODYS, filled, layout, nobodys_step
+from sglang.srt.model_executor.step_layout import PADDING_REQUESTS, filled, layout, padding_step
 from sglang.srt.ops.attention.extend_attention import make_work
 from sglang.srt.ops.moe.config import TUNED_TOKENS
 from sglang.srt.utils.device_copies import fill
@@ -91,7 +91,7 @@ class PrefillGraphs:
         pool = None
         with captures(f"{len(sizes)} sizes of prefills up to {sizes[-1]} tokens", device):
             for size in reversed(sizes):
-                host_numbers, host_work = self._host_arrays(nobodys_step(size, longest), size)
+                host_numbers, host_work = self._host_arrays(padding_step(size, longest), size)
                 numbers, work = (torch.from_numpy(a).to(device) for a in (host_numbers, np.concatenate(host_work)))
                 tiles = list(work.split([len(a) for a in host_work]))
                 replay, outputs, pool = capture(partial(run, numbers, tiles, self._requests(size)), pool, device)
@@ -103,8 +103,8 @@ class PrefillGraphs:
         return self._graphs[-1].tokens
 
     def _requests(self, tokens: int) -> int:
-        """Requests in a graph of so many tokens: each has one at least, nobody's may have none."""
-        return min(self._max_requests, tokens) + NOBODYS
+        """Requests in a graph of so many tokens: each has one at least, padding's may have none."""
+        return min(self._max_requests, tokens) + PADDING_REQUESTS
 
     def _host_arrays(self, step: StepInput, tokens: int) -> tuple[np.ndarray, list[np.ndarray]]:
         step = filled(step, tokens, self._requests(tokens))
@@ -117,7 +117,7 @@ class PrefillGraphs:
         return bool(fits and decodes.max(initial=0) <= MAX_DECODE_KEYS)
 
     def run(self, step: StepInput) -> tuple[ForwardBatch, Tensor]:
-        """The step's batch and hidden states, what is nobody's at their ends included; valid until the next run."""
+        """The step's batch and hidden states, padding at their ends included; valid until the next run."""
         tokens = step.extend_lens.sum()
         graph = next(graph for graph in self._graphs if graph.tokens >= tokens)
         numbers, work = self._host_arrays(step, graph.tokens)

@@ -1,7 +1,7 @@
 """Steps as numbers: how one lies in an array that goes to the device in one copy, and how one of prompts is filled up
-with what is nobody's.
+with padding.
 
-Nobody's requests are row 0 of the tables and slot 0 of both pools, where padding lies.
+Padding's requests are row 0 of the tables, its tokens lie in slot 0 of both pools.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from sglang.srt.model_executor.step_io import StepInput
 from sglang.srt.sampling.sampling_flags import SamplingFlags
 
 LAST_TOKEN = -1  # among the ids: the row's newest token, which the device knows
-NOBODYS = 2  # requests that a filled step has at least beyond its own
+PADDING_REQUESTS = 2  # that a filled step has at least beyond its own
 
 
 class StepTensors(NamedTuple):
@@ -61,16 +61,17 @@ def split(numbers: Tensor, requests: int) -> StepTensors:
 
 def filled(step: StepInput, tokens: int, requests: int) -> StepInput:
     """A step of prompts only with so many tokens and requests: each decode is a prompt of one token, and behind the
-    step's own are nobody's, NOBODYS at least, none of which has a token but the last, which has those left over."""
+    step's own are padding's, PADDING_REQUESTS at least, none of which has a token but the last, which has those left
+    over."""
     left, decodes = tokens - int(step.extend_lens.sum()), len(step.rows) - step.num_extends
-    nobodys, nobodys_tokens = np.zeros((2, requests - len(step.rows)), dtype=np.int64)
-    nobodys_tokens[-1] = left
+    empty, lengths = np.zeros((2, requests - len(step.rows)), dtype=np.int64)
+    lengths[-1] = left
     padding = np.zeros(left, dtype=np.int64)
     return replace(
         step,
-        rows=np.concatenate((step.rows, nobodys)),
-        seq_lens=np.concatenate((step.seq_lens, nobodys_tokens)),
-        extend_lens=np.concatenate((step.extend_lens, nobodys_tokens)),
+        rows=np.concatenate((step.rows, empty)),
+        seq_lens=np.concatenate((step.seq_lens, lengths)),
+        extend_lens=np.concatenate((step.extend_lens, lengths)),
         num_extends=requests,
         prefill_ids=np.concatenate((step.prefill_ids, np.full(decodes, LAST_TOKEN), padding)),
         out_cache_loc=np.concatenate((step.out_cache_loc, padding)),
@@ -78,8 +79,8 @@ def filled(step: StepInput, tokens: int, requests: int) -> StepInput:
     )
 
 
-def nobodys_step(tokens: int, longest: int) -> StepInput:
-    """A prefill of `tokens` tokens, in prompts of up to `longest`."""
+def padding_step(tokens: int, longest: int) -> StepInput:
+    """A prefill of `tokens` tokens that belong to no request, in prompts of up to `longest`."""
     lengths = np.full(-(-tokens // longest), longest, dtype=np.int64)
     lengths[-1] -= lengths.sum() - tokens
     zeros = np.zeros(tokens, dtype=np.int64)

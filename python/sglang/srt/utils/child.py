@@ -1,4 +1,4 @@
-"""The child's side of process supervision: read the launch configuration, end with the parent, fail in one line.
+"""The child's side of process supervision: read the configuration, end with the parent, fail in one line.
 
 The parent's side is managers/process_supervisor.py. stdin carries one length-prefixed msgpack map and then stays open
 for as long as the parent lives.
@@ -27,7 +27,7 @@ STARTUP_FAILED = 2  # exit code: a mistake of the user's that one printed line e
 PARENT_POLL_SECONDS = 1.0
 
 
-class LaunchConfig(msgspec.Struct):
+class ProcessConfig(msgspec.Struct):
     """What a child is told. `server_args` is ServerArgs.to_dict(), `ipc_dir` the directory of all sockets, `name` its
     own, `tp_rank` which of the ranks that share the model a scheduler is."""
 
@@ -37,20 +37,20 @@ class LaunchConfig(msgspec.Struct):
     name: str = ""
 
 
-def write_launch_config(fd: int, config: LaunchConfig) -> None:
+def write_process_config(fd: int, config: ProcessConfig) -> None:
     data = msgspec.msgpack.encode(config)
     data = struct.pack(">I", len(data)) + data
     while data:
         data = data[os.write(fd, data) :]
 
 
-def read_launch_config() -> LaunchConfig:
+def read_process_config() -> ProcessConfig:
     """Call first of all in a child, before slow imports. The terminal's Ctrl-C is the parent's to handle. At SIGUSR1,
     which the parent sends when it hangs, it prints where each thread is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, file=2)
     (size,) = struct.unpack(">I", _read_exactly(4))
-    return msgspec.msgpack.decode(_read_exactly(size), type=LaunchConfig)
+    return msgspec.msgpack.decode(_read_exactly(size), type=ProcessConfig)
 
 
 def _read_exactly(size: int) -> bytes:

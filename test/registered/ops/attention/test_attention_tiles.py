@@ -8,20 +8,20 @@ import pytest
 
 from sglang.srt.ops.attention.decode_attention import (
     MAX_SPLITS,
+    key_block_scratch_size,
+    key_block_splits,
     num_splits,
-    piece_scratch_size,
-    piece_splits,
     scratch_size,
 )
 from sglang.srt.ops.attention.extend_attention import make_work, tokens_per_tile
-from sglang.srt.ops.attention.pieces import FIRST_PIECE, LEVEL, MAX_LEVELS, max_pieces, pieces_for
+from sglang.srt.ops.attention.key_blocks import FIRST_BLOCK, LEVEL, MAX_LEVELS, key_blocks_for, max_key_blocks
 from sglang.srt.ops.attention.tiles import (
     DISABLE_HOPPER_TILES,
     DecodeTile,
     ExtendTile,
     decode_tile,
     extend_tile,
-    piece_tiles,
+    key_block_tiles,
 )
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -131,49 +131,49 @@ def test_scratch_holds_every_batch():
 
 
 @pytest.mark.parametrize("capability", SHAPES)
-def test_tiles_over_pieces_walk_alike(capability):
+def test_tiles_over_key_blocks_walk_alike(capability):
     """Prefill and decode of batch-invariant mode visit the same keys together, and take no larger instruction."""
     for dim in HEAD_SIZES:
         for itemsize in (2, 4):
-            extend, decode = piece_tiles(capability, dim, itemsize)
-            assert extend.block_n == decode.block_n and FIRST_PIECE % extend.block_n == 0
+            extend, decode = key_block_tiles(capability, dim, itemsize)
+            assert extend.block_n == decode.block_n and FIRST_BLOCK % extend.block_n == 0
             assert extend.block_m < 64 or extend.num_warps < 4  # wgmma's and tcgen05's least
 
 
-def test_hoppers_tiles_over_pieces_walk_alike():
+def test_hoppers_tiles_over_key_blocks_walk_alike():
     for dim in HEAD_SIZES:
-        extend, decode = piece_tiles((9, 0), dim, 2, hopper=True)
-        assert extend.block_n == decode.block_n and FIRST_PIECE % extend.block_n == 0
+        extend, decode = key_block_tiles((9, 0), dim, 2, hopper=True)
+        assert extend.block_n == decode.block_n and FIRST_BLOCK % extend.block_n == 0
 
 
 def test_few_rows_take_more_warps():
-    _, decode = piece_tiles((9, 0), 256, 2, hopper=True)
+    _, decode = key_block_tiles((9, 0), 256, 2, hopper=True)
     assert [decode.for_rows(rows).num_warps for rows in (1, 4, 5, 64)] == [8, 8, 4, 4]
     assert decode_tile((9, 0), 256).for_rows(1) == decode_tile((9, 0), 256)
 
 
-def test_pieces_under_a_window():
-    pieces = pieces_for(1000)
+def test_key_blocks_under_a_window():
+    key_blocks = key_blocks_for(1000)
     for window in (1, 2, 255, 256, 257, 1024, 8192):
-        most = max_pieces(pieces, window)
-        for first in range(0, 2 * pieces.length, 37):  # a window may begin inside a piece
-            assert (first + window - 1) // pieces.length - first // pieces.length < most
+        most = max_key_blocks(key_blocks, window)
+        for first in range(0, 2 * key_blocks.length, 37):  # a window may begin inside a block
+            assert (first + window - 1) // key_blocks.length - first // key_blocks.length < most
 
 
-def test_growing_pieces():
+def test_growing_key_blocks():
     """Eight of a length, then eight of twice that: 65 hold Gemma 4's longest context."""
-    pieces = pieces_for(None)
+    key_blocks = key_blocks_for(None)
     table = {1: 1, 128: 1, 129: 2, 1024: 8, 1025: 9, 1280: 9, 1281: 10, 3072: 16, 3073: 17, 262_144: 65}
-    assert {longest: max_pieces(pieces, longest) for longest in table} == table
-    assert max_pieces(pieces, 16_000_000) == LEVEL * MAX_LEVELS
+    assert {longest: max_key_blocks(key_blocks, longest) for longest in table} == table
+    assert max_key_blocks(key_blocks, 16_000_000) == LEVEL * MAX_LEVELS
 
 
-def test_scratch_of_pieces():
+def test_scratch_of_key_blocks():
     for batch in (1, 16, 66, 67, 300):
-        splits = piece_splits(batch, 2, 132, 65)
+        splits = key_block_splits(batch, 2, 132, 65)
         assert splits == (65 if batch <= 66 else 1)
         if splits > 1:
-            assert batch * 16 * splits * (512 + 2) <= piece_scratch_size(300, 16, 2, 512, 132, 65)
+            assert batch * 16 * splits * (512 + 2) <= key_block_scratch_size(300, 16, 2, 512, 132, 65)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from sglang.srt.layers.attention.forward_batch import Attention, ForwardBatch
 from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.triton_backend import TritonBackend
-from sglang.srt.ops.attention import pieces as pieces_module
+from sglang.srt.ops.attention import key_blocks as key_blocks_module
 from sglang.srt.ops.attention.decode_attention import decode_attention, decode_attention_reference
 from sglang.srt.ops.attention.extend_attention import (
     Tree,
@@ -31,8 +31,8 @@ from sglang.srt.ops.attention.extend_attention import (
     make_work,
     tokens_per_tile,
 )
-from sglang.srt.ops.attention.pieces import NO_PIECES, Pieces, max_pieces
-from sglang.srt.ops.attention.tiles import HEAD_SIZES, DecodeTile, ExtendTile, decode_tile, extend_tile, piece_tiles
+from sglang.srt.ops.attention.key_blocks import NO_KEY_BLOCKS, KeyBlocks, max_key_blocks
+from sglang.srt.ops.attention.tiles import HEAD_SIZES, DecodeTile, ExtendTile, decode_tile, extend_tile, key_block_tiles
 from sglang.srt.ops.invariance.mode import batch_invariant
 from sglang.srt.ops.products.matmul import instructions_agree
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
@@ -85,7 +85,7 @@ def make_case(rows, heads, dtype, window=None, seed=0):
     )
 
 
-def extend(case, tile=None, tree=None, pieces=NO_PIECES):
+def extend(case, tile=None, tree=None, key_blocks=NO_KEY_BLOCKS):
     tile = tile or (extend_tile((9, 0), case.q.shape[-1], case.q.itemsize) if ON_GPU else ExtendTile(32, 16, 4, 1))
     tokens = tokens_per_tile(case.q.shape[1] // case.k_cache.shape[1], tile)
     extend_attention(
@@ -103,7 +103,7 @@ def extend(case, tile=None, tree=None, pieces=NO_PIECES):
         case.scale,
         case.window,
         tree,
-        pieces,
+        key_blocks,
     )
     return case.out
 
@@ -115,8 +115,8 @@ def extend_reference(case, dtype, tree=None):
     )
 
 
-def decode(case, splits, tile=None, paths=None, pieces=NO_PIECES):
-    by_table = ON_GPU and not pieces.length
+def decode(case, splits, tile=None, paths=None, key_blocks=NO_KEY_BLOCKS):
+    by_table = ON_GPU and not key_blocks.length
     tile = tile or (decode_tile((9, 0), case.q.shape[-1], case.q.itemsize) if by_table else DecodeTile(16, 4, 1))
     scratch = torch.full((splits * case.out.numel() * 2,), torch.nan, device=DEVICE)
     decode_attention(
@@ -133,7 +133,7 @@ def decode(case, splits, tile=None, paths=None, pieces=NO_PIECES):
         case.scale,
         case.window,
         paths,
-        pieces,
+        key_blocks,
     )
     return case.out
 
@@ -292,32 +292,32 @@ def test_bits_do_not_depend_on_chunks_or_batch(window, dtype):
         assert torch.equal(extend(case), whole[start:end])
 
 
-SHORT = Pieces(32, False)  # for tests
-GROWING = Pieces(16, True)  # 8 of 16 keys, 8 of 32, ..
+SHORT = KeyBlocks(32, False)  # for tests
+GROWING = KeyBlocks(16, True)  # 8 of 16 keys, 8 of 32, ..
 FEW, MANY = ExtendTile(16, 16, 4, 1), ExtendTile(64, 16, 4, 1)  # rows
 
 
 @pytest.mark.parametrize("dtype", DTYPES if ON_GPU else [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("window", "pieces"), [(None, SHORT), (None, GROWING), (5, SHORT), (40, SHORT)])
-def test_pieces_against_float64(window, pieces, dtype):
+@pytest.mark.parametrize(("window", "key_blocks"), [(None, SHORT), (None, GROWING), (5, SHORT), (40, SHORT)])
+def test_key_blocks_against_float64(window, key_blocks, dtype):
     case = make_case([(3, 30), (170, 21), (31, 1)], (4, 2, 32, 32), dtype, window)
-    check(extend(case, MANY, pieces=pieces), case)
+    check(extend(case, MANY, key_blocks=key_blocks), case)
     case = make_case([(0, 1), (31, 1), (32, 1), (128, 1), (200, 1)], (4, 2, 32, 32), dtype, window)
-    check(decode(case, 1, pieces=pieces), case)
-    check(decode(case, max_pieces(pieces, window or 201), pieces=pieces), case)
+    check(decode(case, 1, key_blocks=key_blocks), case)
+    check(decode(case, max_key_blocks(key_blocks, window or 201), key_blocks=key_blocks), case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("window", "pieces"), [(None, SHORT), (None, GROWING), (7, SHORT), (40, SHORT)])
+@pytest.mark.parametrize(("window", "key_blocks"), [(None, SHORT), (None, GROWING), (7, SHORT), (40, SHORT)])
 @pytest.mark.usefixtures("exact_products")
-def test_a_row_over_pieces_has_one_result(window, pieces, dtype):
+def test_a_row_over_key_blocks_has_one_result(window, key_blocks, dtype):
     """As part of a prompt, of a chunk, or a decode by one program or several; beside a request or alone."""
-    total = 170 if pieces.growing else 100
+    total = 170 if key_blocks.growing else 100
     heads, rows = (3, 1, 48, 32), [(0, total), (0, 9)]
     case = make_case(rows, heads, dtype, window)
     case.k_cache.nan_to_num_(0.25), case.v_cache.nan_to_num_(0.25)  # of windows that chunks will look back to
-    whole, q = extend(case, MANY, pieces=pieces).clone(), case.q
-    assert torch.equal(extend(case, FEW, pieces=pieces), whole)
+    whole, q = extend(case, MANY, key_blocks=key_blocks).clone(), case.q
+    assert torch.equal(extend(case, FEW, key_blocks=key_blocks), whole)
 
     def part(start: int, chunk: list[tuple[int, int]], requests: list[int]) -> None:
         count = sum(new for _, new in chunk)
@@ -332,44 +332,44 @@ def test_a_row_over_pieces_has_one_result(window, pieces, dtype):
         (total - 3, [(total - 3, 3)], [0]),
     ]:
         part(start, chunk, requests)
-        assert torch.equal(extend(case, MANY, pieces=pieces), whole[start : start + len(case.q)])
+        assert torch.equal(extend(case, MANY, key_blocks=key_blocks), whole[start : start + len(case.q)])
     for position in (0, 1, 30, 31, 32, 33, 63, 64, total - 1):
         part(position, [(position, 1)], [0])
-        for splits in (1, max_pieces(pieces, window or total)):
-            got = decode(case, splits, pieces=pieces)
+        for splits in (1, max_key_blocks(key_blocks, window or total)):
+            got = decode(case, splits, key_blocks=key_blocks)
             assert torch.equal(got, whole[position : position + 1]), (position, splits)
     part(95, [(95 + i, 1) for i in range(5)], [0] * 5)
-    for splits in (1, max_pieces(pieces, window or 100)):
-        assert torch.equal(decode(case, splits, pieces=pieces), whole[95:100])
+    for splits in (1, max_key_blocks(key_blocks, window or 100)):
+        assert torch.equal(decode(case, splits, key_blocks=key_blocks), whole[95:100])
 
 
-def test_a_row_without_keys_over_pieces():
+def test_a_row_without_keys_over_key_blocks():
     case = make_case([(20, 1), (0, 1)], (4, 2, 32, 32), torch.float32)
     case.cached[1] -= 1
-    for pieces in (SHORT, GROWING):
+    for key_blocks in (SHORT, GROWING):
         for splits in (1, 4):
-            assert torch.equal(decode(case, splits, pieces=pieces)[1], torch.zeros_like(case.out[1]))
+            assert torch.equal(decode(case, splits, key_blocks=key_blocks)[1], torch.zeros_like(case.out[1]))
 
 
 @pytest.mark.skipif(not ON_GPU, reason="tensor cores have no interpreter")
 @pytest.mark.parametrize("dim", HEAD_SIZES)
-def test_served_tiles_over_pieces_agree(dim):
+def test_served_tiles_over_key_blocks_agree(dim):
     """Prefill and decode by the tiles that this GPU is served with, at the sizes of Gemma 4."""
     window = 1024 if dim == 256 else None
     heads = (16, 8 if dim == 256 else 2, dim, dim)
     case = make_case([(0, 1500)], heads, torch.bfloat16, window)
     case.q.copy_(case.q / 16)  # probabilities spread over many keys
-    extend_by, decode_by = piece_tiles(torch.cuda.get_device_capability(), dim, 2, instructions_agree(0))
-    pieces = pieces_module.pieces_for(window)
-    whole = extend(case, extend_by, pieces=pieces).clone()
+    extend_by, decode_by = key_block_tiles(torch.cuda.get_device_capability(), dim, 2, instructions_agree(0))
+    key_blocks = key_blocks_module.key_blocks_for(window)
+    whole = extend(case, extend_by, key_blocks=key_blocks).clone()
     small = ExtendTile(16, extend_by.block_n, 4, 1)
-    assert torch.equal(extend(case, small, pieces=pieces), whole)
+    assert torch.equal(extend(case, small, key_blocks=key_blocks), whole)
     case.q, case.out = case.q[-40:], torch.full_like(whole[:40], torch.nan)
     case.cached, case.new = torch.arange(1460, 1500, device=DEVICE), torch.ones(40, dtype=torch.int64, device=DEVICE)
     case.req_rows = case.req_rows.repeat(40)
-    for splits in (1, max_pieces(pieces, window or 1500)):
+    for splits in (1, max_key_blocks(key_blocks, window or 1500)):
         for tile in (decode_by, decode_by.for_rows(1)):
-            assert torch.equal(decode(case, splits, tile, pieces=pieces), whole[-40:]), (splits, tile)
+            assert torch.equal(decode(case, splits, tile, key_blocks=key_blocks), whole[-40:]), (splits, tile)
 
 
 def test_slots_beyond_32_bits():
@@ -468,8 +468,8 @@ def test_backend_equals_torch_native(window):
 def test_backend_in_batch_invariant_mode(monkeypatch):
     """A request in one step, in chunks and token by token, alone and in company."""
     window = 40
-    monkeypatch.setattr(pieces_module, "WINDOW_PIECE", 32)
-    monkeypatch.setattr(pieces_module, "FIRST_PIECE", 16)
+    monkeypatch.setattr(key_blocks_module, "WINDOW_BLOCK", 32)
+    monkeypatch.setattr(key_blocks_module, "FIRST_BLOCK", 16)
     config = SimpleNamespace(
         kv_layers=AttentionOnly.SPECS, torch_dtype=torch.float32, sliding_window=window, context_len=96
     )

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sglang.srt.ops.attention import decode_attention, extend_attention
-from sglang.srt.ops.attention.tiles import decode_tile, extend_tile, piece_tiles
+from sglang.srt.ops.attention.tiles import decode_tile, extend_tile, key_block_tiles
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import asked, compile_kernel
 
@@ -53,11 +53,11 @@ def sizes(dim, v_dim=None):
 
 
 def compile_extend(
-    arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=None, piece=0, growing=False, hopper=False
+    arch, dtype, dim, group=2, windowed=True, tree=False, v_dim=None, key_block=0, growing=False, hopper=False
 ):
     tile = extend_tile(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
-    if piece:
-        tile, _ = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype], hopper)
+    if key_block:
+        tile, _ = key_block_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype], hopper)
     no_tree = {} if tree else {"tree_positions": None, "tree_visible": None, "tree_starts": None}
     return compile_with(
         extend_attention._extend_kernel,
@@ -74,7 +74,7 @@ def compile_extend(
             "BLOCK_N": tile.block_n,
             "WINDOWED": windowed,
             "TREE": tree,
-            "PIECE": piece,
+            "KEY_BLOCK": key_block,
             "GROWING": growing,
         },
         tile.num_warps,
@@ -83,11 +83,11 @@ def compile_extend(
 
 
 def compile_decode(
-    arch, dtype, dim, group=2, one_split=False, v_dim=None, path=False, piece=0, growing=False, hopper=False
+    arch, dtype, dim, group=2, one_split=False, v_dim=None, path=False, key_block=0, growing=False, hopper=False
 ):
     tile = decode_tile(CAPABILITIES[arch], dim, ITEMSIZES[dtype])
-    if piece:
-        _, tile = piece_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype], hopper)
+    if key_block:
+        _, tile = key_block_tiles(CAPABILITIES[arch], dim, ITEMSIZES[dtype], hopper)
     return compile_with(
         decode_attention._decode_kernel,
         arch,
@@ -101,7 +101,7 @@ def compile_decode(
             "BLOCK_N": tile.block_n,
             "ONE_SPLIT": one_split,
             "PATH": path,
-            "PIECE": piece,
+            "KEY_BLOCK": key_block,
             "GROWING": growing,
         },
         tile.num_warps,
@@ -127,34 +127,34 @@ def multiplies_by(compiled) -> set[str]:
 
 @pytest.mark.parametrize("dim", HEAD_SIZES)
 @pytest.mark.parametrize("arch", ARCHS)
-def test_pieces_compile_to_one_kind_of_product(arch, dim):
+def test_key_blocks_compile_to_one_kind_of_product(arch, dim):
     """Batch-invariant mode: prefill and decode must add in the same order, so neither may use larger instructions."""
-    pieces = dict(piece=256) if dim == 256 else dict(piece=128, growing=True)
-    assert multiplies_by(compile_decode(arch, "bf16", dim, one_split=dim == 256, **pieces)) == {"mma.sync"}
-    assert multiplies_by(compile_extend(arch, "bf16", dim, group=8, windowed=dim == 256, **pieces)) == {"mma.sync"}
+    key_blocks = dict(key_block=256) if dim == 256 else dict(key_block=128, growing=True)
+    assert multiplies_by(compile_decode(arch, "bf16", dim, one_split=dim == 256, **key_blocks)) == {"mma.sync"}
+    assert multiplies_by(compile_extend(arch, "bf16", dim, group=8, windowed=dim == 256, **key_blocks)) == {"mma.sync"}
 
 
 @pytest.mark.parametrize("dim", HEAD_SIZES)
-def test_hoppers_pieces_take_its_own_product(dim):
+def test_hoppers_key_blocks_take_its_own_product(dim):
     """Where wgmma adds as mma.sync does, prefill need not do without it."""
-    pieces = dict(piece=256) if dim == 256 else dict(piece=128, growing=True)
-    assert "wgmma" in multiplies_by(compile_extend(90, "bf16", dim, group=8, hopper=True, **pieces))
-    assert multiplies_by(compile_decode(90, "bf16", dim, hopper=True, **pieces)) == {"mma.sync"}
+    key_blocks = dict(key_block=256) if dim == 256 else dict(key_block=128, growing=True)
+    assert "wgmma" in multiplies_by(compile_extend(90, "bf16", dim, group=8, hopper=True, **key_blocks))
+    assert multiplies_by(compile_decode(90, "bf16", dim, hopper=True, **key_blocks)) == {"mma.sync"}
 
 
-def test_variants_over_pieces():
-    compile_extend(90, "bf16", 192, group=5, tree=True, v_dim=128, piece=256)
-    compile_decode(90, "bf16", 192, group=5, v_dim=128, path=True, piece=256)
-    constexprs = {"DV": 512, "BLOCK_DV": 512, "PIECE": 128, "GROWING": True}
+def test_variants_over_key_blocks():
+    compile_extend(90, "bf16", 192, group=5, tree=True, v_dim=128, key_block=256)
+    compile_decode(90, "bf16", 192, group=5, v_dim=128, path=True, key_block=256)
+    constexprs = {"DV": 512, "BLOCK_DV": 512, "KEY_BLOCK": 128, "GROWING": True}
     compile_with(decode_attention._merge_kernel, 90, "bf16", constexprs)
 
 
 @pytest.mark.parametrize("arch", asked(89, 90))
-@pytest.mark.parametrize("piece", [0, 256])
-def test_compiles_for_float32(arch, piece):
+@pytest.mark.parametrize("key_block", [0, 256])
+def test_compiles_for_float32(arch, key_block):
     """One tile serves all: the largest heads must fit where shared memory is smallest, on sm_89."""
-    compile_extend(arch, "fp32", 512, piece=piece)
-    compile_decode(arch, "fp32", 512, piece=piece)
+    compile_extend(arch, "fp32", 512, key_block=key_block)
+    compile_decode(arch, "fp32", 512, key_block=key_block)
 
 
 @pytest.mark.parametrize("one_split", [False, True])

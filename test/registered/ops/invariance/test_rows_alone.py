@@ -25,7 +25,7 @@ from sglang.srt.ops.norms.rms_norm import llama_rms_norm, rms_norm
 from sglang.srt.ops.norms.rope import apply_rope
 from sglang.srt.ops.norms.sums import row_mean
 from sglang.srt.ops.products import linear as linear_module
-from sglang.srt.ops.products.linear import linear, prepare
+from sglang.srt.ops.products.linear import linear, warm_products
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.numerics import one_after_another
 
@@ -246,7 +246,7 @@ def test_a_machine_on_which_no_size_agrees_is_told(monkeypatch):
     monkeypatch.setattr(linear_module, "agreeing_sizes", lambda *_: ())
     linear_module.block_sizes.cache_clear()
     with pytest.raises(ValueError, match="--enable-deterministic-inference.*OMP_NUM_THREADS"):
-        prepare([torch.zeros(5, 7)])
+        warm_products([torch.zeros(5, 7)])
 
 
 def test_next_size():

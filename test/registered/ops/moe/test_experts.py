@@ -22,15 +22,15 @@ def inputs(tokens: int, experts: int, k: int, dtype: torch.dtype, used: int | No
 
 
 def one_by_one(x, gate_up, down, weights, ids):
-    """Token by token as the docstring says: y rounded, times the float32 weight, summed in float32 in slot order."""
+    """Token by token as the docstring says: y rounded, times the float32 weight, summed in float32 in their order."""
     rows = []
     for token in range(len(x)):
         total = torch.zeros(x.shape[1])
-        for slot in range(ids.shape[1]):
-            expert = ids[token, slot]
+        for expert_slot in range(ids.shape[1]):
+            expert = ids[token, expert_slot]
             gate, up = F.linear(x[token : token + 1], gate_up[expert]).chunk(2, -1)
             y = F.linear(F.gelu(gate, approximate="tanh") * up, down[expert])[0]
-            total += y.float() * weights[token, slot]
+            total += y.float() * weights[token, expert_slot]
         rows.append(total.to(x.dtype))
     return torch.stack(rows)
 

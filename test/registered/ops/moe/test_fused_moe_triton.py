@@ -65,10 +65,10 @@ def make_case(tokens, experts, k, hidden=64, intermediate=32, dtype=torch.bfloat
 def in_float64(x, gate_up, down, weights, ids):
     out = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     for expert in ids.unique().tolist():
-        token, slot = (ids == expert).nonzero(as_tuple=True)
+        token, expert_slot = (ids == expert).nonzero(as_tuple=True)
         gate, up = F.linear(x[token].double(), gate_up[expert].double()).chunk(2, -1)
         y = F.linear(F.gelu(gate, approximate="tanh") * up, down[expert].double())
-        out.index_add_(0, token, y * weights[token, slot, None].double())
+        out.index_add_(0, token, y * weights[token, expert_slot, None].double())
     return out
 
 

@@ -13,7 +13,7 @@ from sglang.srt.ops.invariance.agreement import zero_sums
 from sglang.srt.ops.invariance.mode import batch_invariant
 from sglang.srt.ops.products import linear as linear_module
 from sglang.srt.ops.products import matmul
-from sglang.srt.ops.products.linear import linear, prepare
+from sglang.srt.ops.products.linear import linear, warm_products
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.numerics import one_after_another
 
@@ -106,7 +106,7 @@ def test_many_rows_through_torch_have_the_kernels_bits(shape):
     x, weight = zero_sums(8192 + 300, *shape, torch.bfloat16, DEVICE)
     want = matmul.matmul(x, weight)
     with batch_invariant():
-        prepare([weight])
+        warm_products([weight])
         assert shape[0] < 1000 or len(linear_module._gpu_sizes[(*shape, weight.dtype, weight.device)]) > 10
         for rows in (256, 257, 384, 385, 1087, 2048, 2049, 5000, 8192, 8193, len(x)):
             assert torch.equal(linear(x[:rows], weight), want[:rows]), rows  # with rows behind them
@@ -121,7 +121,7 @@ def test_a_block_goes_over_what_lies_behind_the_rows():
     want = matmul.matmul(x, weight)
     x[1053:] = torch.nan
     with batch_invariant():
-        prepare([weight])
+        warm_products([weight])
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             got = linear(x[:1053], weight)
             torch.cuda.synchronize()

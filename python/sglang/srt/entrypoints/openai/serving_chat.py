@@ -54,7 +54,7 @@ class ChatApi:
         report = self._manager.args.enable_cache_report
         sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
 
-        def piece(g: Generation, delta: dict, logprobs: dict | None = None, finish: dict | None = None) -> bytes:
+        def chunk(g: Generation, delta: dict, logprobs: dict | None = None, finish: dict | None = None) -> bytes:
             # Clients of reasoning models read the thought in every delta, null or not.
             choice = {"index": g.index, "delta": {**delta, "reasoning_content": None}, "logprobs": logprobs}
             value = {**head, "choices": [choice | (finish or {"finish_reason": None, "matched_stop": None})]}
@@ -67,14 +67,14 @@ class ChatApi:
                 for g in generations:
                     if g.index not in sent:
                         sent[g.index] = (0, 0)
-                        yield piece(g, {"role": "assistant", "content": ""})
+                        yield chunk(g, {"role": "assistant", "content": ""})
                     chars, tokens = sent[g.index]
                     sent[g.index] = (len(g.text), len(g.output_ids))
                     logprobs = self._logprobs(g, tokens) if len(g.output_ids) > tokens else None
                     if len(g.text) > chars or logprobs is not None:
-                        yield piece(g, {"content": g.text[chars:]}, logprobs)
+                        yield chunk(g, {"content": g.text[chars:]}, logprobs)
                     if g.finish is not None:
-                        yield piece(g, {}, finish=finish_fields(g))
+                        yield chunk(g, {}, finish=finish_fields(g))
             if options and options.include_usage:
                 yield event({**head, "choices": [], "usage": usage(group.generations, report)})
 

@@ -59,10 +59,10 @@ class CompletionsApi:
                     nothing_new = len(g.text) == so_far.chars and g.finish is None
                     if nothing_new and (body.logprobs is None or len(g.output_ids) == so_far.tokens):
                         continue
-                    piece = {**head, "choices": [self._choice(body, g, so_far)]}
+                    chunk = {**head, "choices": [self._choice(body, g, so_far)]}
                     if options and options.continuous_usage_stats:
-                        piece["usage"] = usage([g], report)
-                    yield event(piece)
+                        chunk["usage"] = usage([g], report)
+                    yield event(chunk)
             if options and options.include_usage:
                 yield event({**head, "choices": [], "usage": usage(group.generations, report)})
 

@@ -15,14 +15,14 @@ from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.layers.attention.forward_batch import Attention, AttentionBackend, ForwardBatch
 from sglang.srt.ops.attention.decode_attention import (
     decode_attention,
+    key_block_scratch_size,
+    key_block_splits,
     num_splits,
-    piece_scratch_size,
-    piece_splits,
     scratch_size,
 )
 from sglang.srt.ops.attention.extend_attention import extend_attention, make_work, tokens_per_tile
-from sglang.srt.ops.attention.pieces import NO_PIECES, max_pieces, pieces_for
-from sglang.srt.ops.attention.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile, piece_tiles
+from sglang.srt.ops.attention.key_blocks import NO_KEY_BLOCKS, key_blocks_for, max_key_blocks
+from sglang.srt.ops.attention.tiles import DecodeTile, ExtendTile, decode_tile, extend_tile, key_block_tiles
 from sglang.srt.ops.invariance.mode import enabled
 from sglang.srt.ops.invariance.row_room import empty_rows
 from sglang.srt.ops.products.matmul import instructions_agree
@@ -63,17 +63,17 @@ class TritonBackend(AttentionBackend):
             properties = torch.cuda.get_device_properties(self.device)
             capability, self.sm_count = (properties.major, properties.minor), properties.multi_processor_count
             hopper = enabled() and instructions_agree(torch.cuda.current_device())
-        self._most_pieces = {  # of a row, by whether the layer slides
-            sliding: max_pieces(pieces_for(window), window or longest)
+        self._most_key_blocks = {  # of a row, by whether the layer slides
+            sliding: max_key_blocks(key_blocks_for(window), window or longest)
             for sliding, window in ((False, None), (True, sliding_window))
         }
         self._geometries: dict[tuple[int, int], _Geometry] = {}
         scratch = 0
         for heads, dim, sliding in sorted({(spec.num_kv_heads, spec.head_dim, spec.sliding) for spec in kv_layers}):
             if enabled():
-                extend, decode = piece_tiles(capability, dim, dtype.itemsize, hopper)
-                most = self._most_pieces[sliding]
-                needed = piece_scratch_size(max_batch, num_heads, heads, dim, self.sm_count, most)
+                extend, decode = key_block_tiles(capability, dim, dtype.itemsize, hopper)
+                most = self._most_key_blocks[sliding]
+                needed = key_block_scratch_size(max_batch, num_heads, heads, dim, self.sm_count, most)
             else:
                 extend = extend_tile(capability, dim, dtype.itemsize)
                 decode = decode_tile(capability, dim, dtype.itemsize)
@@ -146,7 +146,7 @@ class TritonBackend(AttentionBackend):
         geometry = self._geometries[layer.num_kv_heads, layer.head_dim]
         out = empty_rows(len(q), layer.num_heads, v_cache.shape[-1], like=q)
         extends, tokens = batch.num_extends, self._extend_tokens
-        pieces = pieces_for(window) if enabled() else NO_PIECES
+        key_blocks = key_blocks_for(window) if enabled() else NO_KEY_BLOCKS
         if extends:
             extend_attention(
                 q,
@@ -162,7 +162,7 @@ class TritonBackend(AttentionBackend):
                 geometry.extend,
                 layer.scale,
                 window,
-                pieces=pieces,
+                key_blocks=key_blocks,
             )
         rows = q.shape[0] - tokens
         if rows:
@@ -180,13 +180,13 @@ class TritonBackend(AttentionBackend):
                 layer.scale,
                 window,
                 self._paths.get(sliding),
-                pieces,
+                key_blocks,
             )
         return out.flatten(1)
 
     def _splits(self, batch: int, layer: Attention) -> int:
         """Programs that share a decode row's keys."""
         if enabled():
-            most = self._most_pieces[layer.sliding_window is not None]
-            return piece_splits(batch, layer.num_kv_heads, self.sm_count, most)
+            most = self._most_key_blocks[layer.sliding_window is not None]
+            return key_block_splits(batch, layer.num_kv_heads, self.sm_count, most)
         return num_splits(batch, layer.num_kv_heads, self.sm_count)

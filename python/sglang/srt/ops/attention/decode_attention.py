@@ -1,9 +1,9 @@
 """Decode attention: one new token a request over all of its keys, which several programs share.
 
 out[b, h] = sum over the visible keys n of softmax_n(scale q[b, h] . k[n, h // group]) v[n, h // group]. The visible
-keys of a request, the last `window` of it, are cut at multiples of BLOCK_N into `splits` pieces that depend only on the
-length and on `splits`. A program takes one piece for all query heads of a KV head and leaves its normalised sum and
-log2-sum-exp in scratch; a second kernel weighs and adds the pieces in a fixed order (Dao et al., Flash-Decoding).
+keys of a request, the last `window` of it, are cut at multiples of BLOCK_N into splits that depend only on the length
+and on their number. A program takes one split for all query heads of a KV head and leaves its normalised sum and
+log2-sum-exp in scratch; a second kernel weighs and adds the splits in a fixed order (Dao et al., Flash-Decoding).
 With one split the first kernel writes the result itself.
 
 A row may verify a node of a draft tree: its last keys are then those of its path, not of the table.
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from sglang.srt.ops.attention.attend_keys import LOG2_E, NO_WINDOW, Drafts, Keys, Rows, attend_keys, no_keys
 from sglang.srt.ops.attention.extend_attention import can_use, extend_attention_reference
-from sglang.srt.ops.attention.pieces import NO_PIECES, Pieces, attend_pieces, merge, piece_begin, pieces_below
+from sglang.srt.ops.attention.key_blocks import (
+    NO_KEY_BLOCKS,
+    KeyBlocks,
+    attend_key_blocks,
+    block_begin,
+    blocks_below,
+    merge,
+)
 from sglang.srt.ops.attention.tiles import DecodeTile
 from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, tl, triton
@@ -28,7 +35,7 @@ MAX_ROWS = 64  # query heads a program takes; a larger group goes to more progra
 
 @triton.jit
 def _cut(length, window, splits, BLOCK_N: tl.constexpr):
-    """(where the first of `splits` pieces begins, keys of a piece); pieces past the last key are empty."""
+    """(where the first split begins, keys of a split); splits past the last key are empty."""
     begin = tl.maximum(length - window, 0) // BLOCK_N * BLOCK_N
     return begin, tl.cdiv(tl.cdiv(length - begin, BLOCK_N), splits) * BLOCK_N
 
@@ -43,7 +50,7 @@ def _decode_kernel(
     v_cache,
     out,
     sums,  # [B, Hq, splits, DV] float32
-    lses,  # [B, Hq, splits] float32; with PIECE [B, Hq, splits, 2], total and top
+    lses,  # [B, Hq, splits] float32; with KEY_BLOCK [B, Hq, splits, 2], total and top
     table,
     req_rows,
     seq_lens,
@@ -62,7 +69,7 @@ def _decode_kernel(
     path_stride,
     GROUP: tl.constexpr,  # query heads of a KV head
     HEADS: tl.constexpr,  # of them in one program
-    HEAD_BLOCKS: tl.constexpr,  # programs that share a KV head's piece
+    HEAD_BLOCKS: tl.constexpr,  # programs that share a KV head's split
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -71,7 +78,7 @@ def _decode_kernel(
     BLOCK_N: tl.constexpr,
     ONE_SPLIT: tl.constexpr,
     PATH: tl.constexpr,
-    PIECE: tl.constexpr,  # keys of a piece, or of the first ones (pieces.py); 0: `splits` of them, as long as it takes
+    KEY_BLOCK: tl.constexpr,  # keys of a block, or of the first ones (key_blocks.py): a split is one; 0: see _cut
     GROWING: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -80,10 +87,10 @@ def _decode_kernel(
     kv_head = (tl.program_id(1) // HEAD_BLOCKS).to(tl.int64)
     length = tl.load(seq_lens + request).to(tl.int32)
     first_key = tl.maximum(length - window, 0)
-    if PIECE:
-        piece = pieces_below(first_key + 1, PIECE, GROWING) - 1 + split
-        begin = piece_begin(piece, PIECE, GROWING)
-        end = length if ONE_SPLIT else tl.minimum(piece_begin(piece + 1, PIECE, GROWING), length)
+    if KEY_BLOCK:
+        block = blocks_below(first_key + 1, KEY_BLOCK, GROWING) - 1 + split
+        begin = block_begin(block, KEY_BLOCK, GROWING)
+        end = length if ONE_SPLIT else tl.minimum(block_begin(block + 1, KEY_BLOCK, GROWING), length)
     else:
         begin, size = _cut(length, window, splits, BLOCK_N)
         begin += split * size
@@ -113,8 +120,8 @@ def _decode_kernel(
     rows = Rows(q_tile, first_key + row * 0, length + row * 0)
     keys = Keys(table, k_cache, v_cache, k_slot_stride, v_slot_stride, first_key, length)
     drafts = Drafts(row, None, prefix, path_slots)  # no tree
-    if PIECE:
-        acc, total, top = attend_pieces(
+    if KEY_BLOCK:
+        acc, total, top = attend_key_blocks(
             rows,
             scale,
             keys,
@@ -127,7 +134,7 @@ def _decode_kernel(
             BLOCK_DV,
             BLOCK_M,
             BLOCK_N,
-            PIECE,
+            KEY_BLOCK,
             GROWING,
             TREE=False,
             PATH=PATH,
@@ -161,7 +168,7 @@ def _decode_kernel(
         tl.store(out + flat[:, None] * DV + v_dims[None, :], mean.to(out.dtype.element_ty), mask=mask)
     else:
         place = flat * splits + split
-        if PIECE:
+        if KEY_BLOCK:
             tl.store(sums + place[:, None] * DV + v_dims[None, :], acc, mask=mask)
             tl.store(lses + 2 * place, total, mask=is_real)
             tl.store(lses + 2 * place + 1, top, mask=is_real)
@@ -184,7 +191,7 @@ def _combine_kernel(
     MAX_SPLITS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """BLOCK_DV columns of one (request, head) a program. No load waits for another: what lies in the scratch of pieces
+    """BLOCK_DV columns of one (request, head) a program. No load waits for another: what lies in the scratch of splits
     without keys is read too, and passed over."""
     wait_for_previous(DEPENDENT)
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -220,31 +227,31 @@ def _merge_kernel(
     splits,
     DV: tl.constexpr,
     BLOCK_DV: tl.constexpr,
-    PIECE: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
     GROWING: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """_combine_kernel for pieces at fixed places: what one program would do that takes them all."""
+    """_combine_kernel for key blocks: what one program would do that takes them all."""
     wait_for_previous(DEPENDENT)
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = tl.load(seq_lens + request).to(tl.int32)
-    first = pieces_below(tl.maximum(length - window, 0) + 1, PIECE, GROWING) - 1
-    piece = (request * tl.num_programs(1) + head) * splits + tl.arange(0, 1)
+    first = blocks_below(tl.maximum(length - window, 0) + 1, KEY_BLOCK, GROWING) - 1
+    place = (request * tl.num_programs(1) + head) * splits + tl.arange(0, 1)
     v_dims = tl.arange(0, BLOCK_DV)
     acc, total, top = no_keys(1, BLOCK_DV)
-    # The loads of four pieces are in flight together.
-    for _ in tl.range(first, pieces_below(length, PIECE, GROWING), loop_unroll_factor=4):
-        piece_acc = tl.load(sums + piece[:, None] * DV + v_dims[None, :], mask=v_dims[None, :] < DV, other=0.0)
-        piece_total, piece_top = tl.load(states + 2 * piece), tl.load(states + 2 * piece + 1)
-        acc, total, top = merge(acc, total, top, piece_acc, piece_total, piece_top, scale)
-        piece += 1
+    # The loads of four blocks are in flight together.
+    for _ in tl.range(first, blocks_below(length, KEY_BLOCK, GROWING), loop_unroll_factor=4):
+        block_acc = tl.load(sums + place[:, None] * DV + v_dims[None, :], mask=v_dims[None, :] < DV, other=0.0)
+        block_total, block_top = tl.load(states + 2 * place), tl.load(states + 2 * place + 1)
+        acc, total, top = merge(acc, total, top, block_acc, block_total, block_top, scale)
+        place += 1
     mean = acc / tl.where(total == 0, 1.0, total)[:, None]
     at = (request * tl.num_programs(1) + head) * DV + v_dims
     tl.store(out + at[None, :], mean.to(out.dtype.element_ty), mask=v_dims[None, :] < DV)
 
 
 def num_splits(batch: int, kv_heads: int, sm_count: int) -> int:
-    """Pieces a request's keys are cut into: programs enough for about two on each multiprocessor, a power of two."""
+    """Splits of a request's keys: programs enough for about two on each multiprocessor, a power of two."""
     wanted = max(1, min(MAX_SPLITS, 2 * sm_count // (batch * kv_heads)))
     return 1 << (wanted.bit_length() - 1)
 
@@ -255,14 +262,14 @@ def scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_c
     return max((batch * n * num_heads * (v_dim + 1) for batch, n in splits if n > 1), default=0)
 
 
-def piece_splits(batch: int, kv_heads: int, sm_count: int, most: int) -> int:
-    """In batch-invariant mode: a program for each of up to `most` pieces, or one for all where there are many rows. The
-    choice changes no bit."""
+def key_block_splits(batch: int, kv_heads: int, sm_count: int, most: int) -> int:
+    """In batch-invariant mode: a program for each of up to `most` key blocks, or one for all where there are many
+    rows. The choice changes no bit."""
     return most if batch * kv_heads <= sm_count else 1
 
 
-def piece_scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_count: int, most: int) -> int:
-    """scratch_size for piece_splits."""
+def key_block_scratch_size(max_batch: int, num_heads: int, kv_heads: int, v_dim: int, sm_count: int, most: int) -> int:
+    """scratch_size for key_block_splits."""
     return min(max_batch, sm_count // kv_heads) * num_heads * most * (v_dim + 2)
 
 
@@ -280,7 +287,7 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     paths: tuple[Tensor, int] | None = None,
-    pieces: Pieces = NO_PIECES,
+    key_blocks: KeyBlocks = NO_KEY_BLOCKS,
 ) -> None:
     """Attention of q [B, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [B, Hq, DV].
 
@@ -292,8 +299,9 @@ def decode_attention(
     `paths` (slots [B, P] int32, nodes): rows come in groups of `nodes`, the nodes of one request's draft tree. With n
     one less than the first node's length, the slots of a row's keys from position n on are those of its row of `slots`.
 
-    `pieces`: how keys are cut in batch-invariant mode (pieces.py). `splits` is then 1, all pieces in one program, or as
-    many as there may be, one a program; both give the same bits. Scratch has B * Hq * splits * (DV + 2) elements.
+    `key_blocks`: how keys are cut in batch-invariant mode (key_blocks.py). `splits` is then 1, all blocks in one
+    program, or as many as there may be, one a program; both give the same bits. Scratch has B * Hq * splits * (DV + 2)
+    elements.
     """
     assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
     batch, num_heads = q.shape[:2]
@@ -302,12 +310,14 @@ def decode_attention(
     group = num_heads // kv_heads
     heads = min(group, MAX_ROWS)
     places = batch * num_heads * splits
-    assert splits >= 1 and (splits <= MAX_SPLITS or pieces.length)
-    assert pieces.length % tile.block_n == 0 and (window is None or not pieces.growing), f"{pieces}, {tile}, {window}"
+    assert splits >= 1 and (splits <= MAX_SPLITS or key_blocks.length)
+    assert key_blocks.length % tile.block_n == 0 and (window is None or not key_blocks.growing), (
+        f"{key_blocks}, {tile}, {window}"
+    )
     path_slots, nodes = (table, 1) if paths is None else paths
     assert paths is None or (batch % nodes == 0 and path_slots.stride(1) == 1)
     assert req_rows.is_contiguous() and seq_lens.is_contiguous(), f"{req_rows.stride()}, {seq_lens.stride()}"
-    needed = places * (v_dim + (2 if pieces.length else 1))
+    needed = places * (v_dim + (2 if key_blocks.length else 1))
     assert splits == 1 or scratch.numel() >= needed, f"scratch of {scratch.numel()}, needed {needed}"
     sums, lses = scratch[: places * v_dim], scratch[places * v_dim :]
     window = NO_WINDOW if window is None else window
@@ -343,13 +353,13 @@ def decode_attention(
         BLOCK_N=tile.block_n,
         ONE_SPLIT=splits == 1,
         PATH=paths is not None,
-        PIECE=pieces.length,
-        GROWING=pieces.growing,
+        KEY_BLOCK=key_blocks.length,
+        GROWING=key_blocks.growing,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **options,
     )
-    if splits > 1 and pieces.length:
+    if splits > 1 and key_blocks.length:
         _merge_kernel[(batch, num_heads)](
             sums,
             lses,
@@ -360,8 +370,8 @@ def decode_attention(
             splits,
             DV=v_dim,
             BLOCK_DV=next_power_of_2(v_dim),
-            PIECE=pieces.length,
-            GROWING=pieces.growing,
+            KEY_BLOCK=key_blocks.length,
+            GROWING=key_blocks.growing,
             num_warps=4,
             **options,
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.ops.attention.attend_keys import LOG2_E, NO_WINDOW, Drafts, Keys, Rows, attend_keys, no_keys
-from sglang.srt.ops.attention.pieces import NO_PIECES, Pieces, attend_pieces
+from sglang.srt.ops.attention.key_blocks import NO_KEY_BLOCKS, KeyBlocks, attend_key_blocks
 from sglang.srt.ops.attention.tiles import ExtendTile
 from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import cdiv, next_power_of_2, runs_triton, tl, triton
@@ -66,7 +66,7 @@ def _extend_kernel(
     BLOCK_N: tl.constexpr,
     WINDOWED: tl.constexpr,
     TREE: tl.constexpr,
-    PIECE: tl.constexpr,  # keys of a piece, or of the first ones (pieces.py); 0: all keys are one
+    KEY_BLOCK: tl.constexpr,  # keys of a block, or of the first ones (key_blocks.py); 0: all keys are one
     GROWING: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -112,8 +112,8 @@ def _extend_kernel(
     keys = Keys(table, k_cache, v_cache, k_slot_stride, v_slot_stride, first_key, end_key)
     drafts = Drafts(tree_rows, tree_positions, prefix, table)  # no path
     begin = first_key // BLOCK_N * BLOCK_N
-    if PIECE:
-        acc, total, top = attend_pieces(
+    if KEY_BLOCK:
+        acc, total, top = attend_key_blocks(
             rows,
             scale,
             keys,
@@ -126,7 +126,7 @@ def _extend_kernel(
             BLOCK_DV,
             BLOCK_M,
             BLOCK_N,
-            PIECE,
+            KEY_BLOCK,
             GROWING,
             TREE=TREE,
             PATH=False,
@@ -208,14 +208,15 @@ def extend_attention(
     scale: float,
     window: int | None = None,
     tree: Tree | None = None,
-    pieces: Pieces = NO_PIECES,
+    key_blocks: KeyBlocks = NO_KEY_BLOCKS,
 ) -> None:
     """Attention of q [T, Hq, D] over k_cache [slots, Hk, D] and v_cache [slots, Hk, DV] into out [T, Hq, DV].
 
     `table` [rows, max_len] int32 holds slots by request row and key position; `req_rows` (its rows), `prefix_lens`,
     `new_lens` and `start_locs` (first row in q) are [B] int64. `work` is make_work's for tokens_per_tile(Hq / Hk,
-    `tile`), on the device. `window` counts keys, the query's own included; None: all. `scale` is positive. `pieces`:
-    how keys are cut in batch-invariant mode (pieces.py). Nothing but visible keys is read from the caches.
+    `tile`), on the device. `window` counts keys, the query's own included; None: all. `scale` is positive.
+    `key_blocks`: how keys are cut in batch-invariant mode (key_blocks.py). Nothing but visible keys is read from
+    the caches.
     """
     assert can_use(q, k_cache, v_cache) and out.is_contiguous() and table.stride(1) == 1 and scale > 0
     kv_heads, dim = k_cache.shape[1:]
@@ -256,8 +257,8 @@ def extend_attention(
         BLOCK_N=tile.block_n,
         WINDOWED=window is not None,
         TREE=tree is not None,
-        PIECE=pieces.length,
-        GROWING=pieces.growing,
+        KEY_BLOCK=key_blocks.length,
+        GROWING=key_blocks.growing,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **launch_options(q.device),

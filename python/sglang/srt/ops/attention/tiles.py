@@ -62,38 +62,44 @@ DECODE = {"sm80": _DECODE, "sm86": _DECODE, "sm90": _DECODE_SM90, "sm100": _DECO
 FLOAT32_EXTEND = ExtendTile(16, 16, 4, 1)
 FLOAT32_DECODE = DecodeTile(16, 4, 1)
 
-# Batch-invariant mode (pieces.py): tiles of prefill and decode that give a row the same bits. They walk over as many
-# keys at a time, and both multiply by mma.sync: wgmma, which Hopper takes from 64 rows and four warps on, and what
-# Blackwell has in its place, need not add in the same order. HOPPER_PIECES is for Hoppers on which they do.
-_PIECES = (
+# Batch-invariant mode (key_blocks.py): tiles of prefill and decode that give a row the same bits. They walk over as
+# many keys at a time, and both multiply by mma.sync: wgmma, which Hopper takes from 64 rows and four warps on, and what
+# Blackwell has in its place, need not add in the same order. HOPPER_KEY_BLOCKS is for Hoppers on which they do.
+_KEY_BLOCKS = (
     (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(32, 64, 4, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(32, 64, 8, 2), DecodeTile(64, 4, 2)),
     (ExtendTile(32, 32, 8, 2), DecodeTile(32, 8, 2)),
 )
-_PIECES_SMALL = (
+_KEY_BLOCKS_SMALL = (
     (ExtendTile(32, 64, 4, 2), DecodeTile(64, 4, 2)),
     (ExtendTile(32, 64, 4, 1), DecodeTile(64, 4, 2)),
     (ExtendTile(32, 32, 8, 1), DecodeTile(32, 4, 1)),
     (ExtendTile(32, 16, 8, 1), DecodeTile(16, 4, 1)),
 )
-HOPPER_PIECES = (
+HOPPER_KEY_BLOCKS = (
     (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(64, 64, 4, 3), DecodeTile(64, 4, 3)),
     (ExtendTile(128, 64, 8, 3), DecodeTile(64, 4, 3, few_rows_warps=8)),
     (ExtendTile(64, 32, 8, 3), DecodeTile(32, 4, 3)),
 )
-PIECES = {"sm80": _PIECES, "sm86": _PIECES_SMALL, "sm90": _PIECES, "sm100": _PIECES, "sm120": _PIECES_SMALL}
+KEY_BLOCKS = {
+    "sm80": _KEY_BLOCKS,
+    "sm86": _KEY_BLOCKS_SMALL,
+    "sm90": _KEY_BLOCKS,
+    "sm100": _KEY_BLOCKS,
+    "sm120": _KEY_BLOCKS_SMALL,
+}
 
 
-def piece_tiles(
+def key_block_tiles(
     capability: tuple[int, int], head_dim: int, itemsize: int = 2, hopper: bool = False
 ) -> tuple[ExtendTile, DecodeTile]:
-    """The tiles of batch-invariant mode; arguments as in extend_tile. `hopper`: whether HOPPER_PIECES may be used, see
-    products.matmul.instructions_agree."""
+    """The tiles of batch-invariant mode; arguments as in extend_tile. `hopper`: whether HOPPER_KEY_BLOCKS may be used,
+    see products.matmul.instructions_agree."""
     if itemsize == 4:
         return FLOAT32_EXTEND, FLOAT32_DECODE
-    return (HOPPER_PIECES if hopper else PIECES[architecture(capability)])[_class(head_dim)]
+    return (HOPPER_KEY_BLOCKS if hopper else KEY_BLOCKS[architecture(capability)])[_class(head_dim)]
 
 
 def extend_tile(capability: tuple[int, int], head_dim: int, itemsize: int = 2) -> ExtendTile:

@@ -1,8 +1,9 @@
-"""Sorts (token, slot) pairs by expert and pads each expert to whole blocks of rows, for the grouped GEMM.
+"""Sorts (token, expert slot) pairs by expert and pads each expert to whole blocks of rows, for the grouped GEMM.
 
-Pair p is slot p % k of token p // k. An expert's pairs stay in ascending order, experts nobody chose take no block, and
-the result depends on nothing but the ids: a stable counting sort, without atomics whose order could show. Few pairs
-(decode) take one launch; more take a second one before it, which counts. Nothing waits for the host.
+Pair p is expert slot p % k, one of the token's k experts, of token p // k. An expert's pairs stay in ascending order,
+experts that no token chose take no block, and the result depends on nothing but the ids: a stable counting sort,
+without atomics whose order could show. Few pairs (decode) take one launch; more take a second one before it, which
+counts. Nothing waits for the host.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """The experts' feed-forward. y_e = down_e (gelu_tanh(gate_e x) * up_e x), out = sum over the chosen experts of w_e y_e.
 
 The sum is transformers' default (grouped_mm): y_e is rounded to the model dtype, times the float32 weight, summed in
-float32 over the slots in top-k order, one rounding at the end. Close op: GEMM summation order is free. On a
+float32 over a token's experts in top-k order, one rounding at the end. Close op: GEMM summation order is free. On a
 GPU fused_moe.py does it.
 """
 
@@ -19,7 +19,8 @@ from sglang.srt.ops.products.linear import linear
 def fused_experts_reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     """x [T, H], gate_up [E, 2I, H] (gate rows first), down [E, H, I], weights [T, k] float32, ids [T, k] -> [T, H].
 
-    Pairs (token, slot) are sorted by expert, so that each expert is one slice of one grouped product. No host sync.
+    Pairs (token, expert slot) are sorted by expert, so that each expert is one slice of one grouped product. No
+    host sync.
     """
     tokens, k = ids.shape
     expert_of, order = torch.sort(ids.flatten(), stable=True)
@@ -27,14 +28,14 @@ def fused_experts_reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: T
     ends = torch.searchsorted(expert_of, experts, right=True, out_int32=True)  # [E], end of each expert's slice
     h = gelu_tanh_and_mul_reference(F.grouped_mm(x[order // k], gate_up.transpose(1, 2), offs=ends))
     y = F.grouped_mm(h, down.transpose(1, 2), offs=ends)
-    by_slot = torch.empty_like(y)
-    by_slot[order] = y
-    return (by_slot.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
+    in_order = torch.empty_like(y)
+    in_order[order] = y
+    return (in_order.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
 
 def fused_experts_by_row(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     """The same for batch-invariant mode on a CPU: an expert at a time, through products that keep rows apart. The sum
-    takes the slots one by one, where torch's reduction picks an order. Waits for the ids."""
+    takes a token's experts one by one, where torch's reduction picks an order. Waits for the ids."""
     tokens, k = ids.shape
     order = torch.sort(ids.flatten(), stable=True).indices
     counts = torch.bincount(ids.flatten(), minlength=len(gate_up)).tolist()
@@ -43,9 +44,9 @@ def fused_experts_by_row(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tens
     h = torch.cat([linear(part, gate_up[expert]) for expert, part in zip(chosen, rows, strict=True)])
     parts = gelu_tanh_and_mul_reference(h).split([len(part) for part in rows])
     y = torch.cat([linear(part, down[expert]) for expert, part in zip(chosen, parts, strict=True)])
-    by_slot = torch.empty_like(y)
-    by_slot[order] = y
-    return moe_sum(by_slot.view(tokens, k, -1), weights)
+    in_order = torch.empty_like(y)
+    in_order[order] = y
+    return moe_sum(in_order.view(tokens, k, -1), weights)
 
 
 def fused_experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The experts' weighted sum: out[t] = sum over slots of w[t, slot] * y[t, slot], in slot order.
+"""The experts' weighted sum: out[t] = sum over expert slots s of w[t, s] * y[t, s], in their order.
 
 Products and sums are float32, each rounded by itself (no fused multiply-add), and the total is rounded once: the order
 of roundings of transformers. Exact op. It reads k rows a token and writes one; memory is the floor.
@@ -22,17 +22,17 @@ def _sum_kernel(y_ptr, weights_ptr, out_ptr, hidden, K: tl.constexpr, BLOCK: tl.
     wait_for_previous(DEPENDENT)
     rows_ptr = y_ptr + token * K * hidden + column
     total = tl.load(rows_ptr, mask=inside).to(tl.float32) * tl.load(weights_ptr + token * K)
-    for slot in tl.static_range(1, K):
-        y = tl.load(rows_ptr + slot * hidden, mask=inside).to(tl.float32)
-        total += y * tl.load(weights_ptr + token * K + slot)
+    for expert_slot in tl.static_range(1, K):
+        y = tl.load(rows_ptr + expert_slot * hidden, mask=inside).to(tl.float32)
+        total += y * tl.load(weights_ptr + token * K + expert_slot)
     tl.store(out_ptr + token * hidden + column, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def moe_sum_reference(y: Tensor, weights: Tensor) -> Tensor:
     """y [T, k, H] in the model dtype, weights [T, k] float32 -> [T, H] in y's dtype."""
     total = y[:, 0].float() * weights[:, :1]
-    for slot in range(1, y.shape[1]):
-        total = total + y[:, slot].float() * weights[:, slot : slot + 1]
+    for expert_slot in range(1, y.shape[1]):
+        total = total + y[:, expert_slot].float() * weights[:, expert_slot, None]
     return total.to(y.dtype)
 
 

@@ -51,21 +51,21 @@ def _topk_softmax_kernel(
     # What is left to choose from, as integers, which order like the numbers where none is negative. NaN, the whole row
     # then, ties at 0; what is no expert, or taken, is -1.
     left = tl.where(inside, tl.where(probs == probs, probs, 0.0).to(tl.int32, bitcast=True), -1)
-    slots = tl.arange(0, 1 << SLOT_LEVELS)
+    expert_slots = tl.arange(0, 1 << SLOT_LEVELS)
     top = tl.zeros((1 << SLOT_LEVELS,), tl.int32)
     chosen = tl.zeros((1 << SLOT_LEVELS,), tl.int32)
-    for slot in tl.static_range(K):
+    for expert_slot in tl.static_range(K):
         largest = tl.max(left, axis=0)
         expert = tl.min(tl.where(left == largest, experts, EXPERTS), axis=0)
-        top = tl.where(slots == slot, largest, top)
-        chosen = tl.where(slots == slot, expert, chosen)
+        top = tl.where(expert_slots == expert_slot, largest, top)
+        chosen = tl.where(expert_slots == expert_slot, expert, chosen)
         left = tl.where(experts == expert, -1, left)
     top = top.to(tl.float32, bitcast=True)
     weight = tl.div_rn(top, halving_sum_kernel(top, SLOT_LEVELS))  # 0 / 0 = NaN in a row without a softmax
-    used = slots < K
+    used = expert_slots < K
     weight = weight * tl.load(expert_scale + chosen, mask=used, other=0.0).to(tl.float32)
-    tl.store(weights + row * K + slots, weight, mask=used)
-    tl.store(ids + row * K + slots, chosen.to(tl.int64), mask=used)
+    tl.store(weights + row * K + expert_slots, weight, mask=used)
+    tl.store(ids + row * K + expert_slots, chosen.to(tl.int64), mask=used)
 
 
 def launch(logits: Tensor, k: int, expert_scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ GPU_SIZES = (*range(320, 2049, 64), *range(2304, 8193, 256))  # see row_room.ROO
 GPU_COLUMNS = 65536  # wider weights, the head's, see few rows
 
 Weight = tuple[int, int, torch.dtype, torch.device]  # columns, depth
-_gpu_sizes: dict[Weight, tuple[int, ...]] = {}  # what prepare() found
+_gpu_sizes: dict[Weight, tuple[int, ...]] = {}  # what warm_products() found
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -98,7 +98,7 @@ def gpu_sizes(columns: int, depth: int, dtype: torch.dtype, device: torch.device
 
 
 @torch.inference_mode()
-def prepare(parameters: Iterable[Tensor]) -> None:
+def warm_products(parameters: Iterable[Tensor]) -> None:
     """Try all sizes that these weights need, so that a machine that can't keep the promise says so at start.
 
     On a CPU matrices and stacks of them, on a GPU matrices; those no product uses cost their trial only.
