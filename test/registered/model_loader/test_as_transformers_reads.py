@@ -23,7 +23,7 @@ from sglang.test.tiny_models import (
     make_tiny_unified,
 )
 
-register_cpu_ci(est_time=12, suite="base-a-test-cpu")
+register_cpu_ci(est_time=30, suite="base-a-test-cpu")
 
 FP32_BOUND = 1e-5  # largest error over the reference's largest logit
 PROMPT = torch.randint(6, VOCAB, (30,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -203,6 +203,10 @@ def test_shapes_that_fields_ask_for(tmp_path, variant, changes):
         ({"num_global_key_value_heads": 4}, "num_global_key_value_heads 4 contradicts per_layer_config"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"the weights are quantized \(fp8\): only plain"),
         ({"hidden_size": 64.0}, "hidden_size must be an integer"),
+        (
+            {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 511},
+            "vocab_size_per_layer_input 511 is below vocab_size 512: some tokens would have no per-layer input",
+        ),
     ],
 )
 def test_what_we_do_not_do_is_refused_by_its_name(folders, tmp_path, changes, message, wrapped):
@@ -337,6 +341,78 @@ def test_a_head_of_another_shape_is_told(folders, tmp_path):
     rewrite(folder, **{"lm_head.weight": torch.zeros(VOCAB + 1, 64)})
     with pytest.raises(ValueError, match=r"lm_head.weight has shape \[513, 64\], expected \[512, 64\]"):
         our_logits(folder)
+
+
+# ---- the plain family ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A saved model of the plain family by its variant, made once; not to be written to."""
+    made: dict[str, Path] = {}
+
+    def folder(variant: str) -> Path:
+        if variant not in made:
+            made[variant] = make_tiny_llama(tmp_path_factory.mktemp(variant), variant, torch.float32)
+        return made[variant]
+
+    return folder
+
+
+LLAMA_ROPE = {"rope_type": "llama3", "rope_theta": 500.0, **LLAMA3}
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("llama", {"rope_parameters": ..., "rope_theta": 77.0}),
+        ("llama", {"rope_parameters": ..., "rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}),
+        ("llama", {"rope_parameters": ..., "rope_theta": 500.0, "rope_scaling": {"type": "llama3", **LLAMA3}}),
+        ("llama", {"rope_scaling": LLAMA_ROPE}),  # goes before rope_parameters
+        ("llama", {"rope_scaling": None, "rope_theta": 5.0}),
+        ("llama", {"rope_parameters": LLAMA_ROPE, "original_max_position_embeddings": 16}),  # outside goes before
+        ("llama", {"rope_parameters": {"rope_theta": 77.0, "mine": 1}}),
+        ("llama", {"rope_parameters": {}}),
+        ("llama", {"rms_norm_eps": 0.05}),
+        ("llama", {"attention_dropout": 0.5, "pretraining_tp": 2, "use_cache": False, "sliding_window": 4}),
+        ("llama", {"head_dim": None}),
+        ("qwen2", {"sliding_window": 4}),
+        ("qwen2", {"sliding_window": None}),
+        ("qwen2", {"use_sliding_window": False, "layer_types": ...}),
+        ("qwen2", {"max_window_layers": 2, "layer_types": ...}),
+        ("qwen2", {"layer_types": [S, F, S]}),
+        ("qwen2", {"attention_bias": False, "mlp_bias": True}),  # its class has no such fields
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "layer_types": ...}),
+        ("qwen3", {"rope_parameters": {"rope_theta": 77.0, "rope_type": "default"}}),
+    ],
+)
+def test_a_plain_models_field(plain, tmp_path, variant, changes):
+    folder = changed_copy(plain(variant), tmp_path, changes, wrapped=False)
+    if changes.get("sliding_window", 1) is None:
+        edit(folder, layer_types=...)
+    assert_same(our_logits(folder), their_logits(folder))
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not supported"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
+        ("llama", {"rope_parameters": {F: SLIDING_ROPE}}, "rope_parameters holds an object 'full_attention'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act must be one of 'silu', got 'gelu'"),
+        ("llama", {"is_causal": False}, "is_causal must be one of True, got False"),
+        ("llama", {"per_layer_config": {"1": {"intermediate_size": 8}}}, "per_layer_config must be one of null, {}"),
+        ("llama", {"layer_types": [S, F, F]}, "layer_types names sliding_attention, but no sliding window is in use"),
+        ("qwen2", {"use_sliding_window": False}, "layer_types names sliding_attention, but no sliding window is in"),
+        ("qwen2", {"layer_types": [S]}, "layer_types must list 3 of"),
+        ("qwen3", {"num_key_value_heads": ...}, "4 attention heads do not divide among 32 KV heads"),
+    ],
+)
+def test_what_a_plain_model_can_not_have(plain, tmp_path, variant, changes, message):
+    folder = changed_copy(plain(variant), tmp_path, changes, wrapped=False)
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.load(str(folder))
 
 
 # ---- the 12B -----------------------------------------------------------------------------------------------------

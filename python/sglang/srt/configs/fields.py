@@ -41,7 +41,7 @@ def one_of(raw: dict, name: str, default: Any, allowed: tuple) -> Any:
     value = raw.get(name, default)
     if value not in allowed:
         choice = ", ".join("null" if one is None else repr(one) for one in allowed)
-        raise ValueError(f"config.json: {name} must be {'one of ' if any(allowed) else ''}{choice}, got {value!r}")
+        raise ValueError(f"config.json: {name} must be {'' if allowed == (None,) else 'one of '}{choice}, got {value!r}")
     return value
 
 

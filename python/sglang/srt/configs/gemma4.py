@@ -119,8 +119,15 @@ class Gemma4TextConfig:
             raise ValueError(f"config.json: top_k_experts {top_k} exceeds num_experts {num_experts}")
         ple_size = _ple_size(raw)
         softcap = raw.get("final_logit_softcapping")
+        vocab_size = fields.integer(raw, "vocab_size", 262_144)
+        ple_vocab_size = fields.integer(raw, "vocab_size_per_layer_input", 262_144) if ple_size else 0
+        if ple_size and ple_vocab_size < vocab_size:
+            raise ValueError(
+                f"config.json: vocab_size_per_layer_input {ple_vocab_size} is below vocab_size {vocab_size}: some "
+                "tokens would have no per-layer input"
+            )
         return cls(
-            vocab_size=fields.integer(raw, "vocab_size", 262_144),
+            vocab_size=vocab_size,
             hidden_size=fields.integer(raw, "hidden_size"),
             num_heads=num_heads,
             layers=layers,
@@ -132,7 +139,7 @@ class Gemma4TextConfig:
             final_logit_softcap=None if softcap is None else fields.number(raw, "final_logit_softcapping"),
             tie_word_embeddings=fields.boolean(raw, "tie_word_embeddings", True),
             ple_size=ple_size,
-            ple_vocab_size=fields.integer(raw, "vocab_size_per_layer_input", 262_144) if ple_size else 0,
+            ple_vocab_size=ple_vocab_size,
             num_experts=num_experts,
             top_k_experts=top_k,
             moe_intermediate_size=fields.integer(raw, "moe_intermediate_size") if moe else 0,
