@@ -41,7 +41,8 @@ def one_of(raw: dict, name: str, default: Any, allowed: tuple) -> Any:
     value = raw.get(name, default)
     if value not in allowed:
         choice = ", ".join("null" if one is None else repr(one) for one in allowed)
-        raise ValueError(f"config.json: {name} must be {'' if allowed == (None,) else 'one of '}{choice}, got {value!r}")
+        rule = choice if allowed == (None,) else f"one of {choice}"
+        raise ValueError(f"config.json: {name} must be {rule}, got {value!r}")
     return value
 
 
