@@ -2,11 +2,10 @@
 
 import sys
 
+from sglang.srt.server_args import ServerArgs, prepare_server_args
 
-def main(argv: list[str]) -> int:
-    from sglang.srt.server_args import prepare_server_args
 
-    args = prepare_server_args(argv)  # first: --help and mistakes must not wait for slow imports
+def start(args: ServerArgs) -> int:
     if args.node_rank > 0:
         from sglang.srt.entrypoints.worker_node import serve
     else:
@@ -16,6 +15,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    args = prepare_server_args(sys.argv[1:])  # first: --help and mistakes wait for no slow import, nor an installation
     from sglang.srt.utils.child import run_and_leave
 
-    run_and_leave(lambda: main(sys.argv[1:]))
+    run_and_leave(lambda: start(args))

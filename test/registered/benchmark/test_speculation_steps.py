@@ -1,7 +1,6 @@
 """benchmark/gemma4/speculation_steps.py on a tiny model: its table, its records, and what it refuses."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,25 +13,22 @@ from sglang.srt.model_loader.loader import build_drafter
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_models import make_tiny_assistant, make_tiny_gemma4
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
-
 FOLDER = Path(__file__).parents[3] / "benchmark" / "gemma4"
+sys.path.insert(0, str(FOLDER))
+import speculation_steps
+
+register_cpu_ci(est_time=8, suite="base-a-test-cpu")
 
 
-def run(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(FOLDER / "speculation_steps.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_table_and_records(tmp_path: Path):
+def test_table_and_records(tmp_path: Path, capsys):
     target = make_tiny_gemma4(tmp_path / "target", "moe_top2", tokenizer=True)
     drafter = make_tiny_assistant(tmp_path / "drafter", "moe_top2")
     flags = ["--model-path", str(target), "--speculative-draft-model-path", str(drafter), "--max-total-tokens", "400"]
     flags += ["--speculative-algorithm", "NEXTN", "--max-running-requests", "4", "--input-len", "20", "--repeats", "2"]
     flags += ["--speculative-num-steps", "2", "--speculative-eagle-topk", "2", "--speculative-num-draft-tokens", "5"]
-    done = run(*flags, "--batch-size", "1", "3", "--output-file", str(tmp_path / "out.jsonl"))
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    flags += ["--batch-size", "1", "3", "--output-file", str(tmp_path / "out.jsonl")]
+    assert speculation_steps.main(flags) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["batch", "---", "1", "3"]
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(r["batch_size"], r["steps"], r["topk"], r["nodes"], r["input_len"]) for r in records] == [
@@ -52,9 +48,11 @@ def test_table_and_records(tmp_path: Path):
         (["--speculative-algorithm", "NEXTN", "--batch-size", "99"], "--batch-size 99 is above"),
     ],
 )
-def test_wrong_flags(flags: list[str], says: str):
-    done = run(*flags)
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+def test_wrong_flags(flags: list[str], says: str, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        speculation_steps.main(flags)
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
 
 
 def test_the_full_size_drafter_fits_its_target():
