@@ -13,11 +13,12 @@ from sglang.srt.model_loader.loader import build_drafter
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_models import make_tiny_assistant, make_tiny_gemma4
 
-FOLDER = Path(__file__).parents[3] / "benchmark" / "gemma4"
-sys.path.insert(0, str(FOLDER))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmark" / "gemma4"))
 import speculation_steps
 
 register_cpu_ci(est_time=8, suite="base-a-test-cpu")
+
+FOLDER = Path(speculation_steps.__file__).parent
 
 
 def test_table_and_records(tmp_path: Path, capsys):
