@@ -14,7 +14,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 
 ROOT = Path(sglang.__path__[0])
-FLOORS = ["ops", "layers", "models", "model_executor", "managers", "entrypoints"]  # from below
+FLOORS = ["ops", "configs", "layers", "models", "model_executor", "managers", "entrypoints"]  # from below
 WITHOUT_TORCH = ["managers", "mem_cache"]
 LATE = {"managers/step_profiler.py"}  # has torch, and is imported when a profile starts
 

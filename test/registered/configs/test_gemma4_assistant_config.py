@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from sglang.srt.configs.architectures import DRAFTERS, drafter_class
 from sglang.srt.configs.gemma4 import Gemma4TextConfig
 from sglang.srt.configs.gemma4_assistant import Gemma4AssistantConfig, check_fits
 from sglang.srt.configs.llama import LlamaConfig
 from sglang.srt.configs.model_config import DrafterConfig, ModelConfig
-from sglang.srt.models.registry import DRAFTERS, drafter_class
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=4, suite="base-a-test-cpu")

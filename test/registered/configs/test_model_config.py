@@ -7,10 +7,10 @@ from typing import ClassVar
 import pytest
 import torch
 
+from sglang.srt.configs.architectures import ARCHITECTURES, model_class
 from sglang.srt.configs.gemma4 import Gemma4TextConfig
 from sglang.srt.configs.llama import LlamaConfig
 from sglang.srt.configs.model_config import KVLayerSpec, ModelConfig
-from sglang.srt.models.registry import ARCHITECTURES, model_class
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=4, suite="base-a-test-cpu")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sglang.srt.configs.architectures import config_class, drafter_config_class
 from sglang.srt.configs.config_file import architectures, check_plain, override, read_config, read_json, text_part
 from sglang.srt.configs.generation_config import eos_token_ids, never_sampled
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.model_loader.checkpoint import stored_dtype
-from sglang.srt.models.registry import config_class, drafter_config_class
 
 if TYPE_CHECKING:
     from sglang.srt.configs.gemma4 import Gemma4TextConfig

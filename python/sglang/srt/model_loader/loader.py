@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sglang.srt.configs.architectures import drafter_class, model_class
 from sglang.srt.configs.config_file import PLAIN
 from sglang.srt.configs.model_config import DTYPE_NAMES, DrafterConfig, ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.model_loader.checkpoint import FLOAT_TYPES, TensorInfo, checkpoint_files, open_shard, read_headers
 from sglang.srt.model_loader.stored_head import drafter_head, stored_head
 from sglang.srt.model_loader.weight_map import Target, WeightMap, checkpoint_targets
-from sglang.srt.models.registry import drafter_class, model_class
 
 logger = logging.getLogger(__name__)
 
