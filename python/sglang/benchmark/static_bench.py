@@ -29,14 +29,13 @@ class Bench:
     ValueError or OSError when it can't be loaded."""
 
     def __init__(self, typed: ServerArgs, process: ProcessConfig | None = None):
-        from sglang.srt.managers.run_scheduler import make_kv_manager, resolve_and_join
+        from sglang.srt.managers.run_scheduler import load_runner, make_kv_manager, resolve_and_join
         from sglang.srt.managers.tp_worker import InlineWorker
-        from sglang.srt.model_executor.model_runner import ModelRunner
 
         if typed.tp_size > 1 and process is None:
             raise ValueError(f"--tp-size {typed.tp_size}: this runs on one device, unlike bench_one_batch")
         self.args, self.config, self.tp = resolve_and_join(typed, process or ProcessConfig({}, ""))
-        runner = ModelRunner(self.args, self.config, self.tp)
+        runner = load_runner(self.args, self.config, self.tp)
         self.worker = InlineWorker(runner)
         self.kv, self.max_len = make_kv_manager(self.args, self.config, runner)
 

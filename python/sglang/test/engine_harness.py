@@ -41,7 +41,7 @@ class LoadedModel:
             conservativeness=args.schedule_conservativeness,
             vocab_size=self.config.vocab_size,
             decode_tokens=args.decode_tokens,
-            worker=make_worker(runner, args.device),
+            worker=make_worker(lambda: runner, args.device),
         )
         return Harness(**(settings | changes))
 

@@ -17,6 +17,7 @@ class NullRunner:
     """ModelRunner's face: endless slots, and TOKEN for every request."""
 
     weight_bytes = kv_bytes = 0
+    cpu_threads = None
 
     def __init__(self, args, model_config):
         self.full_size = args.max_running_requests * args.context_length

@@ -2,7 +2,6 @@
 with them."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +31,6 @@ def join(args: ServerArgs, process: ProcessConfig, device: str) -> TensorParalle
         raise ValueError(
             f"--tp-size {args.tp_size} needs {here} GPUs on this machine, which has {torch.cuda.device_count()}"
         )
-    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     address = f"tcp://{args.dist_init_addr}" if args.dist_init_addr else f"file://{process.ipc_dir}/ranks"
     group = ProcessGroup(process.tp_rank, args.tp_size, address, device)
     if device == "cuda":  # after the ranks have met: where GPUs are missing, rank 0 has ended the start by now

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 
 from sglang.srt.utils.child import (
     ProcessConfig,
@@ -79,6 +80,19 @@ def check_shapes(args, model_config) -> None:
         build_drafter(DrafterConfig.load(args.speculative_draft_model_path), model_config, meta, tp)
 
 
+def load_runner(args, model_config, tp):
+    """A ModelRunner that is ready to serve, on the thread that will use it."""
+    from sglang.srt.model_executor import cpu_threads
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    if args.device == "cuda":
+        return ModelRunner(args, model_config, tp)
+    most = cpu_threads.limit(args.tp_size // args.nnodes)
+    runner = ModelRunner(args, model_config, tp)
+    cpu_threads.choose(runner, most)
+    return runner
+
+
 def make_kv_manager(args, model_config, runner):
     """(KVManager over the runner's pools, tokens of prompt and output together that a request may have)."""
     from sglang.srt.managers.kv_manager import KVManager
@@ -124,6 +138,9 @@ def connect(process: ProcessConfig, tp) -> tuple[Callable, Callable]:
 def resolve_and_join(typed, process: ProcessConfig):
     """(ResolvedArgs, ModelConfig, TensorParallel) of the rank that this process is. Raises what
     resolve_for_model and join do."""
+    from sglang.srt.utils import host
+
+    host.bound_spinning()  # before torch is loaded
     from sglang.srt.managers import join_ranks
     from sglang.srt.resolved_args import choose_device
 
@@ -145,7 +162,6 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
     from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
     from sglang.srt.managers.scheduler_stats import SchedulerStats
     from sglang.srt.managers.tp_worker import make_worker
-    from sglang.srt.model_executor.model_runner import ModelRunner
 
     args, model_config, tp = resolve_and_join(typed, process)
     if tp.rank == 0 and (unread := without_effect(model_config.generation_config)):
@@ -154,7 +170,9 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
             ", ".join(f"{name} {value!r}"[:80] for name, value in unread.items()),
         )
     receive, send = connect(process, tp)
-    runner = make_runner(args, model_config) if make_runner else ModelRunner(args, model_config, tp)
+    make = partial(make_runner, args, model_config) if make_runner else partial(load_runner, args, model_config, tp)
+    worker = make_worker(make, args.device)
+    runner = worker.runner
     kv, max_len = make_kv_manager(args, model_config, runner)
     policy = SchedulePolicy(
         args.schedule_policy,
@@ -173,12 +191,13 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
         overlap=not args.disable_overlap_schedule,
     )
     stats = SchedulerStats(args.decode_log_interval, args.speculative_num_steps)
-    scheduler = Scheduler(make_worker(runner, args.device), kv, policy, limits, receive, send, stats)
+    scheduler = Scheduler(worker, kv, policy, limits, receive, send, stats)
     public = args.public_dict() | {
         "max_total_num_tokens": runner.full_size,
         "max_total_num_tokens_swa": runner.swa_size,
         "max_req_input_len": max_len - 1,
         "max_req_len": max_len,
+        "cpu_threads": runner.cpu_threads,
         "vocab_size": model_config.vocab_size,
         "eos_token_ids": model_config.eos_token_ids,
         "generation_config": model_config.generation_config,

@@ -3,7 +3,9 @@ computes, so it goes to a thread and the scheduler plans meanwhile."""
 
 import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.model_runner import ModelRunner
@@ -21,27 +23,34 @@ class InlineWorker:
 
 
 class ThreadWorker:
-    """A step's failure comes out of its `result()`; later steps still run, so the caller must stop on it."""
+    """A step's failure comes out of its `result()`; later steps still run, so the caller must stop on it.
 
-    def __init__(self, runner: ModelRunner):
-        self.runner = runner
-        self._steps: queue.SimpleQueue[tuple[StepInput, Future]] = queue.SimpleQueue()
+    The runner is made on the thread that it then runs on, and nothing else computes: two threads that do have a pool of
+    cores each, and where OpenMP counts more threads than cores it puts them to sleep after every op, at half the speed.
+    """
+
+    def __init__(self, make_runner: Callable[[], ModelRunner]):
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="forward", daemon=True).start()
+        self.runner: ModelRunner = self._put(make_runner).result()
 
     def submit(self, step: StepInput) -> "Future[StepOutput]":
-        done: Future[StepOutput] = Future()
-        self._steps.put((step, done))
+        return self._put(lambda: self.runner.launch(step).result())
+
+    def _put(self, work: Callable[[], Any]) -> Future:
+        done: Future = Future()
+        self._work.put((work, done))
         return done
 
     def _run(self) -> None:
         while True:
-            step, done = self._steps.get()
+            work, done = self._work.get()
             try:
-                done.set_result(self.runner.launch(step).result())
-            except Exception as e:
+                done.set_result(work())
+            except BaseException as e:  # whatever it is, somebody waits for it
                 done.set_exception(e)
 
 
-def make_worker(runner: ModelRunner, device: str) -> InlineWorker | ThreadWorker:
-    """The worker for `device` (cpu or cuda)."""
-    return InlineWorker(runner) if device == "cuda" else ThreadWorker(runner)
+def make_worker(make_runner: Callable[[], ModelRunner], device: str) -> InlineWorker | ThreadWorker:
+    """The worker for `device` (cpu or cuda), over the runner that `make_runner` makes. Raises what that raises."""
+    return InlineWorker(make_runner()) if device == "cuda" else ThreadWorker(make_runner)

@@ -89,6 +89,7 @@ class ModelRunner:
             "KV cache: %d full and %d sliding tokens, %.2f GB", self.full_size, self.swa_size, self.kv_bytes / 1e9
         )
         self.weight_bytes = weights
+        self.cpu_threads: int | None = None  # see cpu_threads.py
 
         rows = args.max_running_requests
         max_len = min(args.context_length + decode_tokens - 1, self.full_size)

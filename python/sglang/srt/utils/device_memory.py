@@ -1,7 +1,8 @@
 """How much memory a device has left."""
 
-import psutil
 import torch
+
+from sglang.srt.utils import host
 
 
 def free_memory(device: torch.device) -> int:
@@ -9,4 +10,4 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return host.free_memory()

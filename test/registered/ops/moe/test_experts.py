@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sglang.srt.ops.moe.fused_experts import fused_experts
+from sglang.srt.ops.moe import fused_experts as ops
+from sglang.srt.ops.moe.fused_experts import can_use_all, fused_experts, fused_experts_of_all, fused_experts_reference
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
@@ -52,15 +53,43 @@ def test_bfloat16_error_is_no_worse_than_the_plain_sum(tokens):
     assert (got.double() - exact).abs().max() <= 2 * plain
 
 
-def test_unused_experts_are_not_read():
+@pytest.mark.parametrize("tokens", [0, 1, 5, 32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_experts_at_once_round_as_the_reference_does(tokens, dtype):
+    """Both are off from the exact sum by rounding alone, whichever of them a number of tokens takes."""
+    x, gate_up, down, weights, ids = case = inputs(tokens, 16, 4, dtype)
+    assert can_use_all(x, gate_up)
+    got, reference = fused_experts_of_all(*case), fused_experts_reference(*case)
+    assert got.dtype == dtype and got.shape == x.shape and torch.equal(fused_experts(*case), got)
+    if tokens:
+        exact = one_by_one(x.double(), gate_up.double(), down.double(), weights, ids)
+        assert (got.double() - exact).abs().max() <= 2 * (reference.double() - exact).abs().max()
+
+
+def test_all_experts_only_where_that_is_faster():
+    """Few tokens, small experts, 16 bits."""
+    _, gate_up, *_ = inputs(1, 16, 4, torch.bfloat16)
+    most = ops.ALL_EXPERTS_WORK // gate_up.numel()
+    shipped = torch.empty(16, 96, 256, dtype=torch.bfloat16)
+    large = torch.empty(128, 1408, 2816, dtype=torch.bfloat16, device="meta")
+    assert can_use_all(torch.zeros(most, 64, dtype=torch.bfloat16), gate_up)
+    assert not can_use_all(torch.zeros(most + 1, 64, dtype=torch.bfloat16), gate_up)
+    assert not can_use_all(torch.zeros(1, 64), gate_up.float())
+    assert can_use_all(torch.zeros(32, 256, dtype=torch.bfloat16), shipped)
+    assert not can_use_all(torch.zeros(1, 2816, dtype=torch.bfloat16), large)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unused_experts_are_not_read(dtype):
     """Their weights are NaN here; first, middle and last experts get no token."""
-    x, gate_up, down, weights, ids = inputs(9, 8, 2, torch.float32, used=3)
+    x, gate_up, down, weights, ids = inputs(9, 8, 2, dtype, used=3)
     ids = torch.tensor([1, 4, 6])[ids]
     idle = [e for e in range(8) if e not in (1, 4, 6)]
     gate_up[idle], down[idle] = torch.nan, torch.nan
     case = (x, gate_up, down, weights, ids)
     got = fused_experts(*case)
-    torch.testing.assert_close(got, one_by_one(*case), rtol=1e-5, atol=1e-5)
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(got, one_by_one(*case), rtol=close, atol=close)
 
 
 def test_slots_of_a_token_may_come_in_any_order():
