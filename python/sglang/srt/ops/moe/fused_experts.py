@@ -30,7 +30,7 @@ def fused_experts_reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: T
     y = F.grouped_mm(h, down.transpose(1, 2), offs=ends)
     in_order = torch.empty_like(y)
     in_order[order] = y
-    return (in_order.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
+    return (in_order.view(tokens, k, x.shape[1]) * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
 
 # Multiply-adds of the first product over all experts, up to which that takes less time than a product an expert: 16
