@@ -73,8 +73,8 @@ def test_arguments_by_position_are_in_upstreams_order(engine):
     assert list(pieces)[-1]["text"] == "zz"
     assert engine.generate("a", says("z"), *[None] * 23, "mine")["meta_info"]["id"] == "mine"
     assert engine.generate(prompt="a", sampling_params=says("z"), session_id=None)["text"] == "z"
-    with pytest.raises(ValueError, match="session_id"):
-        engine.generate("a", session_id="s")
+    with pytest.raises(ValueError, match="mm_hashes is not supported"):
+        engine.generate("a", mm_hashes=["s"])
     with pytest.raises(ValueError, match="image_data is not supported"):
         engine.generate("a", {}, None, ["picture.png"])
     with pytest.raises(TypeError, match="got prompt twice"):

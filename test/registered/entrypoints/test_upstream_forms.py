@@ -64,6 +64,18 @@ def events(server):
     return events
 
 
+def test_the_routers_fields_pass(post):
+    """What sglang-router adds to a request for /generate."""
+    added = {"model": None, "background": False, "no_logs": False, "return_bytes": False, "return_entropy": False}
+    assert post("/generate", text="a", sampling_params={"max_new_tokens": 1}, **added)["output_ids"]
+    assert post("/generate", text="a", sampling_params={"max_new_tokens": 1}, model="any", routing_key="k")[
+        "output_ids"
+    ]
+    assert post("/generate", 400, text="a", no_logs=True)["message"] == "no_logs is not supported"
+    chat = {"session_id": "s", "return_meta_info": False, "input_ids": None, "bootstrap_room": None, "task": None}
+    assert post("/v1/chat/completions", messages=HELLO, max_tokens=1, **chat)["choices"]
+
+
 # ---- errors -----------------------------------------------------------------------------------------------------
 
 

@@ -5,11 +5,13 @@ import re
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import sglang
-from sglang.srt.entrypoints.generate_api import GenerateRequest
+from sglang.srt.entrypoints.generate_api import GenerateRequest, refuse_unserved
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+from sglang.srt.managers.generation import RequestError
 from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, MAX_NEW_TOKENS, SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -59,6 +61,20 @@ def test_what_null_means(row):
         if name in CHECKS:
             value = getattr(got, name)
             assert (None if value == [] else value) == (words[row[2]] if row[2] in words else json.loads(row[2]))
+
+
+BODIES = {GenerateRequest: {}, CompletionRequest: {"prompt": "a"}, ChatCompletionRequest: {"messages": []}}
+
+
+@pytest.mark.parametrize("body_type", BODIES)
+def test_nothings_of_upstreams_fields_pass_and_what_asks_is_refused(body_type):
+    """Typed clients and routers send every field that they know, with its default."""
+    for name in body_type.NOT_SERVED:
+        for nothing in (None, False, 0, 0.0, "", [], {}, [None], [None, None]):
+            refuse_unserved(msgspec.convert(BODIES[body_type] | {name: nothing}, body_type))
+        for something in (True, 1, "a", ["a"], [None, 1], {"a": 1}):
+            with pytest.raises(RequestError, match=f"^{name} is not supported"):
+                refuse_unserved(msgspec.convert(BODIES[body_type] | {name: something}, body_type))
 
 
 if __name__ == "__main__":

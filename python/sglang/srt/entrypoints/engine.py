@@ -20,7 +20,7 @@ from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
 
-# Upstream's order of generate()'s arguments. Of those that /generate does not have, only nothing is taken.
+# Upstream's order of generate()'s arguments.
 GENERATE_ORDER = (
     "prompt", "sampling_params", "input_ids", "image_data", "audio_data", "video_data", "mm_hashes", "return_logprob",
     "logprob_start_len", "top_logprobs_num", "token_ids_logprob", "lora_path", "custom_logit_processor",
@@ -28,7 +28,6 @@ GENERATE_ORDER = (
     "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "disagg_prefill_dp_rank",
     "data_parallel_rank", "external_trace_header", "rid", "session_params", "priority", "session_id",
 )  # fmt: skip
-NOT_FIELDS = set(GENERATE_ORDER) - {"prompt", *GenerateRequest.__struct_fields__}
 
 
 class Engine:
@@ -95,9 +94,6 @@ class Engine:
             raise TypeError(f"generate() got {min(twice)} twice, by position and by name")
         values |= fields
         values["text"] = values.pop("prompt", None)
-        for name in NOT_FIELDS:
-            if not values.get(name):
-                values.pop(name, None)
         return _checked(values, GenerateRequest)
 
     def _check_alive(self) -> None:

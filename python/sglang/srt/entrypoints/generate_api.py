@@ -15,7 +15,28 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 MAX_IDS = 2_000_000  # token ids in one call: more than a body of ordinary ids can hold
 
 
-class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+def unserved_fields(*names: str, base: type[msgspec.Struct] = msgspec.Struct) -> type[msgspec.Struct]:
+    """A base for request bodies: `base` with upstream's fields that are known and not served. Their nothings pass, for
+    typed clients and routers send every field; what asks for something is refused by refuse_unserved()."""
+    fields = [(name, Any, None) for name in names]
+    known = {"NOT_SERVED": getattr(base, "NOT_SERVED", ()) + names}
+    return msgspec.defstruct("WithUnserved", fields, bases=(base,), namespace=known, kw_only=True)
+
+
+NOT_SERVED = (
+    "input_embeds", "positional_embed_overrides", "image_data", "audio_data", "video_data", "use_audio_in_video",
+    "modalities", "mm_hashes", "images_config", "max_dynamic_patch", "min_dynamic_patch", "image_max_dynamic_patch",
+    "video_max_dynamic_patch", "lora_path", "lora_id", "session_params", "priority", "custom_logit_processor",
+    "max_thinking_tokens", "background", "no_logs", "return_hidden_states", "return_routed_experts",
+    "routed_experts_start_len", "return_sampling_mask", "return_flat_raw_top_logprobs",
+    "return_flat_raw_top_logprobs_b64", "return_indexer_topk", "return_bytes", "return_entropy",
+    "return_prompt_token_ids", "multi_item_delimiter_indices", "bootstrap_host", "bootstrap_port", "bootstrap_room",
+    "bootstrap_pair_key", "decode_tp_size", "routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank",
+    "http_worker_ipc", "need_wait_for_mm_inputs", "num_items_assigned", "mm_data_mooncake", "encoder_urls",
+)  # fmt: skip
+
+
+class GenerateRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown_fields=True):
     """Body of /generate. One prompt, or lists: a field of a batch is one value for all or a list with one for each."""
 
     text: str | list[str] | None = None
@@ -32,29 +53,21 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_salt: str | list[str] | None = None
     log_metrics: bool | None = None  # false: /metrics does not count this request
 
-    # Of upstream, not served: any value but null, false and empty is refused by name.
-    input_embeds: Any = None
-    image_data: Any = None
-    audio_data: Any = None
-    video_data: Any = None
-    lora_path: Any = None
-    lora_id: Any = None
-    session_params: Any = None
-    custom_logit_processor: Any = None
-    return_hidden_states: Any = None
-    return_routed_experts: Any = None
-    priority: Any = None
+    # Of no effect on the answer: bookkeeping of routers and tracers
+    model: Any = None
+    stream_options: Any = None
+    require_reasoning: Any = None  # tells a grammar to wait, which there is none of
+    session_id: Any = None
+    conversation_id: Any = None
+    routing_key: Any = None
+    custom_labels: Any = None
+    external_trace_header: Any = None
+    received_time: Any = None
 
 
-NOT_SERVED = (
-    "input_embeds", "image_data", "audio_data", "video_data", "lora_path", "lora_id", "session_params",
-    "custom_logit_processor", "return_hidden_states", "return_routed_experts", "priority",
-)  # fmt: skip
-
-
-def refuse_unserved(body: msgspec.Struct, names: tuple[str, ...]) -> None:
+def refuse_unserved(body: msgspec.Struct) -> None:
     """A field that would change the answer is refused, never ignored."""
-    for name in names:
+    for name in body.NOT_SERVED:
         value = getattr(body, name)
         # A batch may carry a list of nothings.
         if any(value) if isinstance(value, list) else value not in (None, False, "") and value != {}:
@@ -106,7 +119,7 @@ def batch_rids(rid: str, count: int) -> list[str]:
 def make_prompts(body: GenerateRequest, defaults: dict[str, Any] | None = None) -> tuple[list[Prompt], bool]:
     """The prompts of a request, and whether it is a batch, which is answered by a list. `defaults` are sampling
     parameters for what the request leaves out."""
-    refuse_unserved(body, NOT_SERVED)
+    refuse_unserved(body)
     if (body.text is None) == (body.input_ids is None):
         raise RequestError("exactly one of text and input_ids must be given", param="text")
     field = "text" if body.text is not None else "input_ids"

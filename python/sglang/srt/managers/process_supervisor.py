@@ -163,7 +163,7 @@ class ProcessSupervisor:
 
     def live_pids(self) -> list[int]:
         with self._lock:
-            return [child.pid for _, child in self._children if child.poll() is None]
+            return [child.process.pid for child in self._children if child.process.poll() is None]
 
     def pids(self) -> dict[str, int]:
         return {child.name: child.process.pid for child in self._children}

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.configs.generation_config import sampling_defaults
-from sglang.srt.entrypoints.generate_api import cache_key, refuse_unserved, sampling_params
+from sglang.srt.entrypoints.generate_api import cache_key, refuse_unserved, sampling_params, unserved_fields
 from sglang.srt.managers.generation import Generation, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -24,7 +24,19 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: Any = None  # padding against traffic analysis; of no effect
 
 
-class CommonFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+NOT_SERVED = (
+    "json_schema", "regex", "ebnf", "lora_path", "priority", "return_hidden_states", "return_token_ids",
+    "session_params", "return_routed_experts", "routed_experts_start_len", "return_cached_tokens_details",
+    "custom_logit_processor", "images_config", "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank",
+    "data_parallel_rank", "disagg_prefill_dp_rank",
+)  # fmt: skip
+CHAT_NOT_SERVED = (
+    "functions", "function_call", "audio", "web_search_options", "verbosity", "return_prompt_token_ids",
+    "return_meta_info", "task", "input_ids", "max_dynamic_patch", "min_dynamic_patch", "use_audio_in_video",
+)  # fmt: skip
+
+
+class CommonFields(unserved_fields(*NOT_SERVED), kw_only=True):
     """Fields of both /v1/completions and /v1/chat/completions. null means: not given."""
 
     model: str | None = None
@@ -64,23 +76,11 @@ class CommonFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     prediction: Any = None  # a hint for speed only
+    session_id: Any = None
+    custom_labels: Any = None
 
-    # Not served
-    response_format: Any = None
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    lora_path: Any = None
-    priority: Any = None
-    return_hidden_states: Any = None
-    return_token_ids: Any = None
-    session_params: Any = None
+    response_format: Any = None  # only text is served
 
-
-NOT_SERVED = (
-    "json_schema", "regex", "ebnf", "lora_path", "priority", "return_hidden_states", "return_token_ids",
-    "session_params",
-)  # fmt: skip
 
 # Our name of a sampling parameter -> the OpenAI field. The others are called the same.
 RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
@@ -99,7 +99,9 @@ class CompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=True):
     suffix: str | None = None
 
 
-class ChatCompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=True):
+class ChatCompletionRequest(
+    unserved_fields(*CHAT_NOT_SERVED, base=CommonFields), kw_only=True, forbid_unknown_fields=True
+):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -114,14 +116,7 @@ class ChatCompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=Tr
     separate_reasoning: Any = None
     stream_reasoning: Any = None
     parallel_tool_calls: Any = None  # concerns parsed calls, which there are none of
-
-    # Not served
-    functions: Any = None
-    function_call: Any = None
     modalities: list[str] | None = None
-    audio: Any = None
-    web_search_options: Any = None
-    verbosity: Any = None
 
 
 def check_model(model: str | None) -> None:
@@ -131,7 +126,7 @@ def check_model(model: str | None) -> None:
 
 def check_common(body: CommonFields) -> None:
     check_model(body.model)
-    refuse_unserved(body, NOT_SERVED)
+    refuse_unserved(body)
     form = body.response_format
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
         raise RequestError('response_format: only {"type": "text"} is supported so far', param="response_format")

@@ -5,7 +5,6 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from sglang.srt.entrypoints.generate_api import refuse_unserved
 from sglang.srt.entrypoints.openai.chat_worker import ChatWriter
 from sglang.srt.entrypoints.openai.protocol import (
     MAX_TOP_LOGPROBS,
@@ -20,8 +19,6 @@ from sglang.srt.entrypoints.openai.protocol import (
 from sglang.srt.entrypoints.replies import event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
-
-NOT_SERVED = ("functions", "function_call", "audio", "web_search_options", "verbosity")
 
 
 class ChatApi:
@@ -88,7 +85,6 @@ class ChatApi:
 
     async def _prompt(self, body: ChatCompletionRequest) -> Prompt:
         check_common(body)
-        refuse_unserved(body, NOT_SERVED)
         if body.modalities not in (None, ["text"]):
             raise RequestError('modalities: only ["text"] is supported', param="modalities")
         if body.tool_choice not in (None, "auto", "none"):
