@@ -84,8 +84,8 @@ def profile(bench: Bench, case: Case) -> None:
     settings = ProfileSettings(num_steps=PROFILE_STEPS, profile_by_stage=True, profile_prefix=prefix)
     profiler = StepProfiler(bench.worker, settings)
     bench.run(case, profiler)
-    if profiler.running:
-        profiler.stop()
+    profiler.stop()
+    profiler.wait()
     if profiler.error:
         raise OSError(profiler.error)
     for path in profiler.files:

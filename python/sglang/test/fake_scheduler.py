@@ -47,6 +47,7 @@ class FakeScheduler:
         self.aborted: list[int | str] = []
         self.stopped: list[int | str] = []
         self.last_request: dict = {}
+        self.flushes: list[str] = []
 
     def step(self) -> None:
         from sglang.srt.managers.io_struct import BatchTokenOutput
@@ -62,6 +63,7 @@ class FakeScheduler:
                     outputs.append(out)
         if outputs:
             self.sender.send(BatchTokenOutput(outputs))
+        self.answer_flushes()
 
     def _wait(self) -> float:
         next_due = min((req.due for req in self.running.values()), default=math.inf)
@@ -154,15 +156,31 @@ class FakeScheduler:
             self._end(req, FinishReason("stop"))
 
     def on_FlushCacheReq(self, msg) -> None:
+        self.flushes.append(msg.call_id)
+        if not msg.wait:
+            self.answer_flushes()
+            self.on_EndFlushReq(msg)
+
+    def on_EndFlushReq(self, msg) -> None:
         from sglang.srt.managers.io_struct import FlushCacheReply
 
-        busy = len(self.running)
-        self.sender.send(FlushCacheReply(msg.call_id, not busy, f"{busy} requests are running" if busy else ""))
+        if msg.call_id in self.flushes:
+            self.flushes.remove(msg.call_id)
+            self.sender.send(FlushCacheReply(msg.call_id, False, f"{len(self.running)} requests are running"))
+
+    def answer_flushes(self) -> None:
+        from sglang.srt.managers.io_struct import FlushCacheReply
+
+        if not self.running:
+            for call_id in self.flushes:
+                self.sender.send(FlushCacheReply(call_id, True))
+            self.flushes = []
 
     def on_InternalStateReq(self, msg) -> None:
         from sglang.srt.managers.io_struct import InternalStateReply
 
         state = {
+            "flushes": len(self.flushes),
             "running": [req.label for req in self.running.values()],
             "received": self.received,
             "aborted": self.aborted,

@@ -4,10 +4,12 @@ import gzip
 import json
 import os
 import sys
+import threading
 
 import pytest
 import torch
 
+from sglang.srt.managers import step_profiler
 from sglang.srt.managers.io_struct import (
     InternalStateReply,
     InternalStateReq,
@@ -17,6 +19,7 @@ from sglang.srt.managers.io_struct import (
     StopProfileReq,
 )
 from sglang.srt.managers.step_profiler import MAX_PROFILE_STEPS, profile_folder
+from sglang.srt.managers.trace_writer import TraceWriter
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import NullWorker
 from sglang.test.scheduler_harness import Harness
@@ -44,10 +47,18 @@ def h(root) -> Harness:
 
 
 def tell(h: Harness, message):
-    """Hand the scheduler a control message; its reply."""
+    """Hand the scheduler a control message; its reply, once the traces of a profile that has ended are written."""
+    written(h)
     h.inbox.append(message)
     h.step()
+    written(h)
+    h.scheduler.answer_waiting()
     return h.other.pop()
+
+
+def written(h: Harness) -> None:
+    if h.scheduler.profiler is not None and not h.scheduler.profiler.recording:
+        h.scheduler.profiler.wait()
 
 
 def start(h: Harness, **settings) -> ProfileReply:
@@ -58,9 +69,12 @@ def state(h: Harness) -> dict:
     return tell(h, InternalStateReq("id")).state["profile"]
 
 
+def events(path: str) -> list[dict]:
+    return json.loads(gzip.decompress(open(path, "rb").read()))["traceEvents"]
+
+
 def ops(path: str) -> list[str]:
-    events = json.loads(gzip.decompress(open(path, "rb").read()))["traceEvents"]
-    return [e["name"] for e in events if e.get("name") in ("aten::sin", "aten::cos")]
+    return [e["name"] for e in events(path) if e.get("name") in ("aten::sin", "aten::cos")]
 
 
 def serve(h: Harness, requests: int, tokens: int) -> None:
@@ -112,6 +126,62 @@ def test_stop_writes_what_there_is(h):
     start(h)
     profile = tell(h, StopProfileReq("id")).profile
     assert (profile["steps"], profile["files"]) == ({}, [])
+
+
+def test_a_profile_that_ended_by_itself_is_told_of_once(h):
+    start(h, num_steps=1)
+    serve(h, 1, 2)
+    profile = tell(h, StopProfileReq("id")).profile
+    assert (profile["end_reason"], len(profile["files"])) == ("1 steps are recorded", 1)
+    assert tell(h, StopProfileReq("id")).error == "no profile is running"
+
+
+def test_stop_is_answered_when_the_trace_is_written(h, monkeypatch):
+    """Steps go on meanwhile, and another profile has to wait."""
+    let_go = threading.Event()
+    finish = TraceWriter._close
+    monkeypatch.setattr(TraceWriter, "_close", lambda self: let_go.wait(30) and finish(self))
+    start(h)
+    serve(h, 1, 3)
+    h.add("b", [5, 6], 20)
+    h.inbox += [StopProfileReq("s1"), StopProfileReq("s2"), StartProfileReq("s3", ProfileSettings())]
+    steps = h.scheduler.stats.steps
+    for _ in range(10):
+        h.step()
+    assert h.scheduler.stats.steps == steps + 10
+    [refused] = [m for m in h.other if isinstance(m, ProfileReply)]
+    assert (refused.call_id, "running already" in refused.error) == ("s3", True)
+    let_go.set()
+    h.scheduler.profiler.wait()
+    h.step()
+    replies = [m for m in h.other if isinstance(m, ProfileReply)][1:]
+    assert [(r.call_id, len(r.profile["files"]), r.profile["running"]) for r in replies] == [
+        ("s1", 1, False),
+        ("s2", 1, False),
+    ]
+
+
+@pytest.mark.parametrize("hostile", [{}, {"with_stack": True, "record_shapes": True}])
+def test_events_are_bounded_and_none_is_lost(h, monkeypatch, root, hostile):
+    """Many short sessions make one trace, which ends by itself."""
+    monkeypatch.setattr(step_profiler, "SESSION_EVENTS", 50)
+    monkeypatch.setattr(step_profiler, "MAX_PROFILE_EVENTS", 3000)
+    start(h, **hostile)
+    before = h.scheduler.worker
+    while h.scheduler.profiler.recording:
+        serve(h, 1, 5)
+    assert h.scheduler.worker is not before
+    profile = state(h)
+    assert (profile["running"], profile["end_reason"]) == (False, "the limit of 3000 events is reached")
+    assert 3000 <= profile["events"] < 6000
+    [path] = profile["files"]
+    count = profile["steps"]["ALL"]
+    assert len(ops(path)) == count > 5
+    steps = [e for e in events(path) if e.get("name", "").startswith("step ") and e.get("cat") == "user_annotation"]
+    assert len(steps) == count
+    times = [e["ts"] for e in steps]
+    assert times == sorted(times)
+    assert os.listdir(root) == [os.path.basename(path)]
 
 
 def test_start_step_counts_from_the_servers_start(h):

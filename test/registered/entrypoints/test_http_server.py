@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -382,6 +383,31 @@ def test_flush_cache(server, post):
     assert (reply.status_code, reply.text) == (400, "Cache not flushed: 1 requests are running.\n")
     assert server.client.post("/flush_cache", params={"timeout": 10}).status_code == 200
     thread.join()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_flush_waits_and_ends_with_its_client(server, post, method):
+    def pending() -> int:
+        return server.internal_state()["flushes"]
+
+    def flush(seconds: float, **options):
+        return server.client.request(method, "/flush_cache", params={"timeout": seconds}, **options)
+
+    slow = {"max_new_tokens": 400, "ignore_eos": True, "custom_params": {"delay": 0.1}}
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(post, "/generate", text="a", sampling_params=slow, rid="f")
+        wait_for(lambda: server.internal_state()["running"])
+        reply = flush(0.3)
+        assert (reply.status_code, reply.text) == (400, "Cache not flushed: 1 requests are running.\n")
+        with pytest.raises(httpx.ReadTimeout):
+            flush(3600, timeout=0.5)
+        wait_for(lambda: pending() == 0)
+        flushed = pool.submit(flush, 60)
+        wait_for(lambda: pending() == 1)
+        post("/abort_request", rid="f")
+        assert flushed.result().text == "Cache flushed.\n"
+        running.result()
+    assert pending() == 0
 
 
 def test_tokenize_and_back(post):

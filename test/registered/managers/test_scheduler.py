@@ -7,6 +7,7 @@ import pytest
 
 from sglang.srt.managers.io_struct import (
     AbortReq,
+    EndFlushReq,
     FlushCacheReply,
     FlushCacheReq,
     InternalStateReply,
@@ -225,6 +226,24 @@ def test_flush_only_when_idle_and_state_counts():
     h.inbox.append(FlushCacheReq("f2"))
     h.step()
     assert h.other[-1].success and h.kv.usage()["full_cached"] == 0
+
+
+def test_flush_that_waits_is_answered_when_nothing_runs():
+    h = Harness()
+    h.add("a", prompt_of(30), 30)
+    h.inbox += [FlushCacheReq("f1", wait=True), FlushCacheReq("f2", wait=True)]
+    h.step()
+    assert h.other == []
+    h.inbox += [EndFlushReq("f1"), EndFlushReq("unknown")]
+    h.step()
+    assert [(m.call_id, m.success) for m in h.other] == [("f1", False)]
+    assert "1 requests are running" in h.other[0].message
+    h.run()
+    assert [(m.call_id, m.success) for m in h.other[1:]] == [("f2", True)]
+    assert h.kv.usage()["full_cached"] == 0
+    h.inbox += [FlushCacheReq("f3", wait=True), EndFlushReq("f3")]  # nothing runs: at once, and once
+    h.step()
+    assert [(m.call_id, m.success) for m in h.other[2:]] == [("f3", True)]
 
 
 def test_non_streaming_requests_are_not_sent_every_token():

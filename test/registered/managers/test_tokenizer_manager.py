@@ -10,6 +10,7 @@ from sglang.srt.managers.generation import Prompt, RequestError
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTextOutput,
+    EndFlushReq,
     FinishReason,
     FlushCacheReply,
     FlushCacheReq,
@@ -262,6 +263,23 @@ def test_control_calls_find_their_replies(harness):
         harness.manager.handle_all([FlushCacheReply(ids[0], True)])
         replies = await asyncio.gather(*calls)
         assert [(r.success, r.message) for r in replies] == [(True, ""), (False, "busy")]
+
+    asyncio.run(main())
+    assert not harness.manager._calls
+
+
+def test_flush_that_waits_is_one_message_and_one_when_it_ends(harness):
+    async def main() -> None:
+        leaves = asyncio.ensure_future(harness.manager.flush_cache(3600))
+        late = asyncio.ensure_future(harness.manager.flush_cache(0.05))
+        await asyncio.sleep(0.2)
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        asked, asked_late, *ended = harness.sent
+        assert (asked.wait, asked_late.wait) == (True, True)
+        assert ended == [EndFlushReq(asked_late.call_id), EndFlushReq(asked.call_id)]
+        harness.manager.handle_all([FlushCacheReply(asked.call_id, False), FlushCacheReply(asked_late.call_id, True)])
+        assert (await late).success
 
     asyncio.run(main())
     assert not harness.manager._calls

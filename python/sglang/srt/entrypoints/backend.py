@@ -31,6 +31,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 20.0  # how long one token may take before the server counts as ill
+FRESH_SECONDS = 1.0  # for so long a token says that the next will come
 WARMUP_SECONDS = 600.0
 
 
@@ -60,6 +61,7 @@ class Backend:
         self._ready: asyncio.Future[ServerInfo] | None = None
         self._death: ChildDied | None = None
         self._sockets: list[Receiver | Sender] = []
+        self._probe: asyncio.Task[str] | None = None  # the last one
         self._supervisor: ProcessSupervisor | None = None
         self._begun = time.monotonic()
 
@@ -139,28 +141,53 @@ class Backend:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._broken, death)
 
-    async def probe(self, timeout: float) -> bool:
-        """One greedy token. Any output meanwhile is a sign of life too: under load the token may take long."""
+    async def generates(self) -> str:
+        """What keeps tokens from being made, empty if nothing does. One that came a moment ago answers that; else a
+        probe is made, one for all who ask meanwhile."""
+        if trouble := self.ill():
+            return trouble
+        if time.monotonic() - self.manager.last_token < FRESH_SECONDS:
+            return ""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.ensure_future(self.probe(PROBE_SECONDS))
+        return await asyncio.shield(self._probe)  # of several callers one may leave
+
+    async def probe(self, timeout: float) -> str:
+        """Ask for one greedy token; why it did not come, empty if it did. Any request's token will do: under load its
+        own may take long, or be refused."""
         started = time.monotonic()
+        answer = asyncio.ensure_future(self._one_token())
+        try:
+            while time.monotonic() - started < timeout:
+                done, _ = await asyncio.wait([answer], timeout=0.5)
+                if self.manager.last_token > started:
+                    return ""
+                if trouble := self.ill():
+                    return trouble
+                if done:
+                    try:
+                        answer.result()
+                    except RequestError as e:
+                        if e.status != 503:
+                            return e.message
+                    await asyncio.sleep(0.5)  # the queue is full
+                    answer = asyncio.ensure_future(self._one_token())
+            return f"no token within {timeout:.0f} s"
+        finally:
+            answer.cancel()
+
+    async def _one_token(self) -> None:
+        """Raises RequestError when it is refused."""
         params = SamplingParams(max_new_tokens=1, temperature=1.0, top_k=1, ignore_eos=True)
-        prompt = Prompt(params, input_ids=[0], log_metrics=False)
-        async with self.manager.generate([prompt]) as group:
-            answer = asyncio.ensure_future(group.all())
-            try:
-                while time.monotonic() - started < timeout:
-                    done, _ = await asyncio.wait([answer], timeout=1.0)
-                    if done:
-                        return answer.result()[0].finish.type != "abort"
-                    if self.manager.last_output > started:
-                        return True
-                return False
-            finally:
-                answer.cancel()
+        async with self.manager.generate([Prompt(params, input_ids=[0], log_metrics=False)]) as group:
+            finish = (await group.all())[0].finish
+            if finish.type == "abort":
+                raise RequestError(finish.message, finish.status_code or 500)
 
     async def warm_up(self) -> None:
         """A first request, so that no client waits for what is made on first use. Raises RequestError if it fails."""
-        if not await self.probe(WARMUP_SECONDS):
-            raise RequestError(f"the first request had no answer within {WARMUP_SECONDS:.0f} s", status=500)
+        if trouble := await self.probe(WARMUP_SECONDS):
+            raise RequestError(trouble, status=500)
 
     def watch(self) -> None:
         """From now on processes that hang end the server; before, a first compile may take any time."""

@@ -85,9 +85,12 @@ async def _racing(*coroutines: Awaitable) -> AsyncGenerator[list[asyncio.Task], 
 
 
 async def reply_unless_gone(request: Request, work: Awaitable[Any]) -> Response:
-    """JSON of what `work` returns; when the client goes first, `work` is cancelled."""
+    """What `work` returns, as JSON if it is no Response; when the client goes first, `work` is cancelled."""
     async with _racing(work, _until_disconnect(request.receive)) as (answer, _):
-        return json_reply(answer.result()) if answer.done() else Response(status_code=CLIENT_GONE)
+        if not answer.done():
+            return Response(status_code=CLIENT_GONE)
+        result = answer.result()
+        return result if isinstance(result, Response) else json_reply(result)
 
 
 class EventStream(Response):

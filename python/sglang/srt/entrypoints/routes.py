@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
-from sglang.srt.entrypoints.backend import PROBE_SECONDS, Backend
+from sglang.srt.entrypoints.backend import Backend
 from sglang.srt.entrypoints.bodies import read_body
 from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest
 from sglang.srt.entrypoints.openai.protocol import (
@@ -101,7 +101,9 @@ def add_information_routes(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/health_generate")
     async def health_generate() -> Response:
-        return Response(status_code=200 if await backend.probe(PROBE_SECONDS) else 503)
+        if trouble := await backend.generates():
+            raise RequestError(trouble, status=503)
+        return Response()
 
     if backend.args.enable_metrics:
 
@@ -159,13 +161,17 @@ class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 def add_control_routes(app: FastAPI, backend: Backend) -> None:
     @app.api_route("/flush_cache", methods=["GET", "POST"])
-    async def flush_cache(timeout: float = 0.0) -> Response:
+    async def flush_cache(request: Request, timeout: float = 0.0) -> Response:
         if not 0 <= timeout <= 3600:
             raise RequestError(f"timeout is {timeout}; 0 to 3600 seconds are possible", param="timeout")
-        reply = await backend.manager.flush_cache(timeout)
-        if reply.success:
-            return PlainTextResponse("Cache flushed.\n")
-        return PlainTextResponse(f"Cache not flushed: {reply.message}.\n", status_code=400)
+
+        async def answer() -> Response:
+            reply = await backend.manager.flush_cache(timeout)
+            if reply.success:
+                return PlainTextResponse("Cache flushed.\n")
+            return PlainTextResponse(f"Cache not flushed: {reply.message}.\n", status_code=400)
+
+        return await reply_unless_gone(request, answer())
 
     @app.post("/abort_request")
     async def abort_request(request: Request) -> Response:

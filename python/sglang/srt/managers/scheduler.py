@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenOutput,
+    EndFlushReq,
     FinishReason,
     FlushCacheReply,
     FlushCacheReq,
@@ -94,12 +95,16 @@ class Scheduler:
         self.arrivals = 0
         self.checked = True  # since the last request, the whole of the KV books
         self.seeds = random.Random(limits.seed)
-        self.profiler: StepProfiler | None = None  # the last one started; the worker while it runs
+        self.profiler: StepProfiler | None = None  # the last one started; the worker while it records
+        self.untold_profile = False  # it has not been stopped, nor told of since it ended by itself
+        self.profile_calls: list[str] = []  # those who wait for its traces
+        self.flush_calls: list[str] = []  # those who wait until nothing runs
         self.handlers: dict[type, Callable] = {
             TokenizedGenerateReq: self.on_generate,
             AbortReq: self.on_abort,
             StopReq: self.on_stop,
             FlushCacheReq: self.on_flush,
+            EndFlushReq: self.on_end_flush,
             InternalStateReq: self.on_internal_state,
             StartProfileReq: self.on_start_profile,
             StopProfileReq: self.on_stop_profile,
@@ -125,6 +130,7 @@ class Scheduler:
             self.process(self.in_flight)
         self.in_flight = launched
         self.flush_outbox()
+        self.answer_waiting()
         if self.is_idle and not was_idle:
             self.kv.check_idle(deep=False)
             self.checked = False
@@ -173,11 +179,29 @@ class Scheduler:
             self.finish(req, FinishReason("stop"))
 
     def on_flush(self, msg: FlushCacheReq) -> None:
-        idle = not self.waiting and not self.running
-        if idle:
+        self.flush_calls.append(msg.call_id)
+        self.answer_waiting()
+        if not msg.wait:
+            self.on_end_flush(EndFlushReq(msg.call_id))
+
+    def on_end_flush(self, msg: EndFlushReq) -> None:
+        if msg.call_id in self.flush_calls:
+            self.flush_calls.remove(msg.call_id)
+            reason = f"{len(self.running)} requests are running and {len(self.waiting)} waiting"
+            self.send(FlushCacheReply(msg.call_id, False, reason))
+
+    def answer_waiting(self) -> None:
+        """Answer the calls whose time has come."""
+        if self.flush_calls and not self.waiting and not self.running:
             self.kv.flush()
-        reason = "" if idle else f"{len(self.running)} requests are running and {len(self.waiting)} waiting"
-        self.send(FlushCacheReply(msg.call_id, idle, reason))
+            for call_id in self.flush_calls:
+                self.send(FlushCacheReply(call_id, True))
+            self.flush_calls = []
+        if self.profile_calls and not self.profiler.running:
+            for call_id in self.profile_calls:
+                self.send(ProfileReply(call_id, profile=self.profiler.state()))
+            self.profile_calls = []
+            self.untold_profile = False
 
     def on_internal_state(self, msg: InternalStateReq) -> None:
         state = self.stats.state() | self.kv.usage()
@@ -187,7 +211,7 @@ class Scheduler:
         self.send(InternalStateReply(msg.call_id, state))
 
     def on_start_profile(self, msg: StartProfileReq) -> None:
-        if self.worker is self.profiler:
+        if self.profiler is not None and self.profiler.running:
             self.send(ProfileReply(msg.call_id, "a profile is running already; /stop_profile ends it"))
             return
         from sglang.srt.managers.step_profiler import StepProfiler  # the only one here that needs torch
@@ -199,14 +223,15 @@ class Scheduler:
             self.send(ProfileReply(msg.call_id, str(e)))
             return
         self.worker = self.profiler = profiler
+        self.untold_profile = True
         self.send(ProfileReply(msg.call_id, profile=profiler.state()))
 
     def on_stop_profile(self, msg: StopProfileReq) -> None:
-        if self.worker is not self.profiler:
+        if not self.untold_profile:  # one that has ended by itself is told of once
             self.send(ProfileReply(msg.call_id, "no profile is running"))
             return
         self.profiler.stop()
-        self.send(ProfileReply(msg.call_id, profile=self.profiler.state()))
+        self.profile_calls.append(msg.call_id)
 
     def end_profile(self) -> None:
         self.worker = self.profiler.worker

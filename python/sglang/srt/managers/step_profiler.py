@@ -1,23 +1,23 @@
-"""StepProfiler: torch's profiler over a worker's steps, and the trace files it makes. It knows no requests.
+"""StepProfiler: torch's profiler over a worker's steps. It knows no requests; its files are trace_writer.py's.
 
 While it runs it stands in for the worker, so that steps without a profile pay nothing. It starts and ends between
 steps, when no earlier one is under way: a trace holds the kernels of its own steps and no others.
+
+Events lie in memory until a session of torch's profiler is stopped, which takes 6 to 15 us for each and holds up every
+thread. So a long profile is made of sessions of few steps, and ends by itself when it has MAX_PROFILE_EVENTS.
 """
 
-import gzip
 import logging
 import os
-import shutil
-import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 
-import msgspec
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from sglang.srt.managers.io_struct import MAX_PROFILE_STEPS, ProfileSettings
+from sglang.srt.managers.io_struct import MAX_PROFILE_EVENTS, MAX_PROFILE_STEPS, ProfileSettings
+from sglang.srt.managers.trace_writer import TraceWriter
 from sglang.srt.model_executor.step_io import PendingStep, StepInput, Worker
 
 logger = logging.getLogger(__name__)
@@ -25,14 +25,16 @@ logger = logging.getLogger(__name__)
 ROOT_VARIABLE = "SGLANG_TORCH_PROFILER_DIR"
 DEFAULT_ROOT = "/tmp"
 EXTEND, DECODE, ALL = "EXTEND", "DECODE", ""  # stages; ALL holds both
+FIRST_STEPS = 2  # of the first session: nobody knows yet how many events a step has
+SESSION_EVENTS = 20_000  # wanted of the others
 STEP_PREFIX = "step "  # of the annotation around each step's launch
 
 
 class StepProfiler:
     """`steps_done`: steps submitted before; `last`: the latest of them if its result may still be to come.
-    `on_end` is called once, when no step is recorded any more.
+    `on_end` is called once, when no step is recorded any more; files may still be written then.
 
-    A session is one start and stop of torch's profiler. By stage, each change of stage ends a session, and a stage's
+    A session is one start and stop of torch's profiler. By stage, each change of stage ends a session, too; a stage's
     sessions become one trace in the end. Raises ValueError for settings that can't be served, OSError for a folder
     that can't be made.
     """
@@ -48,21 +50,42 @@ class StepProfiler:
         if settings.profile_by_stage and settings.num_steps is None:
             raise ValueError("profile_by_stage needs num_steps: how many steps of each stage to record")
         self.worker = worker
-        self.running = True
-        self.error = ""  # why a trace could not be written
-        self.files: list[str] = []
+        self.recording = True
+        self.end_reason = ""
         self._settings = settings
         self._activities = _activities(settings)
         self._folder = profile_folder(settings.output_dir)
         self._profile_id = f"{time.time():.6f}"
+        prefix = f"{settings.profile_prefix}-" if settings.profile_prefix else ""
+        self._writer = TraceWriter(self._folder, f"{prefix}{self._profile_id}-TP-0")
         self._limit = settings.num_steps or MAX_PROFILE_STEPS
         self._early = max(0, (settings.start_step or 0) - steps_done)  # steps to come before the first recorded
         self._last = last
         self._on_end = on_end
         self._session: torch.profiler.profile | None = None
         self._stage = ALL  # the session's
+        self._session_steps = 0
+        self._session_limit = FIRST_STEPS
+        self._events = 0  # of ended sessions
         self._steps: Counter[str] = Counter()  # recorded, by stage
-        self._raw: defaultdict[str, list[str]] = defaultdict(list)  # files of ended sessions, by stage
+
+    @property
+    def running(self) -> bool:
+        """Whether it records, or still writes its traces."""
+        return self.recording or not self._writer.is_idle
+
+    @property
+    def error(self) -> str:
+        """Why a trace could not be written."""
+        return self._writer.error
+
+    @property
+    def files(self) -> list[str]:
+        return list(self._writer.files)
+
+    def wait(self) -> None:
+        """Until the traces are written."""
+        self._writer.wait()
 
     def state(self) -> dict:
         """JSON-safe: what /start_profile, /stop_profile and /server_info tell of it."""
@@ -70,6 +93,8 @@ class StepProfiler:
             "profile_id": self._profile_id,
             "output_dir": self._folder,
             "running": self.running,
+            "end_reason": self.end_reason,
+            "events": self._events,
             "steps": {stage or "ALL": count for stage, count in self._steps.items()},
             "files": self.files,
             "error": self.error,
@@ -89,26 +114,37 @@ class StepProfiler:
         with record_function(f"{text} {int(step.extend_lens.sum())} tokens"):
             self._last = self.worker.submit(step)
         self._steps[stage] += 1
-        if self._steps[stage] == self._limit:
+        self._session_steps += 1
+        done = self._steps[stage] == self._limit
+        if done or self._session_steps == self._session_limit:
             self._end_session()
-            self._write_trace(stage)
-            if stage == ALL or self._steps[EXTEND] == self._steps[DECODE] == self._limit:
-                self.stop()
+        if done:
+            self._writer.finish(stage)
+        if done and (stage == ALL or self._steps[EXTEND] == self._steps[DECODE] == self._limit):
+            self.stop(f"{self._limit} steps are recorded")
+        elif self._events >= MAX_PROFILE_EVENTS:
+            self.stop(f"the limit of {MAX_PROFILE_EVENTS} events is reached")
         return self._last
 
-    def stop(self) -> None:
-        """End here, with the traces of what was recorded."""
+    def stop(self, reason: str = "stopped") -> None:
+        """End here; the traces of what was recorded are still to be written then. Does nothing if it has ended."""
+        if not self.recording:
+            return
         if self._session is not None:
             self._end_session()
-        for stage in list(self._raw):
-            self._write_trace(stage)
-        self.running = False
+        self._writer.close()
+        self.recording = False
+        self.end_reason = reason
         self._on_end()
-        logger.info("profile %s: %s", self._profile_id, self.error or ", ".join(self.files) or "no step was recorded")
+        logger.info(
+            "profile %s in %s: %s; %d steps, %d events",
+            self._profile_id, self._folder, reason, self._steps.total(), self._events,
+        )  # fmt: skip
 
     def _begin_session(self, stage: str) -> None:
         self._drain()
         self._stage = stage
+        self._session_steps = 0
         self._session = torch.profiler.profile(
             activities=self._activities,
             with_stack=self._settings.with_stack,
@@ -122,45 +158,15 @@ class StepProfiler:
         self._drain()
         session, self._session = self._session, None
         session.stop()
-        try:
-            raw = self._temporary()
-            self._raw[self._stage].append(raw)
-            session.export_chrome_trace(raw)
-        except OSError as e:  # the server goes on without its trace
-            self._failed(e)
+        count = len(session.profiler.kineto_results.events())
+        self._events += count
+        self._session_limit = max(1, SESSION_EVENTS * self._session_steps // max(1, count))
+        self._writer.add(session, self._stage)
 
     def _drain(self) -> None:
         """Wait for the steps submitted so far; they run in order."""
         if self._last is not None:
             self._last.result()
-
-    def _write_trace(self, stage: str) -> None:
-        """One compressed file of the stage's sessions; a reader never sees a part of it."""
-        prefix = f"{self._settings.profile_prefix}-" if self._settings.profile_prefix else ""
-        name = f"{prefix}{self._profile_id}-TP-0{f'-{stage}' if stage else ''}.trace.json.gz"
-        path = os.path.join(self._folder, name)
-        raw = self._raw.pop(stage, [])
-        try:
-            whole = self._temporary()
-            raw.append(whole)
-            _compress(raw[:-1], whole)
-            os.replace(whole, path)
-            self.files.append(path)
-        except (OSError, msgspec.DecodeError) as e:
-            self._failed(e)
-        for leftover in raw:
-            if os.path.exists(leftover):
-                os.unlink(leftover)
-
-    def _temporary(self) -> str:
-        """A new file that no other user can have prepared."""
-        handle, path = tempfile.mkstemp(prefix=".profile-", suffix=".json", dir=self._folder)
-        os.close(handle)
-        return path
-
-    def _failed(self, error: Exception) -> None:
-        self.error = f"the trace could not be written: {error}"
-        logger.error("profile %s: %s", self._profile_id, self.error)
 
 
 def profile_folder(output_dir: str | None) -> str:
@@ -182,18 +188,3 @@ def _activities(settings: ProfileSettings) -> list[ProfilerActivity]:
     if "GPU" in asked and not has_gpu:
         raise ValueError("activities: GPU can't be recorded, the server runs on a CPU")
     return [{"CPU": ProfilerActivity.CPU, "GPU": ProfilerActivity.CUDA}[name] for name in asked]
-
-
-def _compress(parts: list[str], target: str) -> None:
-    """Traces of one process joined into one: their clocks start at the same time."""
-    if len(parts) == 1:
-        with open(parts[0], "rb") as source, gzip.open(target, "wb", compresslevel=5) as out:
-            shutil.copyfileobj(source, out)
-        return
-    traces = []
-    for part in parts:
-        with open(part, "rb") as source:
-            traces.append(msgspec.json.decode(source.read()))
-    joined = traces[0] | {"traceEvents": [event for trace in traces for event in trace["traceEvents"]]}
-    with gzip.open(target, "wb", compresslevel=5) as out:
-        out.write(msgspec.json.encode(joined))

@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, 
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTextOutput,
+    EndFlushReq,
     FinishReason,
     FlushCacheReply,
     FlushCacheReq,
@@ -70,7 +71,7 @@ class TokenizerManager:
         self.observer = observer
         self.generations: dict[int, Generation] = {}  # those under way, by serial
         self._serials = itertools.count(1)
-        self.last_output = 0.0  # time.monotonic() of the last sign of life from the scheduler's side
+        self.last_token = 0.0  # time.monotonic() of the last one that came, whose ever it was
         self._calls: dict[str, asyncio.Future] = {}  # control messages that wait for their reply
         self._failure: str | None = None
         self.max_generations = info.max_running_requests + info.max_queued_requests
@@ -216,13 +217,15 @@ class TokenizerManager:
     # ---- control -----------------------------------------------------------------------------------------------
 
     async def flush_cache(self, timeout: float = 0.0) -> FlushCacheReply:
-        """Empty the prefix cache, which works only while nothing runs; tried again for `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while True:
-            reply = await self._call(FlushCacheReq)
-            if reply.success or time.monotonic() >= deadline:
-                return reply
-            await asyncio.sleep(0.05)
+        """Empty the prefix cache, which works only while nothing runs; for `timeout` seconds until then is waited."""
+        with self._called(FlushCacheReq, timeout > 0) as (call_id, reply):
+            try:
+                if timeout > 0:
+                    await asyncio.wait([reply], timeout=timeout)
+            finally:  # time is up, or the caller has gone
+                if timeout > 0 and not reply.done():
+                    self.to_scheduler(EndFlushReq(call_id))
+            return await self._reply(reply)
 
     async def internal_state(self) -> dict:
         return (await self._call(InternalStateReq)).state
@@ -244,26 +247,37 @@ class TokenizerManager:
 
     async def _call(self, message_type: type, *fields, timeout: float = CONTROL_SECONDS) -> Any:
         """Send a control message and wait for the reply that belongs to it."""
+        with self._called(message_type, *fields) as (_, reply):
+            return await self._reply(reply, timeout)
+
+    @contextlib.contextmanager
+    def _called(self, message_type: type, *fields) -> Iterator[tuple[str, asyncio.Future]]:
+        """Send a control message; its id and its reply to come, which nobody waits for after the context."""
         if self._failure is not None:
             raise RequestError(self._failure, status=503)
         call_id = uuid.uuid4().hex
         future = self._calls[call_id] = asyncio.get_running_loop().create_future()
         self.to_scheduler(message_type(call_id, *fields))
         try:
-            return await asyncio.wait_for(future, timeout)
-        except TimeoutError as e:
-            raise RequestError(f"the scheduler did not answer within {timeout:.0f} s", status=503) from e
+            yield call_id, future
         finally:
             del self._calls[call_id]
+
+    async def _reply(self, reply: asyncio.Future, timeout: float = CONTROL_SECONDS) -> Any:
+        try:
+            return await asyncio.wait_for(reply, timeout)
+        except TimeoutError as e:
+            raise RequestError(f"the scheduler did not answer within {timeout:.0f} s", status=503) from e
 
     # ---- messages from the detokenizer -------------------------------------------------------------------------
 
     def handle_all(self, messages: list[Message]) -> None:
-        self.last_output = time.monotonic()
         now = time.time()
         for message in messages:
             if isinstance(message, BatchTextOutput):
                 for out in message.outputs:
+                    if out.new_ids:
+                        self.last_token = time.monotonic()
                     # Gone: its client left, and this was under way.
                     if generation := self.generations.get(out.serial):
                         generation.add(out, now)
