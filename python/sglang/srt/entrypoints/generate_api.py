@@ -1,17 +1,18 @@
 """/generate: the native endpoint: its request fields, its answers and its stream. The offline Engine speaks it too."""
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
 
-from sglang.srt.entrypoints.replies import event
+from sglang.srt.entrypoints.replies import Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.io_struct import Logprobs
 from sglang.srt.managers.tokenizer_manager import MAX_GENERATIONS, TokenizerManager, too_many_generations
-from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.sampling.sampling_params import MAX_STOP, SamplingParams
 
+MAX_REPEATED_LOGPROBS = 20_000_000  # in one stream: 2,000 tokens with the best 5 have 12 million
 MAX_IDS = 2_000_000  # token ids in one call: more than a body of ordinary ids can hold
 
 
@@ -116,6 +117,20 @@ def batch_rids(rid: str, count: int) -> list[str]:
     return [rid] if count == 1 else [f"{rid}_{i}" for i in range(count)]
 
 
+def check_patterns(all_params: list[dict[str, Any]]) -> None:
+    """Each pattern is compiled, which takes a millisecond or more. Raises RequestError for too many different ones."""
+    patterns: set[str] = set()
+    for params in all_params:
+        given = params.get("stop_regex")
+        patterns.update(p for p in (given if isinstance(given, list) else [given]) if isinstance(p, str))
+    if len(patterns) > MAX_STOP:
+        raise RequestError(
+            f"the sampling parameters hold {len(patterns)} different stop_regex, at most {MAX_STOP} are possible in "
+            "one call: make several requests of it",
+            param="stop_regex",
+        )
+
+
 def make_prompts(body: GenerateRequest, defaults: dict[str, Any] | None = None) -> tuple[list[Prompt], bool]:
     """The prompts of a request, and whether it is a batch, which is answered by a list. `defaults` are sampling
     parameters for what the request leaves out."""
@@ -155,6 +170,7 @@ def make_prompts(body: GenerateRequest, defaults: dict[str, Any] | None = None) 
     extra_keys = list(map(cache_key, per_prompt("cache_salt", None), per_prompt("extra_key", None)))
     given_params = body.sampling_params
     if isinstance(given_params, list):
+        check_patterns(given_params)
         params = [sampling_params(values, defaults) for values in per_prompt("sampling_params", {})]
     else:
         params = [sampling_params(given_params or {}, defaults)] * len(items)
@@ -175,7 +191,7 @@ class GenerateApi:
     async def answer(self, body: GenerateRequest) -> dict | list[dict]:
         prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
         async with self._manager.generate(prompts) as group:
-            answers = [self._whole(g, bool(body.return_text_in_logprobs)) for g in await group.all()]
+            answers = [await self._whole(g, Tables(bool(body.return_text_in_logprobs))) for g in await group.all()]
         return answers if is_batch else answers[0]
 
     async def chunks(self, body: GenerateRequest) -> AsyncGenerator[dict, None]:
@@ -183,13 +199,20 @@ class GenerateApi:
         Those of a batch carry their `index`."""
         prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
         incremental = self._manager.args.incremental_streaming_output
+        with_text = bool(body.return_text_in_logprobs)
         sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
+        tables: dict[int, Tables] = {}  # by index
+        repeated = 0
         async with self._manager.generate(prompts) as group:
             async for generations in group.news():
                 for g in generations:
                     chars, tokens = sent.get(g.index, (0, 0)) if incremental else (0, 0)
-                    chunk = self._whole(g, bool(body.return_text_in_logprobs), chars, tokens)
-                    sent[g.index] = (len(g.text), len(g.output_ids))
+                    rows = tables.setdefault(g.index, Tables(with_text))
+                    chunk = await self._whole(g, rows, chars, tokens)
+                    sent[g.index] = (chars + len(chunk["text"]), tokens + len(chunk["output_ids"]))
+                    if not incremental:
+                        repeated += rows.size
+                        check_repeated(repeated)
                     if is_batch:
                         chunk["index"] = g.index
                     yield chunk
@@ -198,15 +221,22 @@ class GenerateApi:
         async for chunk in self.chunks(body):
             yield event(chunk)
 
-    def _whole(self, g: Generation, with_text: bool, chars: int = 0, tokens: int = 0) -> dict:
-        """The answer from that character and output token on; copies, since a generation goes on growing."""
-        return {
-            "text": g.text[chars:],
-            "output_ids": g.output_ids[tokens:],
-            "meta_info": self._meta_info(g, with_text, tokens),
-        }
+    async def _whole(self, g: Generation, tables: "Tables", chars: int = 0, tokens: int = 0) -> dict:
+        """The answer of this moment from that character and output token on; copies, since a generation goes on
+        growing, even while its rows are made here."""
+        whole = {"text": g.text[chars:], "output_ids": g.output_ids[tokens:], "meta_info": self._meta_info(g)}
+        if g.prompt.return_logprob:
+            count = len(g.output_logprobs.ids)
+            inputs = (g.input_logprobs or Logprobs([], [])) if g.prompt.logprob_start_len >= 0 and tokens == 0 else None
+            text_of = self._manager.require_tokenizer().token_text if tables.with_text else None
+            meta = whole["meta_info"]
+            meta |= await tables.rows("output", g.output_logprobs, g.prompt, text_of, tokens, count)
+            meta["output_token_logprobs_length"] = count
+            if inputs is not None:
+                meta |= await tables.rows("input", inputs, g.prompt, text_of, 0, len(inputs.ids))
+        return whole
 
-    def _meta_info(self, g: Generation, with_text: bool, tokens: int) -> dict:
+    def _meta_info(self, g: Generation) -> dict:
         meta = {
             "id": g.rid,
             "finish_reason": finish_reason(g),
@@ -221,32 +251,63 @@ class GenerateApi:
             meta |= draft_info(g, steps)
         if g.finish is not None:
             meta["e2e_latency"] = g.ended - g.created
-        if g.prompt.return_logprob:
-            self._add_logprobs(meta, "output", g.output_logprobs, g.prompt, with_text, tokens)
-            meta["output_token_logprobs_length"] = len(g.output_logprobs.ids)
-            if g.prompt.logprob_start_len >= 0 and tokens == 0:
-                self._add_logprobs(meta, "input", g.input_logprobs or Logprobs([], []), g.prompt, with_text)
         return meta
 
-    def _add_logprobs(
-        self, meta: dict, side: str, logprobs: Logprobs, prompt: Prompt, with_text: bool, start: int = 0
-    ) -> None:
-        """Rows of [logprob, id, text or null], for the tokens themselves, the best ones and the ones asked for."""
+
+class Tables:
+    """The rows of [logprob, id, text or null] of a generation, each made once however often a stream repeats it."""
+
+    def __init__(self, with_text: bool):
+        self.with_text = with_text
+        self.size = 0  # rows in the latest answer
+        self._tables: dict[str, list] = {}
+        self._turns = Turns()
+
+    async def rows(
+        self, side: str, logprobs: Logprobs, prompt: Prompt, text_of: Callable | None, start: int, end: int
+    ) -> dict[str, list]:
+        """Of the tokens `start` to `end`: for the tokens themselves, the best ones and the ones asked for."""
 
         def row(value: float | None, token_id: int) -> tuple:
-            return value, token_id, self._manager.require_tokenizer().token_text(token_id) if with_text else None
+            return value, token_id, text_of(token_id) if text_of else None
 
-        pairs = zip(logprobs.values[start:], logprobs.ids[start:], strict=True)
-        meta[f"{side}_token_logprobs"] = [row(value, token_id) for value, token_id in pairs]
+        def own(i: int) -> tuple:
+            return row(logprobs.values[i], logprobs.ids[i])
+
+        def top(i: int) -> list | None:
+            best = logprobs.top[i]
+            return best and [row(value, token_id) for value, token_id in best]
+
+        def selected(i: int) -> list | None:
+            values = logprobs.selected[i]
+            return values and [row(*pair) for pair in zip(values, prompt.token_ids_logprob, strict=True)]
+
+        self.size = (0 if side == "output" else self.size) + (end - start) * prompt.logprob_columns
+        found = {f"{side}_token_logprobs": await self._upto(f"{side}_token_logprobs", own, end, 1)}
         if prompt.top_logprobs_num:
-            tops = (logprobs.top or [])[start:]
-            meta[f"{side}_top_logprobs"] = [top and [row(value, token_id) for value, token_id in top] for top in tops]
-        if wanted := prompt.token_ids_logprob:
-            selections = (logprobs.selected or [])[start:]
-            meta[f"{side}_token_ids_logprobs"] = [
-                values and [row(value, token_id) for value, token_id in zip(values, wanted, strict=True)]
-                for values in selections
-            ]
+            name, count = f"{side}_top_logprobs", end if logprobs.top else 0
+            found[name] = await self._upto(name, top, count, prompt.top_logprobs_num)
+        if prompt.token_ids_logprob:
+            name, count = f"{side}_token_ids_logprobs", end if logprobs.selected else 0
+            found[name] = await self._upto(name, selected, count, len(prompt.token_ids_logprob))
+        return {name: table[start:end] for name, table in found.items()}
+
+    async def _upto(self, name: str, make: Callable[[int], Any], end: int, columns: int) -> list:
+        table = self._tables.setdefault(name, [])
+        for i in range(len(table), end):
+            table.append(make(i))
+            await self._turns.did(columns)
+        return table
+
+
+def check_repeated(rows: int) -> None:
+    """A cumulative stream repeats all rows with every event. Raises RequestError."""
+    if rows > MAX_REPEATED_LOGPROBS:
+        raise RequestError(
+            f"this stream has repeated {rows} log-probabilities, at most {MAX_REPEATED_LOGPROBS} are sent: ask for "
+            "fewer of them, do not stream, raise stream_interval, or start the server with "
+            "--incremental-streaming-output"
+        )
 
 
 def draft_info(g: Generation, steps: int) -> dict:

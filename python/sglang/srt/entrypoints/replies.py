@@ -35,6 +35,19 @@ def json_reply(value: Any, status: int = 200) -> Response:
     return Response(_encode(value), status, media_type="application/json")
 
 
+class Turns:
+    """For long loops on the event loop: others have their turn after so much work."""
+
+    def __init__(self, work: int = 10_000):
+        self._work = self._left = work
+
+    async def did(self, work: int) -> None:
+        self._left -= work
+        if self._left < 0:
+            self._left = self._work
+            await asyncio.sleep(0)
+
+
 def error_fields(error: RequestError) -> dict:
     return {
         "message": error.message,

@@ -42,6 +42,11 @@ class Prompt:
     add_special_tokens: bool = True  # chat templates write them out themselves
     log_metrics: bool = True  # False: the observer does not hear of it
 
+    @property
+    def logprob_columns(self) -> int:
+        """Log-probabilities that are returned for a token."""
+        return (1 + self.top_logprobs_num + len(self.token_ids_logprob or ())) if self.return_logprob else 0
+
 
 class RequestObserver(Protocol):
     """Is told how requests go, for metrics. It changes nothing. Times are seconds of time.time()."""
@@ -114,6 +119,7 @@ class Generation:
             self.input_logprobs = out.input_logprobs
         if out.output_logprobs is not None:
             _extend(self.output_logprobs, out.output_logprobs)
+            self.group.logprobs += len(out.output_logprobs.ids) * self.prompt.logprob_columns
         if out.finish is not None:
             self.end(out.finish)
         self.group.notify(self)
@@ -144,6 +150,7 @@ class GenerationGroup:
 
     def __init__(self) -> None:
         self.generations: list[Generation] = []
+        self.logprobs = 0  # how many have come, of prompts and outputs
         self._fresh: dict[int, Generation] = {}
         self._event = asyncio.Event()
 

@@ -21,6 +21,7 @@ from sglang.srt.utils.tokenizer import Tokenizer, give_memory_back
 MAX_TOP_LOGPROBS = 128
 MAX_TOKEN_IDS_LOGPROB = 1024
 MAX_RID_CHARS = 256
+MAX_LOGPROBS = 1_000_000  # returned by one call: a prompt of 47,000 tokens with the best 20 of each
 MAX_PARAMS_BYTES = 16_000_000  # sampling parameters of one call as they are sent, once for each generation
 INLINE_CHARS = 4096  # about a millisecond of tokenizing; a thread would take longer than less than that
 INLINE_TEXTS = 32
@@ -117,7 +118,11 @@ class PromptReader:
         texts = [self._fitting_text(p.text) for p in prompts if p.text is not None]
         special = next((p.add_special_tokens for p in prompts if p.text is not None), True)
         encoded = iter(await self.encode(texts, special))
-        return [self._fitting(p, next(encoded) if p.text is not None else p.input_ids) for p in prompts]
+        ids = [self._fitting(p, next(encoded) if p.text is not None else p.input_ids) for p in prompts]
+        rows = sum(map(prompt_logprobs, prompts, ids))
+        if rows > MAX_LOGPROBS:
+            raise too_many_logprobs(rows)
+        return ids
 
     def _fitting_text(self, text: str) -> str:
         if len(text) <= self.max_chars or self.tokenizer is None:
@@ -188,6 +193,20 @@ class PromptReader:
             return result
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+
+def prompt_logprobs(prompt: Prompt, ids: list[int]) -> int:
+    """How many log-probabilities are returned for the tokens of a prompt."""
+    start = prompt.logprob_start_len
+    return 0 if start < 0 else (len(ids) - start) * prompt.logprob_columns * prompt.params.n
+
+
+def too_many_logprobs(count: int) -> RequestError:
+    return RequestError(
+        f"this call asks for {count} log-probabilities (tokens times 1 + top_logprobs_num + token_ids_logprob), at "
+        f"most {MAX_LOGPROBS} are returned: ask for fewer of each token, for fewer tokens, from a later "
+        "logprob_start_len, or for fewer prompts"
+    )
 
 
 def _check_unicode(text: str) -> None:

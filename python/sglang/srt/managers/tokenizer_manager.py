@@ -32,7 +32,7 @@ from sglang.srt.managers.io_struct import (
     StopProfileReq,
     TokenizedGenerateReq,
 )
-from sglang.srt.managers.prompt_reader import PromptReader
+from sglang.srt.managers.prompt_reader import MAX_LOGPROBS, PromptReader, prompt_logprobs, too_many_logprobs
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.resolved_args import DETERMINISTIC_SEED
 from sglang.srt.server_args import ServerArgs
@@ -90,6 +90,7 @@ class TokenizerManager:
         # No await from here to the last entry in `generations`: what was checked about other requests stays true.
         self._check_capacity(count, sum(p.params.n for p in prompts if p.log_metrics))
         group = self._make_group(prompts, ids)
+        group.logprobs = sum(map(prompt_logprobs, prompts, ids))
         self.generations |= {generation.serial: generation for generation in group.generations}
         try:
             await self._send_all(group.generations)
@@ -283,12 +284,23 @@ class TokenizerManager:
                         generation.add(out, now)
                         if out.finish is not None:
                             self._finished(generation)
+                        elif generation.group.logprobs > MAX_LOGPROBS:
+                            self._give_up(generation.group)
             elif isinstance(message, FlushCacheReply | InternalStateReply | ProfileReply):
                 future = self._calls.get(message.call_id)
                 if future is not None and not future.done():
                     future.set_result(message)
             else:
                 raise TypeError(f"{type(message).__name__} is no message for a server that is ready")
+
+    def _give_up(self, group: GenerationGroup) -> None:
+        """More log-probabilities have come than one call may have: it ends with an error."""
+        error = too_many_logprobs(group.logprobs)
+        for generation in group.generations:
+            if generation.finish is None and self.generations.pop(generation.serial, None):
+                self._abort(generation, error.message)
+                generation.end(FinishReason("abort", message=error.message, status_code=error.status))
+                group.notify(generation)
 
     def _finished(self, generation: Generation) -> None:
         del self.generations[generation.serial]

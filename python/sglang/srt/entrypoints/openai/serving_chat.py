@@ -16,7 +16,7 @@ from sglang.srt.entrypoints.openai.protocol import (
     shared_key,
     usage,
 )
-from sglang.srt.entrypoints.replies import event
+from sglang.srt.entrypoints.replies import Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
@@ -37,7 +37,7 @@ class ChatApi:
             {
                 "index": g.index,
                 "message": {"role": "assistant", "content": g.text, "reasoning_content": None, "tool_calls": None},
-                "logprobs": self._logprobs(g, 0),
+                "logprobs": await self._logprobs(g, 0, len(g.output_ids)),
                 **finish_fields(g),
             }
             for g in generations
@@ -66,12 +66,13 @@ class ChatApi:
                         sent[g.index] = (0, 0)
                         yield chunk(g, {"role": "assistant", "content": ""})
                     chars, tokens = sent[g.index]
-                    sent[g.index] = (len(g.text), len(g.output_ids))
-                    logprobs = self._logprobs(g, tokens) if len(g.output_ids) > tokens else None
-                    if len(g.text) > chars or logprobs is not None:
-                        yield chunk(g, {"content": g.text[chars:]}, logprobs)
-                    if g.finish is not None:
-                        yield chunk(g, {}, finish=finish_fields(g))
+                    text, end, finish = g.text[chars:], len(g.output_ids), finish_fields(g)  # of this moment
+                    sent[g.index] = (chars + len(text), end)
+                    logprobs = await self._logprobs(g, tokens, end) if end > tokens else None
+                    if text or logprobs is not None:
+                        yield chunk(g, {"content": text}, logprobs)
+                    if finish["finish_reason"] is not None:
+                        yield chunk(g, {}, finish=finish)
             if options and options.include_usage:
                 yield event({**head, "choices": [], "usage": usage(group.generations, report)})
 
@@ -120,7 +121,7 @@ class ChatApi:
             raise RequestError(str(e), param="messages") from e
         return await self._writer.prompt(body)
 
-    def _logprobs(self, g: Generation, start: int) -> dict | None:
+    async def _logprobs(self, g: Generation, start: int, end: int) -> dict | None:
         if not g.prompt.return_logprob:
             return None
         tokenizer = self._manager.require_tokenizer()
@@ -129,8 +130,9 @@ class ChatApi:
         def entry(value: float, token_id: int) -> dict[str, Any]:
             return {"token": tokenizer.token_text(token_id), "bytes": tokenizer.token_bytes(token_id), "logprob": value}
 
-        content = []
-        for i in range(start, len(logprobs.ids)):
+        content, turns = [], Turns()
+        for i in range(start, end):
             tops = [entry(value, token_id) for value, token_id in logprobs.top[i]] if logprobs.top else []
             content.append(entry(logprobs.values[i], logprobs.ids[i]) | {"top_logprobs": tops})
+            await turns.did(4 * len(tops))
         return {"content": content}

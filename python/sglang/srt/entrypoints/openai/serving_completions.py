@@ -16,7 +16,7 @@ from sglang.srt.entrypoints.openai.protocol import (
     shared_key,
     usage,
 )
-from sglang.srt.entrypoints.replies import event
+from sglang.srt.entrypoints.replies import Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.io_struct import Logprobs
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -43,7 +43,7 @@ class CompletionsApi:
         head = self._head(body, prompts)
         async with self._manager.generate(prompts) as group:
             generations = await group.all()
-        choices = [self._choice(body, g, Sent()) for g in generations]
+        choices = [await self._choice(body, g, Sent()) for g in generations]
         return {**head, "choices": choices, "usage": usage(generations, self._manager.args.enable_cache_report)}
 
     async def events(self, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
@@ -59,7 +59,7 @@ class CompletionsApi:
                     nothing_new = len(g.text) == so_far.chars and g.finish is None
                     if nothing_new and (body.logprobs is None or len(g.output_ids) == so_far.tokens):
                         continue
-                    chunk = {**head, "choices": [self._choice(body, g, so_far)]}
+                    chunk = {**head, "choices": [await self._choice(body, g, so_far)]}
                     if options and options.continuous_usage_stats:
                         chunk["usage"] = usage([g], report)
                     yield event(chunk)
@@ -114,25 +114,31 @@ class CompletionsApi:
             "model": model_name(body, self._manager),
         }
 
-    def _choice(self, body: CompletionRequest, g: Generation, sent: Sent) -> dict:
+    async def _choice(self, body: CompletionRequest, g: Generation, sent: Sent) -> dict:
         """What is new in the answer since `sent`, which is brought up to date."""
+        chars, tokens, finish = len(g.text), len(g.output_ids), finish_fields(g)  # of this moment
         text = g.text[sent.chars :]
         if body.echo and not sent.begun:
-            text = self._echo(g) + text
-        logprobs = None if body.logprobs is None else self._logprobs(body, g, sent)
-        sent.begun, sent.chars, sent.tokens = True, len(g.text), len(g.output_ids)
-        return {"index": g.index, "text": text, "logprobs": logprobs} | finish_fields(g)
+            text = await self._echo(g) + text
+        logprobs = None if body.logprobs is None else await self._logprobs(body, g, sent, tokens)
+        sent.begun, sent.chars, sent.tokens = True, chars, tokens
+        return {"index": g.index, "text": text, "logprobs": logprobs} | finish
 
-    def _echo(self, g: Generation) -> str:
-        return g.prompt.text if g.prompt.text is not None else self._manager.require_tokenizer().decode(g.prompt_ids)
+    async def _echo(self, g: Generation) -> str:
+        if g.prompt.text is not None:
+            return g.prompt.text
+        (text,) = await self._manager.reader.decode([g.prompt_ids])
+        return text
 
-    def _logprobs(self, body: CompletionRequest, g: Generation, sent: Sent) -> dict:
+    async def _logprobs(self, body: CompletionRequest, g: Generation, sent: Sent, end: int) -> dict:
         """OpenAI's columns. `text_offset` counts characters of the tokens' own texts."""
         columns: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         token_text = self._manager.require_tokenizer().token_text
 
-        def add(logprobs: Logprobs, start: int) -> None:
-            for i in range(start, len(logprobs.ids)):
+        turns = Turns()
+
+        async def add(logprobs: Logprobs, start: int, end: int) -> None:
+            for i in range(start, end):
                 text = token_text(logprobs.ids[i])
                 columns["tokens"].append(text)
                 columns["token_logprobs"].append(logprobs.values[i])
@@ -140,10 +146,11 @@ class CompletionsApi:
                 columns["top_logprobs"].append(top and best_by_text(top, token_text))
                 columns["text_offset"].append(sent.token_chars)
                 sent.token_chars += len(text)
+                await turns.did(2 * len(top or ()))
 
         if body.echo and not sent.begun and g.input_logprobs is not None:
-            add(g.input_logprobs, 0)
-        add(g.output_logprobs, sent.tokens)
+            await add(g.input_logprobs, 0, len(g.input_logprobs.ids))
+        await add(g.output_logprobs, sent.tokens, end)
         return columns
 
 
