@@ -249,16 +249,17 @@ def run_in_order(chosen: list[CIRecord], args: argparse.Namespace, root: Path) -
 
 
 def run_at_once(chosen: list[CIRecord], args: argparse.Namespace, root: Path) -> Iterator[FileResult]:
-    """`args.jobs` files at a time, the longest first; a file's output is printed in one piece when it has ended."""
+    """`args.jobs` files at a time, the longest first, and one of those that mostly wait beside them; a file's output is
+    printed in one piece when it has ended."""
 
     def work(record: CIRecord) -> tuple[FileResult, str]:
         output = io.StringIO()
         return run_with_retries(record, args, output), output.getvalue()
 
-    executor = ThreadPoolExecutor(args.jobs)
+    at_work, waiting = ThreadPoolExecutor(args.jobs), ThreadPoolExecutor(1)
     try:
         order = sorted(chosen, key=lambda r: -r.est_time)
-        futures = [executor.submit(work, record) for record in order]
+        futures = [(waiting if record.mostly_waits else at_work).submit(work, record) for record in order]
         for number, future in enumerate(as_completed(futures), 1):
             result, output = future.result()
             print(f"\n[run_suite] {number}/{len(order)} {result.record.suite}: {result.record.path.relative_to(root)}")
@@ -266,7 +267,8 @@ def run_at_once(chosen: list[CIRecord], args: argparse.Namespace, root: Path) ->
             yield result
     finally:  # also after a failure, and when the runner is stopped: what runs is ended, nothing more begins
         _stop.set()
-        executor.shutdown(cancel_futures=True)
+        at_work.shutdown(cancel_futures=True)
+        waiting.shutdown(cancel_futures=True)
         _stop.clear()
 
 

@@ -15,7 +15,7 @@ from sglang.srt.utils.trace_table import read_trace, stage_table
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, free_port, wait_for
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=40, suite="base-a-test-cpu", mostly_waits=True)
 
 KEY = "secret-key"
 

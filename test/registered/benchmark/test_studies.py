@@ -25,7 +25,7 @@ from study import Step, interleave
 from study_cli import parse_setting
 from workloads import Serving
 
-register_cpu_ci(est_time=27, suite="base-a-test-cpu")
+register_cpu_ci(est_time=27, suite="base-a-test-cpu", mostly_waits=True)
 
 GEMMA4 = Path(ablation.__file__).parent
 

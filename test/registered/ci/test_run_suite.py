@@ -158,6 +158,26 @@ def test_jobs_run_files_side_by_side(runner, tmp_path: Path, capsys):
     assert sorted([told[:2], told[2:]]) == [["begin a", "end a"], ["begin b", "end b"]]
 
 
+def test_a_file_that_mostly_waits_runs_beside_all_jobs(runner, tmp_path: Path, capsys):
+    """Three files, two jobs: each waits for the marks of all."""
+    for name in "abc":
+        waits = ", mostly_waits=True" if name == "c" else ""
+        body = f"""
+        import time
+        from pathlib import Path
+        def test():
+            folder = Path({str(tmp_path)!r})
+            (folder / "{name}").touch()
+            deadline = time.monotonic() + 60
+            while not all((folder / other).exists() for other in "abc"):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        """
+        write(tmp_path, f"test_{name}.py", body, f'register_cpu_ci(est_time=1, suite="base-a-test-cpu"{waits})')
+    code, lines = run(runner, tmp_path, capsys, "--jobs", "2")
+    assert code == 0 and lines[-1] == "3 passed, 0 failed"
+
+
 def test_a_failure_ends_the_files_beside_it(runner, tmp_path: Path, capsys):
     write(
         tmp_path,

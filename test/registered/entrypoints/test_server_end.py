@@ -14,7 +14,7 @@ import pytest
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import Asker, status, wait_for
 
-register_cpu_ci(est_time=45, suite="base-a-test-cpu")
+register_cpu_ci(est_time=45, suite="base-a-test-cpu", mostly_waits=True)
 
 SLOW = {"max_new_tokens": 400, "custom_params": {"delay": 0.05}}  # 20 s
 

@@ -11,7 +11,7 @@ import pytest
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import Asker, status, wait_for
 
-register_cpu_ci(est_time=110, suite="base-a-test-cpu")
+register_cpu_ci(est_time=110, suite="base-a-test-cpu", mostly_waits=True)
 
 VICTIMS = ["fake_scheduler", "detokenizer_manager"]
 SLOW = {"max_new_tokens": 400, "custom_params": {"delay": 0.05}}  # 20 s

@@ -15,7 +15,7 @@ from sglang.srt.managers.process_supervisor import ChildDied, ProcessSupervisor
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import wait_for
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=15, suite="base-a-test-cpu", mostly_waits=True)
 
 CHILD = """
     import os, sys, time, signal

@@ -21,6 +21,7 @@ def register_cpu_ci(
     *,
     stage: str | None = None,  # with runner_config, in place of suite: "<stage>-test-<runner_config>"
     runner_config: str | None = None,
+    mostly_waits: bool = False,  # asleep for most of its time: it runs beside --jobs others
 ) -> None:
     pass
 
@@ -38,6 +39,7 @@ _TYPES = {
     "disabled": (str, type(None)),
     "stage": (str, type(None)),
     "runner_config": (str, type(None)),
+    "mostly_waits": (bool,),
 }
 
 
@@ -82,6 +84,7 @@ class CIRecord:
     est_time: float  # seconds
     nightly: bool
     disabled: str | None
+    mostly_waits: bool = False
 
 
 def parse(path: Path | str) -> list[CIRecord]:
@@ -141,7 +144,8 @@ def _read_call(path: Path, call: ast.Call, backend: str) -> CIRecord:
     suite = f"{got['stage']}-test-{got['runner_config']}" if by_parts else got["suite"]
     if backend in KNOWN_SUITES and suite not in KNOWN_SUITES[backend]:
         fail(f"unknown {backend} suite {suite!r}; known: {', '.join(KNOWN_SUITES[backend])}")
-    return CIRecord(path, backend, suite, float(got["est_time"]), got["nightly"], got["disabled"])
+    est_time = float(got["est_time"])
+    return CIRecord(path, backend, suite, est_time, got["nightly"], got["disabled"], got["mostly_waits"])
 
 
 def _is_main_block(node: ast.stmt) -> bool:
