@@ -27,7 +27,6 @@ from sglang.srt.arg_fields import (
     specs,
     validate,
 )
-from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.settings import POSITION_OFFSETS
 from sglang.srt.unsupported_flags import UNSUPPORTED, refusal
 
@@ -67,6 +66,8 @@ def _proxies(value: str) -> str | None:
 
 
 def _sampling_values(value: dict) -> str | None:
+    from sglang.srt.sampling.sampling_params import SamplingParams  # late: --help works without an installation
+
     try:
         SamplingParams.from_request(value)
     except ValueError as e:
