@@ -122,6 +122,9 @@ CONFIGS = [
     {"extra_special_tokens": [added("<img>", lstrip=True, special=True), added("<x1>", rstrip=True, special=True)]},
     {"additional_special_tokens": ["<img>", "<turn|>"]},
     {"additional_special_tokens": ["<img>"], "extra_special_tokens": ["<mine>"]},
+    {"bos_token": "<mine>", "eos_token": added("<mine>", single_word=True)},
+    {"additional_special_tokens": [added("<img>", lstrip=True), "<x1>"]},  # not a special one, it says
+    {"image_token": added("<img>", single_word=True), "extra_special_tokens": ["<img>"]},
     {"added_tokens_decoder": {"400": {"content": "<mine>", "special": False}, "9": {"content": "<img>"}}},
     {"added_tokens_decoder": {"1": {"content": "<|turn>", "special": False, "rstrip": True}}},
     {"add_bos_token": False, "add_eos_token": True},  # no effect beside a tokenizer.json
@@ -149,6 +152,8 @@ def test_tokenizer_config(tmp_path, make, config):
         ({"extra_special_tokens": ["<x1>"]}, {"special_tokens_map.json": {"extra_special_tokens": ["<img>", "<x1>"]}}),
         ({"extra_special_tokens": ["<x1>"]}, {"special_tokens_map.json": {"additional_special_tokens": ["<img>"]}}),
         ({"added_tokens_decoder": {}}, {"special_tokens_map.json": {"pad_token": "[X]"}}),  # then it is not read
+        ({"extra_special_tokens": {"i_token": "<img>"}}, {"special_tokens_map.json": {"extra_special_tokens": ["<x1>"]}}),
+        ({}, {"special_tokens_map.json": {"tool_token": "</s>"}, "added_tokens.json": {"a": 415, "</s>": 391}}),
         ({}, {"added_tokens.json": {"<mine>": 399, "<img>": 380}}),
         ({"pad_token": "<img>"}, {"added_tokens.json": {"<mine>": 399, "<img>": 380}}),
         (
@@ -192,6 +197,7 @@ def test_tokenizer_json(tmp_path, make, parts):
         (make_gemma, "GemmaTokenizer", {}),
         (make_gemma, "GemmaTokenizerFast", {"bos_token": ..., "unk_token": ...}),
         (make_gemma, "GemmaTokenizer", {"bos_token": None}),
+        (make_gemma, "GemmaTokenizer", {"added_tokens_decoder": {"9": {"content": "<turn|>", "special": True}}}),
         (make_gemma, "NoSuchTokenizer", {}),
         (make_llama, "PreTrainedTokenizerFast", {}),
         (make_llama, "LlamaTokenizer", {}),
@@ -270,7 +276,8 @@ def test_a_processors_older_template_file(tmp_path):
             },
             "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output is not supported; set it to false",
         ),
-        ({"bos_token": {"no": "content"}}, "its special tokens can't be read"),
+        ({"bos_token": {"no": "content"}}, "its special tokens can't be read: a token is text or an object"),
+        ({"extra_special_tokens": [3]}, "its special tokens can't be read: a token is text or an object"),
         ({"added_tokens_decoder": {"x": {"content": "<a>"}}}, "its special tokens can't be read"),
         ({"added_tokens_decoder": {"7": "<a>"}}, "its special tokens can't be read"),
         ({"chat_template": 3}, "chat_template in .* must be text, or texts by name"),

@@ -2,7 +2,6 @@
 tokenizer_config.json and the files of older folders as transformers does it. No torch, no transformers."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,9 @@ def read_tokenizer(root: Path) -> TokenizerFiles:
     _check_cleanup(config, backend)
     name = str(config.get("tokenizer_class")).removesuffix("Fast")
     if name in CLASS_TOKENS:
+        if "added_tokens_decoder" in config:  # then that class knows no added tokens but these
+            raw = json.loads(file.read_text(encoding="utf-8")) | {"added_tokens": []}
+            backend = tokenizers.Tokenizer.from_str(json.dumps(raw))
         _be(name, backend, config)
         config = CLASS_TOKENS[name] | config
     if backend.padding is not None:
@@ -79,27 +81,38 @@ def _be(name: str, backend: tokenizers.Tokenizer, config: dict) -> None:
 
 def _add_tokens(backend: tokenizers.Tokenizer, root: Path, config: dict) -> dict[str, str]:
     """Make the backend know every token the files name, in the order that gives new ones transformers' ids; the named
-    ones."""
+    ones. Where the files contradict each other, which one wins is transformers' choice too."""
+    config = dict(config)
     if "additional_special_tokens" in config:  # the older name
-        config = {"extra_special_tokens": config["additional_special_tokens"]} | config
+        config.setdefault("extra_special_tokens", config.pop("additional_special_tokens"))
+    own = {name: config.pop(name) for name in _own_names(config) if isinstance(config[name], str)}
+    own |= _pop_named_extra(config)
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
         added = {int(index): AddedToken(**token) for index, token in config["added_tokens_decoder"].items()}
     else:
-        config = _with_special_tokens_map(root, config)
-        special = {*map(str, _named(config).values()), *map(str, _extra(config))}
-        config.setdefault("extra_special_tokens", config.get("additional_special_tokens"))
+        config |= _special_tokens_map(root, config)
+        own |= _pop_named_extra(config)
+        special = {str(config[name]) for name in STANDARD if config.get(name)}
+        special |= {str(token) for token in config.get("extra_special_tokens") or []}
         for text, index in _read_json(root / "added_tokens.json").items():
-            is_special = text in special
-            added[index] = AddedToken(text, normalized=not is_special, special=is_special)
+            added[index] = AddedToken(text, normalized=text not in special, special=text in special)
         added |= backend.get_added_tokens_decoder()
+        if config.get("additional_special_tokens") is not None:
+            config.setdefault("extra_special_tokens", config["additional_special_tokens"])
+
     by_text = {str(token): token for token in added.values()}
-    named = {name: by_text.get(str(token), token) for name, token in _named(config).items()}
-    tokens = [added[index] for index in sorted(added)]
+    named = {name: _token(config[name]) for name in STANDARD if config.get(name) is not None}
+    named = {name: by_text.get(str(token), token) for name, token in named.items()}
+    named |= {
+        name: _token(config[name]) for name in _own_names(config) if isinstance(config[name], str | dict | AddedToken)
+    }
+    named |= {name: _token(token) for name, token in own.items()}
+
+    tokens: list[str | AddedToken] = [added[index] for index in sorted(added)]
     known = {*map(str, backend.get_added_tokens_decoder().values()), *map(str, tokens)}
-    for token in (*named.values(), *_extra(config)):
-        if str(token) not in known:
-            known.add(str(token))
+    for token in (*named.values(), *map(_token, config.get("extra_special_tokens") or [])):
+        if str(token) not in known and token not in tokens:
             tokens.append(token)
     names = {str(token) for token in named.values()}
     for i, token in enumerate(tokens):
@@ -111,35 +124,35 @@ def _add_tokens(backend: tokenizers.Tokenizer, root: Path, config: dict) -> dict
     return {name: str(token) for name, token in named.items()}
 
 
-def _with_special_tokens_map(root: Path, config: dict) -> dict:
-    """special_tokens_map.json over `config`; it is read only where that has no added_tokens_decoder."""
+def _own_names(config: dict) -> list[str]:
+    """Names of tokens that only this model has."""
+    return [name for name in config if name.endswith("_token") and name not in STANDARD]
+
+
+def _pop_named_extra(config: dict) -> dict:
+    """Extra tokens that have names; a list of them has none and stays."""
+    return config.pop("extra_special_tokens") if isinstance(config.get("extra_special_tokens"), dict) else {}
+
+
+def _special_tokens_map(root: Path, config: dict) -> dict:
+    """special_tokens_map.json, read only where tokenizer_config.json has no added_tokens_decoder."""
     found = _read_json(root / "special_tokens_map.json")
-    extra, before = found.get("extra_special_tokens"), config.get("extra_special_tokens")
-    if isinstance(extra, list) and isinstance(before, list):
-        found["extra_special_tokens"] = [*before, *extra]
-    return config | found
+    for name, value in found.items():
+        if isinstance(value, dict) and name != "extra_special_tokens":
+            found[name] = AddedToken(**value | {"special": True})
+        elif isinstance(value, list) and name == "extra_special_tokens":
+            before = list(config.get("extra_special_tokens") or [])
+            new = [AddedToken(**token | {"special": True}) if isinstance(token, dict) else token for token in value]
+            found[name] = before + [token for token in new if token not in before]
+    return found
 
 
-def _named(config: dict) -> dict[str, str | AddedToken]:
-    """The seven standard tokens first, then the model's own: keys that end in _token, and an object of extra ones."""
-    own = {k: v for k, v in config.items() if k.endswith("_token") and k not in STANDARD}
-    extra = config.get("extra_special_tokens")
-    own |= extra if isinstance(extra, dict) else {}
-    named = {name: config.get(name) for name in STANDARD} | own
-    return {name: _token(value) for name, value in named.items() if isinstance(value, str | dict)}
-
-
-def _extra(config: dict) -> Iterable[str | AddedToken]:
-    extra = config.get("extra_special_tokens")
-    return [_token(value) for value in extra] if isinstance(extra, list) else []
-
-
-def _token(value: str | dict[str, Any]) -> str | AddedToken:
-    if isinstance(value, str):
+def _token(value: Any) -> str | AddedToken:
+    if isinstance(value, dict) and value.get("__type") == "AddedToken":
+        return AddedToken(**{name: field for name, field in value.items() if name != "__type"})
+    if isinstance(value, str | AddedToken):
         return value
-    if not isinstance(value.get("content"), str):
-        raise ValueError(f"a token without content: {value!r}")
-    return AddedToken(**{name: field for name, field in value.items() if name != "__type"} | {"special": True})
+    raise ValueError(f"a token is text or an object of type AddedToken, not {value!r}")
 
 
 def _templates(root: Path, config: dict) -> dict[str, str]:
