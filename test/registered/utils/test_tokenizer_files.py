@@ -152,7 +152,7 @@ def test_tokenizer_config(tmp_path, make, config):
         ({"extra_special_tokens": ["<x1>"]}, {"special_tokens_map.json": {"extra_special_tokens": ["<img>", "<x1>"]}}),
         ({"extra_special_tokens": ["<x1>"]}, {"special_tokens_map.json": {"additional_special_tokens": ["<img>"]}}),
         ({"added_tokens_decoder": {}}, {"special_tokens_map.json": {"pad_token": "[X]"}}),  # then it is not read
-        ({"extra_special_tokens": {"i_token": "<img>"}}, {"special_tokens_map.json": {"extra_special_tokens": ["<x1>"]}}),
+        ({"extra_special_tokens": {"i_token": "[X]"}}, {"special_tokens_map.json": {"extra_special_tokens": ["<s>"]}}),
         ({}, {"special_tokens_map.json": {"tool_token": "</s>"}, "added_tokens.json": {"a": 415, "</s>": 391}}),
         ({}, {"added_tokens.json": {"<mine>": 399, "<img>": 380}}),
         ({"pad_token": "<img>"}, {"added_tokens.json": {"<mine>": 399, "<img>": 380}}),
