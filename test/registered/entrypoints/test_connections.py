@@ -1,6 +1,7 @@
 """Connections: data leaves at once, how many there may be, how long requests may take to come."""
 
 import asyncio
+import errno
 import json
 import resource
 import socket
@@ -115,6 +116,35 @@ def test_connections_at_work_keep_their_place(start):
             assert client.recv(12) == b"HTTP/1.1 200"
         assert third.recv(12) == b"HTTP/1.1 200", "one of the two has become idle by now"
     for client in working:
+        client.close()
+
+
+def test_full_descriptor_table_is_one_line_and_passes(front, monkeypatch, caplog):
+    accept, refused = asyncio.selector_events.BaseSelectorEventLoop.sock_accept, []
+
+    async def sock_accept(loop, listener):
+        if len(refused) < 20:
+            refused.append(1)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await accept(loop, listener)
+
+    monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "sock_accept", sock_accept)
+    with socket.create_connection(front(hello), timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert len(refused) == 20
+    assert [r.getMessage() for r in caplog.records if "accept" in r.getMessage()] == [
+        "cannot accept a connection: Too many open files"
+    ]
+
+
+def test_burst_of_connections(front):
+    address = front(hello)
+    clients = [socket.create_connection(address, timeout=20) for _ in range(90)]
+    for client in clients:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    for client in clients:
+        assert client.recv(12) == b"HTTP/1.1 200"
         client.close()
 
 

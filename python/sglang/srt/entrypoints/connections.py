@@ -24,6 +24,7 @@ LEFTOVER_SECONDS = 2.0  # for the rest of a body whose request is answered alrea
 SPARE_SECONDS = 0.5  # a connection that is idle or sends headers for so long gives way to a new one
 SLOW_SECONDS = 2.0  # one that sends a body for so long, too
 RETRY_SECONDS = 0.05
+ACCEPT_AT_ONCE = 64  # then others have a turn
 COMPLAINT_SECONDS = 60.0  # between two log lines about the same trouble
 NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -146,20 +147,29 @@ class Front(uvicorn.Server):
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
-            while len(self.server_state.connections) >= self.max_connections:
+            room = self.max_connections - len(self.server_state.connections)
+            if room <= 0:
                 self._complain("all %d connections are in use (--max-connections)", self.max_connections)
                 await self._make_room()
+                continue
             try:
-                accepted, _ = await loop.sock_accept(listener)
+                accepted = [(await loop.sock_accept(listener))[0]]
             except OSError as e:
                 if e.errno in NO_RESOURCES:
                     self._complain("cannot accept a connection: %s", e.strerror)
                     await self._make_room()
                 continue  # else that client alone has gone
-            try:
-                await loop.connect_accepted_socket(self._connection, accepted)
-            except OSError:
-                accepted.close()
+            with contextlib.suppress(OSError):  # nobody else waits; what else is wrong shows the next time
+                while len(accepted) < min(room, ACCEPT_AT_ONCE):
+                    accepted.append(listener.accept()[0])
+            await asyncio.gather(*map(self._open, accepted))
+
+    async def _open(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._connection, accepted)
+        except OSError:
+            accepted.close()
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state)

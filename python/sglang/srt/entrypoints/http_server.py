@@ -232,7 +232,7 @@ def serve(args: ServerArgs, scheduler_module: str = SCHEDULER_MODULE) -> int:
     process is to be left by run_and_leave."""
     open_standard_files()
     setup_logging(args.log_level, "http")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # start and stop are told in our own words
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not each client's mistake; start and end in our words
     logging.getLogger("uvicorn.access").addFilter(lambda record: record.args[2] not in POLLED_PATHS)
     api_key = os.environ.pop(KEY_VARIABLE, None) or None  # taken away from the children
     try:
