@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -26,6 +25,7 @@ from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE, ChildDied
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.child import (
     STARTUP_FAILED,
+    end_signals,
     freeze_startup_objects,
     open_standard_files,
     say,
@@ -38,7 +38,6 @@ DRAIN_SECONDS = 4.0  # after SIGTERM running requests may finish by themselves
 ABORT_SECONDS = 2.0  # then they are aborted, and their answers go out
 END_MESSAGE = "the server is shutting down"
 LAST_SECONDS = 0.5  # then those who still have none get an error
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KEY_VARIABLE = "SGLANG_API_KEY"
 POLLED_PATHS = (*OPEN_PATHS, "/metrics")  # asked for every few seconds: not in the access log
 
@@ -77,9 +76,8 @@ class HttpServer:
     async def run(self, listener: socket.socket) -> int:
         """Serve until told to stop; the exit code. 0: stopped by a signal, 1: a process died, 2: could not start."""
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                loop.add_signal_handler(number, self._on_signal)
+        for number in end_signals():
+            loop.add_signal_handler(number, self._on_signal)
         front = asyncio.ensure_future(self._front.serve(sockets=[listener]))
         starting = asyncio.ensure_future(self._start())
         stopping = asyncio.ensure_future(self._stop.wait())

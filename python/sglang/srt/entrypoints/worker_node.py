@@ -8,7 +8,7 @@ import threading
 from sglang.srt.entrypoints.backend import WARMUP_SECONDS
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE, ChildDied, ProcessSupervisor
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.child import STARTUP_FAILED, setup_logging
+from sglang.srt.utils.child import STARTUP_FAILED, end_signals, setup_logging
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def serve(args: ServerArgs) -> int:
         ended.set()
 
     supervisor = ProcessSupervisor(on_death)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in end_signals():
         signal.signal(number, lambda *_: ended.set())
     try:
         supervisor.start_ranks(SCHEDULER_MODULE, args)

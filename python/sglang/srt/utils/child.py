@@ -104,6 +104,12 @@ def open_standard_files() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number, this one
 
 
+def end_signals() -> list[signal.Signals]:
+    """Those that ask a server to end; SIGHUP is not among them under nohup, which must keep its meaning."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    return numbers if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*numbers, signal.SIGHUP]
+
+
 def say(text: str, file: TextIO | None = None) -> None:
     """print() to standard output or `file`. That nobody listens, or the disk is full, is no reason to end."""
     with contextlib.suppress(OSError, ValueError):
