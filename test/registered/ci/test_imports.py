@@ -11,12 +11,12 @@ import pytest
 import sglang
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=5, suite="unit-test-cpu")
 
 ROOT = Path(sglang.__path__[0])
 FLOORS = ["ops", "configs", "layers", "models", "model_executor", "managers", "entrypoints"]  # from below
 WITHOUT_TORCH = ["managers", "mem_cache"]
-LATE = {"managers/step_profiler.py"}  # has torch, and is imported when a profile starts
+LATE = {"managers/step_profiler.py", "managers/trace_writer.py"}  # imported when a profile starts
 
 
 def imported(nodes: list[ast.stmt], names: dict[str, Path]) -> Iterator[str]:

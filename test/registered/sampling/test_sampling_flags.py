@@ -8,7 +8,7 @@ from sglang.srt.sampling.sampling_flags import SamplingFlags, combine, flag_bits
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=2, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 @pytest.mark.parametrize(
