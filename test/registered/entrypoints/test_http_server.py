@@ -422,7 +422,7 @@ def test_tokenize_and_back(post):
     assert post("/detokenize", tokens=[2, 5], skip_special_tokens=False) == {"text": "<bos><turn|>"}
     assert post("/detokenize", tokens=[]) == {"text": ""}
     assert "token id 5000" in post("/detokenize", 400, tokens=[5000])["message"]
-    assert "'prompt' is missing" in post("/tokenize", 400)["message"]
+    assert "exactly one of prompt and messages" in post("/tokenize", 400)["message"]
 
 
 def test_many_streams_at_once(server):

@@ -137,6 +137,30 @@ def test_too_long_a_prompt_is_said_in_the_words_agents_look_for(post, server):
     assert "at most 255 are possible" in chat["message"]
 
 
+def test_a_chat_is_tokenized_as_it_would_be_sent(post, server):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    begun = [*HELLO, {"role": "assistant", "content": "Well "}]
+    for chat in (
+        {"messages": HELLO},
+        {"messages": HELLO, "tools": tools},
+        {"messages": HELLO, "tools": tools, "tool_choice": "none"},
+        {"messages": begun, "continue_final_message": True, "model": "any"},
+        {"messages": HELLO, "chat_template_kwargs": {"shout": "HEY"}},
+    ):
+        post("/v1/chat/completions", max_tokens=1, **chat)
+        ids = server.internal_state()["last_request"]["input_ids"]
+        for path in ("/tokenize", "/v1/tokenize"):
+            assert post(path, **chat) == {"tokens": ids, "count": len(ids), "max_model_len": 256}
+    many = [{"role": role, "content": "x"} for _ in range(20) for role in ("user", "assistant")]
+    tokens = post("/tokenize", messages=many, add_generation_prompt=False)["tokens"]  # written by another process
+    turns = "<|turn>user\nx<turn|>\n<|turn>model\nx<turn|>\n"
+    assert TOKENIZER.decode(tokens, skip_special_tokens=False) == "<bos>" + turns * 20
+    assert post("/tokenize", 400)["message"] == "exactly one of prompt and messages must be given"
+    assert post("/tokenize", 400, prompt="a", messages=HELLO)["message"].startswith("exactly one")
+    assert post("/tokenize", 400, messages=[])["message"] == "messages is empty"
+    assert "messages[0].role" in post("/tokenize", 400, messages=[{"role": "x"}])["message"]
+
+
 # ---- names ------------------------------------------------------------------------------------------------------
 
 

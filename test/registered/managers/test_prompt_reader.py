@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from sglang.srt.entrypoints.openai.serving_chat import ChatApi
 from sglang.srt.entrypoints.tokenizer_api import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -143,9 +144,13 @@ def test_too_many_ids_are_refused_before_they_are_looked_at(tokenizer):
     ],
 )
 def test_lists_are_counted_first(tokenizer, body, says):
-    answer = tokenize_answer if isinstance(body, TokenizeRequest) else detokenize_answer
+    manager = manager_of(tokenizer, [])
+    if isinstance(body, TokenizeRequest):
+        answer = tokenize_answer(body, manager, ChatApi(manager, None))
+    else:
+        answer = detokenize_answer(body, manager)
     with pytest.raises(RequestError, match=says) as caught:
-        asyncio.run(answer(body, manager_of(tokenizer, [])))
+        asyncio.run(answer)
     assert caught.value.status == 400 and caught.value.param in ("prompt", "tokens")
 
 

@@ -190,7 +190,8 @@ def add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
-        return await reply_unless_gone(request, tokenize_answer(body, backend.manager))
+        chats = ChatApi(backend.manager, backend.chat_writer)
+        return await reply_unless_gone(request, tokenize_answer(body, backend.manager, chats))
 
     @app.post("/detokenize")
     @app.post("/v1/detokenize")

@@ -1,8 +1,12 @@
-"""/tokenize and /detokenize: texts to ids and back, without the model."""
+"""/tokenize and /detokenize: texts and chats to ids, and ids to texts, without the model."""
+
+from typing import Any
 
 import msgspec
 
 from sglang.srt.entrypoints.generate_api import item_type
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+from sglang.srt.entrypoints.openai.serving_chat import ChatApi
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
@@ -11,10 +15,15 @@ MAX_CHARS = 4_000_000
 MAX_IDS = 1_000_000
 
 
-class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    model: str | None = None
-    prompt: str | list[str]
-    add_special_tokens: bool = True
+class TokenizeRequest(ChatCompletionRequest, kw_only=True, forbid_unknown_fields=True):
+    """Either `prompt`, or a chat as /v1/chat/completions takes it, with all of its fields."""
+
+    prompt: str | list[str] | None = None
+    add_special_tokens: bool = True  # of a prompt; a chat's template writes them
+    messages: list[dict[str, Any]] | None = None
+
+    def chat(self) -> ChatCompletionRequest:
+        return ChatCompletionRequest(**{name: getattr(self, name) for name in ChatCompletionRequest.__struct_fields__})
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -23,13 +32,17 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     skip_special_tokens: bool = True
 
 
-async def tokenize_answer(body: TokenizeRequest, manager: TokenizerManager) -> dict:
-    """A single text is answered by one list and one number, a list of texts by lists of them."""
-    single = isinstance(body.prompt, str)
-    texts = [body.prompt] if single else body.prompt
+async def tokenize_answer(body: TokenizeRequest, manager: TokenizerManager, chats: ChatApi) -> dict:
+    """A single text or a chat is answered by one list and one number, a list of texts by lists of them."""
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("exactly one of prompt and messages must be given", param="prompt")
+    is_chat = body.messages is not None
+    prompt = (await chats.prompt(body.chat())).text if is_chat else body.prompt
+    single = isinstance(prompt, str)
+    texts = [prompt] if single else prompt
     _check_count("prompt", len(texts), MAX_LISTS, "texts")
     _check_count("prompt", sum(map(len, texts)), MAX_CHARS, "characters")
-    ids = await manager.reader.encode(texts, body.add_special_tokens)
+    ids = await manager.reader.encode(texts, body.add_special_tokens and not is_chat)
     return {
         "tokens": ids[0] if single else ids,
         "count": len(ids[0]) if single else [len(i) for i in ids],

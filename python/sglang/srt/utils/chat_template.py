@@ -7,8 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-# Two texts no template writes by itself; what stands between them tells how it joined them.
-FIRST, SECOND = "first-probe", "second-probe"
+# Two texts no template writes by itself, nor changes; what stands between them tells how it joined them.
+FIRST, SECOND = "7480213965", "5306179428"
 ASKED = {"role": "user", "content": "?"}
 
 

@@ -29,7 +29,7 @@ class ChatApi:
         self._writer = writer
 
     async def answer(self, body: ChatCompletionRequest) -> dict:
-        prompt = await self._prompt(body)
+        prompt = await self.prompt(body)
         head = self._head(body, prompt, "chat.completion")
         async with self._manager.generate([prompt]) as group:
             generations = await group.all()
@@ -45,7 +45,7 @@ class ChatApi:
         return {**head, "choices": choices, "usage": usage(generations, self._manager.args.enable_cache_report)}
 
     async def events(self, body: ChatCompletionRequest) -> AsyncGenerator[bytes, None]:
-        prompt = await self._prompt(body)
+        prompt = await self.prompt(body)
         head = self._head(body, prompt, "chat.completion.chunk")
         options = body.stream_options
         report = self._manager.args.enable_cache_report
@@ -84,7 +84,8 @@ class ChatApi:
             "model": model_name(body, self._manager),
         }
 
-    async def _prompt(self, body: ChatCompletionRequest) -> Prompt:
+    async def prompt(self, body: ChatCompletionRequest) -> Prompt:
+        """What the model gets. Raises RequestError."""
         check_common(body)
         if body.modalities not in (None, ["text"]):
             raise RequestError('modalities: only ["text"] is supported', param="modalities")
