@@ -20,6 +20,8 @@ from pathlib import Path
 
 import httpx
 
+from sglang.srt.utils.child import STARTUP_FAILED
+
 CONFIG = Path(__file__).parent / "configs" / "26b-a4b"
 URL = "http://127.0.0.1:30111"
 VOCAB = 262144
@@ -100,6 +102,8 @@ def wait_ready(server: subprocess.Popen) -> float:
         except httpx.TransportError:
             pass
         time.sleep(0.2)
+    if server.wait() == STARTUP_FAILED:
+        sys.exit(STARTUP_FAILED)  # it has said why
     sys.exit("the server ended before it was ready")
 
 

@@ -20,6 +20,7 @@ from process_group import end_group
 from run_metadata import REPOSITORY
 from workloads import OneBatch, Serving
 
+from sglang.srt.utils.child import STARTUP_FAILED
 from sglang.test.server_process import free_port
 
 PYTHON = sys.executable
@@ -76,6 +77,13 @@ class RunFailed(Exception):
         self.result = result
 
 
+class Refused(RunFailed):
+    """A server or benchmark could not start for a reason that its last line explains, which is the message."""
+
+    def __init__(self, child: "Child"):
+        super().__init__(child.last_line().removeprefix("error: "))
+
+
 class Child:
     """A process in a group of its own with its output in a temporary file."""
 
@@ -89,6 +97,9 @@ class Child:
         self._log.seek(0)
         lines = [line.rstrip() for line in self._log.read().splitlines() if line.strip()]
         return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:])
+
+    def last_line(self) -> str:
+        return self.tail().rpartition("\n")[2].strip()
 
     def end(self) -> None:
         end_group(self.process)
@@ -125,6 +136,8 @@ class Server:
         with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5, trust_env=False) as client:
             while seconds < self._timeout:
                 if death := self.death():
+                    if self._child.process.returncode == STARTUP_FAILED:
+                        raise Refused(self._child)
                     raise RunFailed(f"{death} before it was ready{self._child.tail()}")
                 with contextlib.suppress(httpx.TransportError):  # not listening yet
                     if client.get("/health").status_code == 200:
@@ -154,6 +167,8 @@ def run_command(command: list[str], env: dict[str, str], timeout: float) -> None
     name = " ".join(word for word in command[:3] if word not in (PYTHON, "-m"))
     try:
         code = child.process.wait(timeout)
+        if code == STARTUP_FAILED:
+            raise Refused(child)
         if code:
             raise RunFailed(f"{name} ended with exit code {code}{child.tail()}")
     except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from time import monotonic
 
 import serving_runs
 from run_metadata import relative
-from serving_runs import Commands, RunFailed, Server, Setting
+from serving_runs import Commands, Refused, RunFailed, Server, Setting
 from workloads import ColdStart, KernelBench, OneBatch, Serving, Workload, as_json
 
 MACHINE = ("hardware", "driver", "torch", "triton", "builds")  # facts that must agree for records to be compared
@@ -104,6 +104,7 @@ class Outcome:
     records: list[dict] = field(default_factory=list)  # of the plan, those that were there before included
     left_out: list[Step] = field(default_factory=list)  # for want of time
     failure: str | None = None
+    refused: bool = False  # the failure is a mistake of the user's, in one line
 
 
 class Study:
@@ -145,7 +146,8 @@ class Study:
                 try:
                     outcome.records.append(self._measure(step))
                 except RunFailed as failure:
-                    outcome.failure = f"{step}: {failure}"
+                    outcome.refused = isinstance(failure, Refused)
+                    outcome.failure = str(failure) if outcome.refused else f"{step}: {failure}"
                     return
                 seconds = monotonic() - before
                 longest = max(longest, seconds)

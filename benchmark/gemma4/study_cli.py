@@ -125,7 +125,7 @@ def run_study(
     keep_alive: bool = False,
 ) -> int:
     """Runs the plan; `write(records)` makes table and chart of what there is, however it ended. The exit code: 0 all
-    was measured or the time budget ended it, 1 something failed, 130 it was interrupted."""
+    was measured or the time budget ended it, 1 something failed, 2 it can't be run here, 130 it was interrupted."""
     settings = {step.setting.name: step.setting for step in plan}
     packages = {name: setting.package or Path(sglang.__file__).parent for name, setting in settings.items()}
     budget = args.time_budget_seconds
@@ -156,7 +156,7 @@ def run_study(
         print(left_out_text(outcome.left_out))
     if outcome.failure:
         print(f"error: {outcome.failure}", file=sys.stderr)
-    return code or (1 if outcome.failure else 0)
+    return code or (2 if outcome.refused else 1 if outcome.failure else 0)
 
 
 @contextlib.contextmanager

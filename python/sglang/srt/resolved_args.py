@@ -64,6 +64,7 @@ def choose_device(args: ServerArgs) -> str:
 
 MIB_PER_GIB = 1024
 CPU_MAX_TOTAL_TOKENS = 65536  # a KV cache in host memory competes with everything else on the machine
+CPU_LONG_REQUESTS = 8  # a small model's pool holds so many of the longest requests
 CPU_MEM_FRACTION = 0.5
 MAX_GRAPH_BATCH = 256  # upstream's on cards of this size
 MAX_GRAPH_TOKENS = 4096  # a longer prefill keeps a GPU busy for longer than its launches take
@@ -194,7 +195,8 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         else:
             choose("mem_fraction_static", CPU_MEM_FRACTION, "host memory is shared with other programs")
     if args.max_total_tokens is None and device == "cpu":
-        choose("max_total_tokens", CPU_MAX_TOTAL_TOKENS, "limit on a CPU; less if memory says so")
+        most = min(CPU_MAX_TOTAL_TOKENS, CPU_LONG_REQUESTS * values["context_length"])
+        choose("max_total_tokens", most, "limit on a CPU; less if memory says so")
     if args.random_seed is None:
         choose("random_seed", secrets.randbelow(2**30), "none given")
     return ResolvedArgs(**values)

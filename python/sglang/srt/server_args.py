@@ -225,7 +225,7 @@ class ServerArgs:
     )
     max_total_tokens: int | None = arg(
         None,
-        help="Upper limit of tokens in the KV cache (auto: what memory allows; on a CPU at most 65536).",
+        help="Upper limit of tokens in the KV cache (auto: what memory allows; on a CPU at most 8 contexts and 65536).",
         group=MEMORY,
         check=at_least(1),
     )

@@ -50,6 +50,10 @@ with open(os.environ["FAKE_LOG"], "a") as log:
     print("start", os.environ.get("FAKE_SPEED", "1"), os.getpid(), *sys.argv[1:], file=log)
 if "--broken" in sys.argv:
     sys.exit("error: no such flag: --broken")
+if "--large" in sys.argv:
+    print("INFO: starting", file=sys.stderr)
+    print("error: the model does not fit: 50.9 GB", file=sys.stderr)
+    sys.exit(2)
 if "--deaf" in sys.argv:
     import time
     time.sleep(600)
@@ -268,6 +272,13 @@ def test_a_server_that_does_not_start_is_quoted(fake, capsys):
     assert "error: no such flag: --broken" in error
     assert len(fake.records()) == 1 and "good" in (fake.out / "table.md").read_text()
     assert fake.none_is_left()
+
+
+def test_what_the_server_refuses_is_refused_in_its_line(fake, capsys):
+    """A model that memory does not hold, say: exit code 2, and nothing else on stderr."""
+    assert fake(seed_table.main, "--a", "large: --large", "--b", "good:", "--no-chart") == 2
+    assert capsys.readouterr().err == "error: the model does not fit: 50.9 GB\n"
+    assert not (fake.out / "records.jsonl").exists() and fake.none_is_left()
 
 
 def test_a_server_that_never_gets_ready_is_given_up(fake, capsys):

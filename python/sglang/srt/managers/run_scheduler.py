@@ -60,24 +60,26 @@ def resolve_for_model(typed):
     if typed.sampling_defaults == "model":
         check_defaults(model_config.generation_config)
     args = resolve(typed, model_config, choose_device(typed))
-    check_shapes(args, model_config)
+    check_model(args, model_config)
     return args, model_config
 
 
-def check_shapes(args, model_config) -> None:
-    """ValueError if the model cannot be split among the ranks, or the drafter is another model's: empty shells show it
-    before anything large is loaded."""
+def check_model(args, model_config) -> None:
+    """ValueError if the model cannot be split among the ranks, the drafter is another model's, or memory does not hold
+    them: empty shells show it before anything large is loaded."""
     import torch
 
     from sglang.srt.configs.model_config import DrafterConfig
     from sglang.srt.distributed.tensor_parallel import TensorParallel
+    from sglang.srt.model_executor.memory_plan import check_fits
     from sglang.srt.model_loader.loader import build_drafter, build_model
 
     meta, tp = torch.device("meta"), TensorParallel(0, args.tp_size)
-    if args.tp_size > 1:
-        build_model(model_config, meta, tp)
+    shells = [build_model(model_config, meta, tp)]
     if args.speculation:
-        build_drafter(DrafterConfig.load(args.speculative_draft_model_path), model_config, meta, tp)
+        drafter = DrafterConfig.load(args.speculative_draft_model_path)
+        shells.append(build_drafter(drafter, model_config, meta, tp))
+    check_fits(args, model_config, shells, tp)
 
 
 def load_runner(args, model_config, tp):

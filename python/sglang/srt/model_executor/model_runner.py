@@ -17,10 +17,10 @@ from sglang.srt.layers.attention.forward_batch import AttentionBackend, ForwardB
 from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.logprobs import PendingLogprobs, token_logprobs
 from sglang.srt.layers.sampler import SamplingState
-from sglang.srt.mem_cache.pool_sizes import pool_sizes
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
 from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import Forwarded, LaunchedStep, output_logprobs
+from sglang.srt.model_executor.memory_plan import free_for_rank, kv_tokens, weight_bytes
 from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
 from sglang.srt.model_executor.step_io import Admission, StepInput
 from sglang.srt.model_executor.step_layout import decode_layout, padding_step, split
@@ -30,7 +30,6 @@ from sglang.srt.ops.products.linear import warm_products
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import ForwardedDrafts, FrozenKVMTP
 from sglang.srt.utils.device_copies import to_host
-from sglang.srt.utils.device_memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +50,7 @@ class ModelRunner:
         check_backend(args.attention_backend, config.kv_layers, config.text.num_heads, config.torch_dtype, self.device)
         set_enabled(args.enable_deterministic_inference)
         start = time.monotonic()
-        free_before = free_memory(self.device)
-        if self.device.type == "cpu":
-            free_before //= tp.size  # they share it
+        free_before = free_for_rank(args)
         speculation, decode_tokens = args.speculation, args.decode_tokens
         self.model = load_model(config, args.load_format, self.device, tp)
         modules = [self.model]
@@ -62,25 +59,14 @@ class ModelRunner:
             modules.append(
                 load_drafter(path, config, self.model, args.load_format, config.torch_dtype, self.device, tp)
             )
-        weights = sum(t.numel() * t.element_size() for m in modules for t in (*m.parameters(), *m.buffers()))
+        weights = weight_bytes(modules)
         logger.info("Weights: %.2f GB loaded in %.1f s", weights / 1e9, time.monotonic() - start)
         if args.enable_deterministic_inference:
             for module in modules:
                 warm_products(module.parameters())
 
         budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
-        self.full_size, self.swa_size = pool_sizes(
-            budget,
-            self.kv_layers,
-            config.torch_dtype.itemsize,
-            config.sliding_window,
-            args.max_running_requests,
-            args.chunked_prefill_size,
-            args.swa_full_tokens_ratio,
-            args.context_length,
-            args.max_total_tokens,
-            decode_tokens,
-        )
+        self.full_size, self.swa_size = kv_tokens(args, config, self.kv_layers, budget)
         self.kv_pool = HybridKVPool(self.kv_layers, self.full_size, self.swa_size, config.torch_dtype, self.device)
         self.kv_bytes = (
             self.full_size * self.kv_pool.full_bytes_per_token + self.swa_size * self.kv_pool.swa_bytes_per_token

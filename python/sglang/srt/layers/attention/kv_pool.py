@@ -1,5 +1,7 @@
 """KV memory on the device: one buffer pair a layer. It knows no owners of slots."""
 
+import math
+import mmap
 from collections.abc import Iterable
 
 import torch
@@ -27,15 +29,20 @@ class KVPool:
     ):
         self.size = size
         shape = (size + page_size, num_kv_heads, head_dim)
-        self.buffers = {
-            layer: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for layer in layers
-        }
+        self.buffers = {layer: (_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for layer in layers}
         self.bytes_per_token = len(self.buffers) * 2 * num_kv_heads * head_dim * dtype.itemsize
 
     def get_kv(self, layer: int) -> tuple[Tensor, Tensor]:
         """K and V buffers of a layer, each [size + page_size, num_kv_heads, head_dim]."""
         return self.buffers[layer]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros. On a host they take memory only where somebody has written: a pool costs what has been used of it."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 class HybridKVPool:
