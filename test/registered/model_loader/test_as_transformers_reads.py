@@ -223,6 +223,7 @@ def test_what_we_do_not_do_is_refused_by_its_name(folders, tmp_path, changes, me
     [
         ({"model_type": "gemma3"}, "model_type must be one of 'gemma4', 'gemma4_unified', got 'gemma3'"),
         ({"text_config": ...}, "field 'text_config' is missing"),
+        ({"is_causal": False}, "is_causal must be one of True, got False"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, r"quantized \(compressed-tensors\)"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights must be null"),
         ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files must be null"),

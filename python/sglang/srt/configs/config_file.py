@@ -72,6 +72,7 @@ def text_part(raw: dict) -> dict:
         if kind in WRAPPERS:
             raise ValueError("config.json: field 'text_config' is missing")
         return raw
+    fields.one_of(raw, "is_causal", True, (True,))
     inside = {"tie_word_embeddings": raw.get("tie_word_embeddings", True)}
     if kind is not None:
         inside["model_type"] = WRAPPERS[fields.one_of(raw, "model_type", None, tuple(WRAPPERS))]
