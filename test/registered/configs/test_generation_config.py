@@ -18,7 +18,7 @@ from sglang.srt.configs.generation_config import (
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.engine_harness import engine, prompts
-from sglang.test.tiny_models import load_oracle, make_tiny_gemma4
+from sglang.test.tiny_models import load_oracle, make_tiny_assistant, make_tiny_gemma4, make_tiny_unified
 
 register_cpu_ci(est_time=12, suite="base-a-test-cpu")
 
@@ -132,6 +132,26 @@ def test_greedy_tokens_are_those_of_transformers(folder, field):
     harness.add("r", prompt, 12, params={"top_k": 1, "stop_token_ids": ends})
     harness.run()
     assert harness.received["r"].ids == want[len(prompt) :]
+
+
+def test_barred_tokens_stay_barred_with_drafts(tmp_path):
+    """The 12B's pair: a drafter may like them, and no token of the answer is one."""
+    target = make_tiny_unified(tmp_path / "target", torch.float32)
+    drafter = make_tiny_assistant(tmp_path / "drafter", "unified", dtype=torch.float32)
+    model, prompt = load_oracle(target, torch.float32), prompts()[4]
+    (plain,) = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None).tolist()
+    barred = list(dict.fromkeys(plain[len(prompt) :]))[:3]
+    write(target, {"suppress_tokens": barred})
+    harness = engine(
+        target, device="cpu", disable_cuda_graph=True, speculative_algorithm="NEXTN",
+        speculative_draft_model_path=str(drafter), speculative_num_steps=3, speculative_eagle_topk=2,
+        speculative_num_draft_tokens=6,
+    )  # fmt: skip
+    harness.add("r", prompt, 12, params={"top_k": 1})
+    harness.run()
+    got = harness.received["r"].ids
+    logits = model(torch.tensor([prompt + got[:-1]])).logits[0, len(prompt) - 1 :]
+    assert got == logits.index_fill(1, torch.tensor(barred), -torch.inf).argmax(-1).tolist()
 
 
 if __name__ == "__main__":

@@ -229,6 +229,8 @@ def without(raw: dict, name: str) -> dict:
         (without(LLAMA, "hidden_size"), "field 'hidden_size' is missing"),
         ({**LLAMA, "hidden_size": "64"}, "hidden_size must be an integer of at least 1, got '64'"),
         ({**LLAMA, "num_hidden_layers": -1}, "num_hidden_layers must be an integer of at least 1, got -1"),
+        ({**LLAMA, "num_hidden_layers": 10**12}, "num_hidden_layers must be at most 4096, got 1000000000000"),
+        (multimodal({**MOE_26B, "num_hidden_layers": 10**12}), "num_hidden_layers must be at most 4096"),
         ({**LLAMA, "num_key_value_heads": 3}, "4 attention heads do not divide among 3 KV heads"),
         ({**LLAMA, "model_type": "mistral"}, "model_type must be one of"),
         ({**LLAMA, "hidden_act": "relu"}, "hidden_act must be one of 'silu', got 'relu'"),

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+MAX_LAYERS = 4096
+
 
 def integer(raw: dict, name: str, default: int | None = None, minimum: int = 1) -> int:
     """An integer field of at least `minimum`; absent or null means `default`, an error if there is none."""
@@ -13,6 +15,14 @@ def integer(raw: dict, name: str, default: int | None = None, minimum: int = 1) 
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"config.json: {name} must be an integer of at least {minimum}, got {value!r}")
     return value
+
+
+def layer_count(raw: dict) -> int:
+    """num_hidden_layers, bounded: what describes each layer is made before any tensor is looked at."""
+    count = integer(raw, "num_hidden_layers")
+    if count > MAX_LAYERS:
+        raise ValueError(f"config.json: num_hidden_layers must be at most {MAX_LAYERS}, got {count}")
+    return count
 
 
 def number(raw: dict, name: str, default: float | None = None) -> float:

@@ -171,7 +171,7 @@ def _ple_size(raw: dict) -> int:
 
 
 def _layers(raw: dict) -> tuple[Gemma4LayerConfig, ...]:
-    count = fields.integer(raw, "num_hidden_layers")
+    count = fields.layer_count(raw)
     every_sixth = tuple(FULL if i % 6 == 5 else SLIDING for i in range(count))
     if raw.get("layer_types") is None:  # transformers reads no pattern for this family
         for name in ("sliding_window_pattern", "_sliding_window_pattern"):

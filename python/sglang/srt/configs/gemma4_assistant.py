@@ -59,7 +59,7 @@ class Gemma4AssistantConfig:
 
 
 def _text(raw: dict) -> Gemma4TextConfig:
-    count = fields.integer(raw, "num_hidden_layers")
+    count = fields.layer_count(raw)
     if fields.integer(raw, "num_kv_shared_layers", 0, minimum=0) not in (0, count):  # 0: left to the class, as all
         raise ValueError(
             f"config.json: a drafter's layers all share KV, but num_kv_shared_layers is "

@@ -64,7 +64,7 @@ class LlamaConfig:
         kv_heads = fields.integer(raw, "num_key_value_heads", QWEN_KV_HEADS if absent else heads)
         if heads % kv_heads:
             raise ValueError(f"config.json: {heads} attention heads do not divide among {kv_heads} KV heads")
-        layers = fields.integer(raw, "num_hidden_layers")
+        layers = fields.layer_count(raw)
         bias = fields.boolean(raw, "attention_bias", False)
         return cls(
             vocab_size=fields.integer(raw, "vocab_size"),
