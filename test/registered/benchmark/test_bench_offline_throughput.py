@@ -16,7 +16,7 @@ from sglang.srt.entrypoints.engine import Engine
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=35, suite="base-a-test-cpu")
+register_cpu_ci(est_time=18, suite="base-a-test-cpu")
 
 IDS = ["--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1"]
 SHORT = [*IDS, "--num-prompts", "5", "--random-input-len", "12", "--random-output-len", "6"]

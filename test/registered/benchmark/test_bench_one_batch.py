@@ -19,7 +19,7 @@ from sglang.srt.utils.trace_table import stage_table
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_models import make_tiny_assistant, make_tiny_gemma4
 
-register_cpu_ci(est_time=55, suite="base-a-test-cpu")
+register_cpu_ci(est_time=28, suite="base-a-test-cpu")
 
 FIGURES = (
     "prefill_latency", "prefill_throughput", "median_decode_latency", "median_decode_throughput", "total_latency",

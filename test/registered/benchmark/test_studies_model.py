@@ -15,7 +15,7 @@ from serving_runs import Commands, RunFailed, Setting, run_one_batch
 from study_tables import batch_figure
 from workloads import OneBatch
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=16, suite="base-a-test-cpu")
 
 MODEL = Path(sglang.__file__).parent / "assets" / "gemma-4-mini-it"
 SMALL = ["--model-path", str(MODEL), "--load-format", "auto", "--repeats", "1", "--num-prompts", "4"]

@@ -15,7 +15,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.paged_harness import PagedHarness
 from sglang.test.tiny_models import make_tiny_gemma4, make_tiny_llama
 
-register_cpu_ci(est_time=55, suite="base-a-test-cpu")
+register_cpu_ci(est_time=24, suite="base-a-test-cpu")
 
 CPU = torch.device("cpu")
 BOUND = 2e-4  # of logits up to 30: float32 sums in another order

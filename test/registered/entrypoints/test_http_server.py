@@ -13,7 +13,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, wait_for
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
 
 FAKE_SERVER = "sglang.test.fake_server"
 TOKENIZER = make_tokenizer()

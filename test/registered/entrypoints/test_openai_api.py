@@ -10,7 +10,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
 
-register_cpu_ci(est_time=12, suite="base-a-test-cpu")
+register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 
 TOKENIZER = make_tokenizer()
 GENERATION_CONFIG = (

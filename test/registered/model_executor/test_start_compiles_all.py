@@ -24,7 +24,7 @@ from sglang.test.engine_harness import load
 from sglang.test.steps import step_of, take_triton
 from sglang.test.tiny_models import VOCAB, make_tiny_gemma4
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=11, suite="base-a-test-cpu")
 
 MOST, MOST_IN_GRAPHS, ROWS = 8192, 512, 64  # tokens of a step, those of one with a graph, requests
 

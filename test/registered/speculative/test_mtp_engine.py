@@ -13,7 +13,7 @@ from sglang.test.engine_harness import DEVICE, engine, prompts
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_models import VOCAB, make_tiny_assistant, make_tiny_gemma4
 
-register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cpu_ci(est_time=46, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)

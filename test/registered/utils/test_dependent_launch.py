@@ -16,7 +16,7 @@ from sglang.srt.utils.dependent_launch import launch_options
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.triton_compile import compile_kernel
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
 register_cuda_ci(est_time=20, stage="base-b", runner_config="1-gpu-large")
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9

@@ -38,7 +38,7 @@ from sglang.srt.ops.products.matmul import instructions_agree
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.paged_harness import PagedHarness
 
-register_cpu_ci(est_time=65, suite="base-a-test-cpu")
+register_cpu_ci(est_time=100, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 ON_GPU = DEVICE == "cuda"

@@ -11,8 +11,8 @@ from sglang.srt.ops.attention.tiles import decode_tile, extend_tile, key_block_t
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import asked, compile_kernel
 
-register_cpu_ci(est_time=110, suite="base-a-test-cpu")
-register_cpu_ci(est_time=110, suite="weekly-test-cpu")
+register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cpu_ci(est_time=80, suite="weekly-test-cpu")
 
 CAPABILITIES = {80: (8, 0), 89: (8, 9), 90: (9, 0), 100: (10, 0)}
 ARCHS = asked(*CAPABILITIES)
@@ -149,7 +149,7 @@ def test_variants_over_key_blocks():
     compile_with(decode_attention._merge_kernel, 90, "bf16", constexprs)
 
 
-@pytest.mark.parametrize("arch", asked(89, 90))
+@pytest.mark.parametrize("arch", asked(89))  # weekly
 @pytest.mark.parametrize("key_block", [0, 256])
 def test_compiles_for_float32(arch, key_block):
     """One tile serves all: the largest heads must fit where shared memory is smallest, on sm_89."""

@@ -14,8 +14,8 @@ from sglang.srt.utils.triton_runtime import INTERPRETED
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import ARCHS, compile_kernel
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
-register_cpu_ci(est_time=20, suite="weekly-test-cpu")
+register_cpu_ci(est_time=9, suite="base-a-test-cpu")
+register_cpu_ci(est_time=13, suite="weekly-test-cpu")
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="this process interprets its kernels")
 

@@ -12,8 +12,8 @@ from sglang.srt.utils.triton_runtime import INTERPRETED
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import SHARED_MEMORY, asked, compile_kernel, float32_ops, half_roundings
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
-register_cpu_ci(est_time=20, suite="weekly-test-cpu")
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+register_cpu_ci(est_time=23, suite="weekly-test-cpu")
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="this process interprets its kernels")
 

@@ -14,8 +14,8 @@ from sglang.srt.ops.norms.rope import _rope_kernel
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import ARCHS, compile_kernel, float32_ops, half_roundings
 
-register_cpu_ci(est_time=60, suite="base-a-test-cpu")
-register_cpu_ci(est_time=60, suite="weekly-test-cpu")
+register_cpu_ci(est_time=24, suite="base-a-test-cpu")
+register_cpu_ci(est_time=40, suite="weekly-test-cpu")
 
 DTYPES = ["bf16", "fp16"]
 

@@ -15,8 +15,8 @@ from sglang.srt.utils.triton_runtime import INTERPRETED
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import ARCHS, compile_kernel
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
-register_cpu_ci(est_time=40, suite="weekly-test-cpu")
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
+register_cpu_ci(est_time=9, suite="weekly-test-cpu")
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="this process interprets its kernels")
 
