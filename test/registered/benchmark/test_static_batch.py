@@ -10,7 +10,7 @@ from sglang.srt.managers.kv_manager import KVManager
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import ContextWorker, expected_output
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 VOCAB, ROWS, MAX_LEN = 1000, 4, 64
 

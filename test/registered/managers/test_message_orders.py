@@ -35,7 +35,7 @@ from sglang.test.fake_worker import expected_output
 from sglang.test.scheduler_harness import Harness
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=7, suite="unit-test-cpu")
 
 MAX_LEN, ROWS, MAX_QUEUED = 64, 3, 4
 NAMES = ("a", "a-0", "b")  # few, so that they come again, and one that n > 1 makes too

@@ -17,7 +17,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import expected_output
 from sglang.test.scheduler_harness import VOCAB, Harness, feed_sharing_requests, prompt_of
 
-register_cpu_ci(est_time=30, suite="unit-test-cpu")
+register_cpu_ci(est_time=8, suite="unit-test-cpu")
 
 
 def check(h: Harness, rid: str, prompt: list[int], count: int) -> None:

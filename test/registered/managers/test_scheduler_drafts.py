@@ -10,7 +10,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import expected_output
 from sglang.test.scheduler_harness import VOCAB, Harness, feed_sharing_requests, prompt_of
 
-register_cpu_ci(est_time=10, suite="unit-test-cpu")
+register_cpu_ci(est_time=4, suite="unit-test-cpu")
 
 
 def make(**settings) -> Harness:

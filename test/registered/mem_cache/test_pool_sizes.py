@@ -8,7 +8,7 @@ import pytest
 from sglang.srt.mem_cache.pool_sizes import pool_sizes
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=5, suite="unit-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 class Layer(NamedTuple):

@@ -14,7 +14,7 @@ from sglang.srt.parser.gemma4 import MARKS, Gemma4Parser, split_marks
 from sglang.srt.parser.gemma4_arguments import MAX_DEPTH
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=4, suite="unit-test-cpu")
 
 OUTPUTS = json.loads((Path(__file__).parent / "gemma4_outputs.json").read_text(encoding="utf-8"))
 Q = '<|"|>'

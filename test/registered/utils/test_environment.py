@@ -12,7 +12,7 @@ import sglang
 from sglang.srt.utils.environment import READ, is_on, unread, warn_of_unread
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 def test_the_list_is_that_of_the_sources():

@@ -9,7 +9,7 @@ import pytest
 from sglang.srt.utils.heartbeat import Heartbeat, Silence
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=2, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
 def test_beats_of_another_process_are_seen(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from sglang.srt.utils import host
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=3, suite="base-a-test-cpu")
+register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 NO_LIMIT_V1 = 9223372036854771712
 

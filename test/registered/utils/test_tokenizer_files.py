@@ -12,7 +12,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=4, suite="unit-test-cpu")
 
 TEXTS = [
     "",
