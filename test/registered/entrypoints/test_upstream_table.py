@@ -15,7 +15,7 @@ from sglang.srt.managers.generation import RequestError
 from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, MAX_NEW_TOKENS, SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+register_cpu_ci(est_time=3, suite="unit-test-cpu")
 
 DOC = Path(sglang.__file__).parents[2] / "docs" / "upstream.md"
 ROWS = [re.split(r"\s*\|\s*", line)[1:-1] for line in DOC.read_text().splitlines() if line.startswith("|")][2:]
