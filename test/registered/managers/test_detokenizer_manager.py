@@ -201,10 +201,10 @@ class Harness:
         self.settings: dict[int, TextSettings] = {}
         self.manager = DetokenizerManager(tokenizer, self.http.append, self.scheduler.append)
 
-    def setup(self, **params) -> int:
+    def setup(self, mark_ids: list[int] | None = None, **params) -> int:
         """A new request, whose settings come with its first output; its serial."""
         self.serial += 1
-        self.settings[self.serial] = TextSettings(SamplingParams(**params))
+        self.settings[self.serial] = TextSettings(SamplingParams(**params), mark_ids=mark_ids or [])
         return self.serial
 
     def output(self, ids: list[int], finish: FinishReason | None = None, serial: int = 0, **fields) -> TokenOutput:
@@ -277,6 +277,38 @@ def test_held_text_comes_out_at_the_end(harness):
     assert [o.text_delta for o in harness.text("xEN")] == ["x"]
     (out,) = harness.tokens([], LENGTH)
     assert (out.text_delta, out.finish) == ("EN", LENGTH)
+
+
+@pytest.mark.parametrize("sizes", [[], [1] * 20, [3, 1, 4], [2, 5]])
+@pytest.mark.parametrize(
+    ("params", "want", "where"),
+    [
+        ({}, "aENb€ turn", [(0, "turn"), (2, "end"), (5, "turn")]),
+        ({"stop": ["ENDE"]}, "aENb€ turn", [(0, "turn"), (2, "end"), (5, "turn")]),
+        ({"stop": ["b€"]}, "aEN", [(0, "turn"), (2, "end")]),
+        ({"stop": ["EN"]}, "a", [(0, "turn")]),  # across a mark, which is cut off with it
+        ({"skip_special_tokens": False}, "aENb€ turn", [(0, "turn"), (2, "end"), (5, "turn")]),
+    ],
+)
+def test_marks_travel_beside_the_text(harness, sizes, params, want, where):
+    """A special token's place, however the stream is cut and whatever is held back for a stop string; text that looks
+    like one is text."""
+    turn, end = (harness.tokenizer.encode(t, False)[0] for t in ("<|turn>", "<turn|>"))
+    ids = [turn, *harness.tokenizer.encode("aE", False), end, *harness.tokenizer.encode("Nb€", False), turn]
+    ids += harness.tokenizer.encode(" turn", False)
+    harness.setup(mark_ids=[turn, end], **params)
+    text, marks, at = "", [], 0
+    for size in [*sizes, len(ids)]:
+        for out in harness.tokens(ids[at : at + size], LENGTH if at + size >= len(ids) else None):
+            marks += [(len(text) + place, token_id) for place, token_id in out.marks]
+            text += out.text_delta
+            if out.finish:
+                break
+        at += size
+        if at >= len(ids):
+            break
+    assert text == want
+    assert marks == [(place, turn if kind == "turn" else end) for place, kind in where]
 
 
 @pytest.mark.parametrize("chunk", [1, 100])

@@ -33,7 +33,11 @@ class RequestText:
         self.params = params = settings.params
         self.stopped = False
         self.num_tokens = 0
-        self._decoder = tokenizer and IncrementalText(tokenizer, settings.prompt_tail, params.skip_special_tokens)
+        marks = frozenset(settings.mark_ids)
+        self._decoder = tokenizer and IncrementalText(
+            tokenizer, settings.prompt_tail, params.skip_special_tokens, marks
+        )
+        self._shown = 0  # characters handed out so far
         specials = tokenizer.special_ids_of(params.stop) if tokenizer else []
         # Stop strings that are special tokens, which the scheduler stops at.
         self._special_stops = {token_id: tokenizer.token_text(token_id) for token_id in specials}
@@ -52,15 +56,22 @@ class RequestText:
         if self._matcher is None:
             self.num_tokens += len(out.new_ids)
             text = self._decoder.push(ids)
-            return _text_output(out, text + self._decoder.flush() if final else text)
+            return self._output(out, text + self._decoder.flush() if final else text)
         found = self._push_matching(ids, final)
         if found is None:
             self.num_tokens += len(out.new_ids) - len(ids)
-            return _text_output(out, self._matcher.take(final))
+            return self._output(out, self._matcher.take(final))
         match, used = found
         self.stopped = True
         text = self._matcher.take_until(match.end if self.params.no_stop_trim else match.start)
-        return _stopped_output(out, text, used, match)
+        return _cut(self._output(out, text), used, match)
+
+    def _output(self, out: TokenOutput, text: str) -> TextOutput:
+        """With the marks that stand in this text; what is held back keeps its own."""
+        result = _text_output(out, text)
+        start, self._shown = self._shown, self._shown + len(text)
+        result.marks = [(at - start, token_id) for at, token_id in self._decoder.take_marks(self._shown)]
+        return result
 
     def _push_matching(self, ids: list[int], final: bool) -> tuple[StopMatch, int] | None:
         """Add the tokens' text; the first match and how many of the tokens it took, None without one."""
@@ -94,12 +105,11 @@ def _text_output(out: TokenOutput, text: str) -> TextOutput:
     )
 
 
-def _stopped_output(out: TokenOutput, text: str, used: int, match: StopMatch) -> TextOutput:
+def _cut(result: TextOutput, used: int, match: StopMatch) -> TextOutput:
     """The final output of a request whose first `used` new tokens completed a stop string."""
-    result = _text_output(out, text)
-    result.new_ids = out.new_ids[:used]
+    result.new_ids = result.new_ids[:used]
     result.finish = FinishReason("stop", matched=match.matched)
-    if lp := out.output_logprobs:
+    if lp := result.output_logprobs:
         result.output_logprobs = Logprobs(
             lp.values[:used], lp.ids[:used], lp.top and lp.top[:used], lp.selected and lp.selected[:used]
         )

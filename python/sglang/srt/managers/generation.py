@@ -4,7 +4,7 @@ one client call). No sockets, no JSON."""
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sglang.srt.managers.io_struct import FinishReason, Logprobs, RequestReport, TextOutput
@@ -40,6 +40,7 @@ class Prompt:
     token_ids_logprob: list[int] | None = None
     extra_key: str | None = None
     add_special_tokens: bool = True  # chat templates write them out themselves
+    mark_ids: list[int] = field(default_factory=list)  # special tokens told of in Generation.marks
     log_metrics: bool = True  # False: the observer does not hear of it
 
     @property
@@ -91,6 +92,7 @@ class Generation:
         self.updated = 0.0  # when the latest output came, 0 before the first
         self.ended = 0.0
         self.text = ""
+        self.marks: list[tuple[int, int]] = []  # (characters of `text` before it, token id), of the prompt's mark_ids
         self.output_ids: list[int] = []
         self.output_logprobs = Logprobs([], [])
         self.input_logprobs: Logprobs | None = None
@@ -112,6 +114,7 @@ class Generation:
         if self.observer is not None:
             self.observer.on_output(self, out, now)
         self.updated = now
+        self.marks += [(len(self.text) + at, token_id) for at, token_id in out.marks]
         self.text += out.text_delta
         self.output_ids += out.new_ids
         self.report = out.report

@@ -60,6 +60,7 @@ class TokenizedGenerateReq(Message):
     top_logprobs_num: int = 0
     token_ids_logprob: list[int] | None = None
     extra_key: str | None = None  # prefixes are shared only between requests with equal keys
+    mark_ids: list[int] = []  # special tokens that have no text and are told of by themselves
     created: float = 0.0
 
 
@@ -137,6 +138,7 @@ class TextSettings(msgspec.Struct, array_like=True, omit_defaults=True):
 
     params: SamplingParams
     prompt_tail: list[int] = []  # last prompt ids, so that the first output token is spaced as in its context
+    mark_ids: list[int] = []
 
 
 class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -191,6 +193,7 @@ class TextOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     report: RequestReport = msgspec.field(default_factory=RequestReport)
     output_logprobs: Logprobs | None = None
     input_logprobs: Logprobs | None = None
+    marks: list[tuple[int, int]] = []  # (characters of text_delta before it, token id) of the request's mark_ids
 
 
 class BatchTextOutput(Message):

@@ -120,13 +120,16 @@ class Req:
             new_ids,
             finish=self.finish,
             report=msgspec.structs.replace(self.report),
-            text=None if self.announced else TextSettings(self.params, self.msg.input_ids[-PROMPT_TAIL:]),
+            text=None if self.announced else self._text_settings(),
             output_logprobs=self.take_output_logprobs(new_ids),
             input_logprobs=None if aborted else self.take_prompt_logprobs(),
         )
         self.sent = len(self.output_ids)
         self.announced = True
         return output
+
+    def _text_settings(self) -> TextSettings:
+        return TextSettings(self.params, self.msg.input_ids[-PROMPT_TAIL:], self.msg.mark_ids)
 
     def take_prompt_logprobs(self) -> Logprobs | None:
         """The prompt's log-probabilities, once; entry 0 has no value when it is the first token of all."""

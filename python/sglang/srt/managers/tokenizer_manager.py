@@ -159,6 +159,7 @@ class TokenizerManager:
                 top_logprobs_num=prompt.top_logprobs_num,
                 token_ids_logprob=prompt.token_ids_logprob,
                 extra_key=prompt.extra_key,
+                mark_ids=prompt.mark_ids,
                 created=generation.created,
             )
         )
