@@ -37,6 +37,7 @@ MAX_CANDIDATES = 8  # shown of the flags that a beginning could mean
 MODEL = "model and tokenizer"
 HTTP = "HTTP server"
 CHAT = "chat and sampling defaults"
+PARSERS = ("gemma4", "none")
 MEMORY = "memory and batching"
 CACHE = "prefix cache"
 KERNELS = "device and kernels"
@@ -203,6 +204,18 @@ class ServerArgs:
         group=CHAT,
         choices=("model", "openai"),
         metavar="SOURCE",
+    )
+    tool_call_parser: str | None = arg(
+        None,
+        help="What reads tool calls out of the model's output (auto: gemma4 if the tokenizer has its marks).",
+        group=CHAT,
+        choices=PARSERS,
+    )
+    reasoning_parser: str | None = arg(
+        None,
+        help="What tells the model's thoughts from its answer (auto: gemma4 if the tokenizer has its marks).",
+        group=CHAT,
+        choices=PARSERS,
     )
     preferred_sampling_params: dict | None = arg(
         None,
@@ -399,8 +412,11 @@ class ServerArgs:
         if self.nnodes > 1 and self.dist_init_addr is None:
             yield f"--nnodes {self.nnodes} needs --dist-init-addr HOST:PORT, the same on every node"
         if self.skip_tokenizer_init:
-            for name in ("tokenizer_path", "chat_template", "default_chat_template_kwargs"):
-                if getattr(self, name) is not None:
+            for name in (
+                "tokenizer_path", "chat_template", "default_chat_template_kwargs", "tool_call_parser",
+                "reasoning_parser",
+            ):  # fmt: skip
+                if getattr(self, name) not in (None, "none"):
                     yield (
                         f"--{name.replace('_', '-')} contradicts --skip-tokenizer-init, "
                         "which loads no tokenizer; drop one of them"

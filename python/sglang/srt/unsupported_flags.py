@@ -16,7 +16,7 @@ _GRAPHS = (
 _NO_LORA = "is not supported: LoRA adapters are not served; leave it out"
 _NO_HICACHE = "is not supported: the KV cache has no host tier; leave it out"
 _NO_DISAGG = "is not supported: prefill and decode run in one server; leave it out"
-_NO_PARSER = "is not supported yet: replies are plain text; leave it out"
+_NO_PARSER = "is not supported yet: tools are the client's to run; leave it out"
 _LOCAL = "is not supported: models are local folders; download the checkpoint first and give its path"
 _SAFETENSORS = "is not supported: weights are read from safetensors as they are; leave it out"
 
@@ -40,7 +40,7 @@ _BY_REASON: dict[str, str] = {
         custom_weight_loader fp8_gemm_backend fp4_gemm_backend
         enable_single_batch_overlap enable_p2p_check rl_on_policy_target numa_node
     """,
-    _NO_PARSER: "reasoning_parser tool_call_parser tool_server",
+    _NO_PARSER: "tool_server",
     _ONE_GPU: """
         pp_size pipeline_parallel_size pp dp_size data_parallel_size dp ep_size expert_parallel_size ep
         dist_timeout nccl_port base_gpu_id gpu_id_step enable_dp_attention attn_dp_size

@@ -97,7 +97,7 @@ class FakeScheduler:
         req.sent = len(req.made)
         if finish is not None:
             del self.running[req.msg.serial]
-        text = None if req.announced else TextSettings(req.params, prompt[-8:])
+        text = None if req.announced else TextSettings(req.params, prompt[-8:], req.msg.mark_ids)
         req.announced = True
         report = RequestReport(req.custom.get("cached_tokens", 0), queue_time=req.custom.get("queue_time", 0.0))
         return TokenOutput(req.msg.serial, ids, finish, report, text, output_logprobs, input_logprobs)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sglang
 from sglang.assets import shipped_model_path
-from sglang.srt.entrypoints.openai.chat_prompt import chat_prompt
+from sglang.srt.entrypoints.chat_prompt import chat_prompt
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate

@@ -8,10 +8,9 @@ import time
 import psutil
 import pytest
 
-from sglang.srt.entrypoints.openai import chat_worker
-from sglang.srt.entrypoints.openai.chat_prompt import chat_prompt
-from sglang.srt.entrypoints.openai.chat_worker import INLINE_BYTES, INLINE_MESSAGES, KEPT_BYTES, ChatWriter
-from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+from sglang.srt.entrypoints import chat_worker
+from sglang.srt.entrypoints.chat_prompt import Turn, chat_prompt
+from sglang.srt.entrypoints.chat_worker import INLINE_BYTES, INLINE_MESSAGES, KEPT_BYTES, ChatWriter
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
 from sglang.test.ci.ci_register import register_cpu_ci
@@ -34,9 +33,9 @@ LOOKS_AHEAD = """
 """
 
 
-def chat(count: int, text: str = "hi", **fields) -> ChatCompletionRequest:
+def chat(count: int, text: str = "hi", **fields) -> Turn:
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i in range(count)]
-    return ChatCompletionRequest(messages=messages, **fields)
+    return Turn(messages=messages, **fields)
 
 
 TEMPLATE = ChatTemplate(LOOKS_AHEAD, {"bos_token": "<bos>"})
@@ -113,7 +112,7 @@ def test_a_chat_that_takes_too_long_is_refused_and_the_process_goes_on():
     ("body", "says"),
     [
         (chat(999), "the chat template refuses these messages: .*messages.* has no element 2000|refuses"),
-        (ChatCompletionRequest(messages=[{"role": "me" * 10_000, "content": "x"}]), r"messages\[0\].role"),
+        (Turn(messages=[{"role": "me" * 10_000, "content": "x"}]), r"messages\[0\].role"),
         (chat(40, chat_template_kwargs={"tools": []}), "chat_template_kwargs must not hold 'tools'"),
     ],
 )
@@ -134,8 +133,8 @@ def test_deep_but_legal_json_is_written_or_refused(depth):
 
     async def work(writer):
         for body in (
-            ChatCompletionRequest(messages=messages, tools=[deep]),
-            ChatCompletionRequest(messages=messages, tools=[deep, {"pad": "x" * INLINE_BYTES}]),
+            Turn(messages=messages, tools=[deep]),
+            Turn(messages=messages, tools=[deep, {"pad": "x" * INLINE_BYTES}]),
         ):
             try:
                 assert await writer.prompt(body)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 import sglang
-from sglang.srt.entrypoints.openai.chat_worker import ChatWriter
+from sglang.srt.entrypoints.chat_worker import ChatWriter
+from sglang.srt.entrypoints.conversation import Conversation
 from sglang.srt.managers.generation import Prompt, RequestError
 from sglang.srt.managers.io_struct import Message, SchedulerReady, ToHttp
 from sglang.srt.managers.process_supervisor import (
@@ -21,6 +22,7 @@ from sglang.srt.managers.process_supervisor import (
 from sglang.srt.managers.server_info import ServerInfo
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.metrics.server_metrics import ServerMetrics
+from sglang.srt.parser.gemma4 import Gemma4Format
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.chat_template import load_renderer
@@ -51,6 +53,7 @@ class Backend:
         self.tokenizer: Tokenizer | None = None  # set by start_processes()
         self.manager: TokenizerManager | None = None  # set by connect()
         self.chat_writer: ChatWriter | None = None  # set by connect(), where the tokenizer has a chat template
+        self.conversation: Conversation | None = None  # set by connect()
         self.metrics: ServerMetrics | None = None  # set by connect(), with --enable-metrics
         self.scheduler_info: dict = {}  # all that the scheduler said of itself
         self.startup_seconds = 0.0
@@ -64,6 +67,7 @@ class Backend:
         self._probe: asyncio.Task[str] | None = None  # the last one
         self._supervisor: ProcessSupervisor | None = None
         self._begun = time.monotonic()
+        self._format: Gemma4Format | None = None
 
     def start_processes(self) -> None:
         """Start the processes. Raises ValueError for a model folder or tokenizer that cannot be used."""
@@ -76,6 +80,7 @@ class Backend:
         supervisor.start_ranks(self._scheduler_module, args)  # first: it takes longest
         if not args.skip_tokenizer_init:
             self.tokenizer = self._load_tokenizer(folder)
+            self._format = self._find_format()
         supervisor.start("detokenizer", DETOKENIZER_MODULE, args.to_dict())
 
         def path(name: str) -> str:
@@ -98,6 +103,17 @@ class Backend:
                 ModelConfig.load(folder, self.args.json_model_override_args)
             raise
 
+    def _find_format(self) -> Gemma4Format | None:
+        """How calls and thoughts are marked in the output. Raises ValueError where a parser is asked for that has no
+        marks to go by."""
+        found = Gemma4Format.of(self.tokenizer)
+        if found is None:
+            for name in ("tool_call_parser", "reasoning_parser"):
+                if getattr(self.args, name) == Gemma4Format.NAME:
+                    flag = f"--{name.replace('_', '-')} {Gemma4Format.NAME}"
+                    raise ValueError(f"{flag}: this tokenizer lacks the special tokens that it reads; leave it out")
+        return found
+
     async def connect(self) -> None:
         """Wait until the scheduler is ready. Raises ChildDied when a process ends instead."""
         self._loop = asyncio.get_running_loop()
@@ -113,6 +129,7 @@ class Backend:
         if self.tokenizer is not None and self.tokenizer.chat_template is not None:
             self.chat_writer = ChatWriter(self.tokenizer.chat_template, self.args.default_chat_template_kwargs or {})
         self.manager = TokenizerManager(self.args, info, self.tokenizer, self._to_scheduler.send, self.metrics)
+        self.conversation = Conversation(self.manager, self.chat_writer, self._format)
 
     def _starting(self, messages: list[Message]) -> None:
         if self.manager is not None:
@@ -212,8 +229,8 @@ class Backend:
             "preferred_sampling_params": info.preferred_sampling_params,
             "weight_version": "default",
             "load_format": info.load_format,
-            "reasoning_parser": None,
-            "tool_call_parser": None,
+            "reasoning_parser": self._format.NAME if self.conversation.reads_thoughts else None,
+            "tool_call_parser": self._format.NAME if self.conversation.reads_calls else None,
             "disaggregation_mode": "null",
             "has_image_understanding": False,
             "has_audio_understanding": False,

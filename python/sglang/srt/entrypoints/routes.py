@@ -89,7 +89,7 @@ def add_generation_routes(app: FastAPI, backend: Backend) -> None:
 
     add("/generate", GenerateRequest, lambda: GenerateApi(backend.manager), ["POST", "PUT"])
     add("/v1/completions", CompletionRequest, lambda: CompletionsApi(backend.manager), ["POST"])
-    add("/v1/chat/completions", ChatCompletionRequest, lambda: ChatApi(backend.manager, backend.chat_writer), ["POST"])
+    add("/v1/chat/completions", ChatCompletionRequest, lambda: ChatApi(backend.conversation), ["POST"])
 
 
 def add_information_routes(app: FastAPI, backend: Backend) -> None:
@@ -190,7 +190,7 @@ def add_tokenizer_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
-        chats = ChatApi(backend.manager, backend.chat_writer)
+        chats = ChatApi(backend.conversation)
         return await reply_unless_gone(request, tokenize_answer(body, backend.manager, chats))
 
     @app.post("/detokenize")

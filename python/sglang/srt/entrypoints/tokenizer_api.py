@@ -37,7 +37,7 @@ async def tokenize_answer(body: TokenizeRequest, manager: TokenizerManager, chat
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("exactly one of prompt and messages must be given", param="prompt")
     is_chat = body.messages is not None
-    prompt = (await chats.prompt(body.chat())).text if is_chat else body.prompt
+    prompt = await chats.render(body.chat()) if is_chat else body.prompt
     single = isinstance(prompt, str)
     texts = [prompt] if single else prompt
     _check_count("prompt", len(texts), MAX_LISTS, "texts")

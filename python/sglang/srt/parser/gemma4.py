@@ -14,11 +14,13 @@ from collections.abc import Iterable, Iterator
 
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Mark, Piece, Text, Thought
 from sglang.srt.parser.gemma4_arguments import END, QUOTE, ArgumentReader, Item
+from sglang.srt.utils.tokenizer import Tokenizer
 
 CALL, CALL_END = Mark("<|tool_call>"), Mark("<tool_call|>")
 CHANNEL, CHANNEL_END = Mark("<|channel>"), Mark("<channel|>")
 STRING = Mark('<|"|>')
-ENDS = {Mark("<|tool_response>"), Mark("<turn|>"), Mark("<|turn>"), Mark("<eos>")}
+RESULT = Mark("<|tool_response>")
+ENDS = {RESULT, Mark("<tool_response|>"), Mark("<turn|>"), Mark("<|turn>"), Mark("<eos>")}
 MARKS = {CALL, CALL_END, CHANNEL, CHANNEL_END, STRING, *ENDS}
 
 LABEL = "thought\n"
@@ -163,6 +165,63 @@ def _name(head: str) -> str | None:
     """The function's name in what stands before the brace, None if there is none."""
     name = head.strip().removeprefix("call").strip().removeprefix(":").strip()
     return name if NAME.fullmatch(name) else None
+
+
+class Gemma4Format:
+    """Gemma 4's marks as the ids of a tokenizer."""
+
+    NAME = "gemma4"
+
+    def __init__(self, ids: dict[Mark, int]):
+        self._ids = ids
+        self._marks = {token_id: mark for mark, token_id in ids.items()}
+        self.mark_ids = sorted(self._marks)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Gemma4Format | None":
+        """None for a tokenizer that lacks one of the marks."""
+        known = tokenizer.special_by_text
+        if not all(mark.text in known for mark in MARKS):
+            return None
+        return cls({mark: known[mark.text] for mark in MARKS})
+
+    def ends_of_calls(self, parallel: bool) -> list[int]:
+        """Tokens that end a turn with calls: one waits for results, and without `parallel` one call is enough."""
+        return [self._ids[RESULT]] if parallel else [self._ids[RESULT], self._ids[CALL_END]]
+
+    def pieces(self, text: str, marks: list[tuple[int, int]]) -> list[Piece]:
+        """Text and what stands in it: (characters before, token id)."""
+        pieces: list[Piece] = []
+        at = 0
+        for place, token_id in marks:
+            pieces += [text[at:place], self._marks[token_id]]
+            at = place
+        return [*pieces, text[at:]]
+
+    def parser(self, prompt_ids: list[int], calls: bool = True, thoughts: bool = True) -> "Gemma4Parser":
+        return Gemma4Parser(self._ends_in_thought(prompt_ids), calls, thoughts)
+
+    def count_thought_tokens(self, prompt_ids: list[int], output_ids: list[int]) -> int:
+        """Output tokens inside of thoughts, their marks included."""
+        count, inside = 0, self._ends_in_thought(prompt_ids)
+        begin, end = self._ids[CHANNEL], {self._ids[mark] for mark in (CHANNEL_END, CALL, *ENDS)}
+        for token_id in output_ids:
+            if token_id == begin:
+                inside = True
+            elif token_id in end:
+                count += inside and token_id == self._ids[CHANNEL_END]
+                inside = False
+            count += inside
+        return count
+
+    def _ends_in_thought(self, ids: list[int]) -> bool:
+        closing = {self._ids[mark] for mark in (CHANNEL_END, CALL, CALL_END, *ENDS)}
+        for token_id in reversed(ids):
+            if token_id == self._ids[CHANNEL]:
+                return True
+            if token_id in closing:
+                return False
+        return False
 
 
 def split_marks(text: str) -> list[Piece]:

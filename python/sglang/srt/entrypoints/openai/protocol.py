@@ -112,10 +112,9 @@ class ChatCompletionRequest(
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     reasoning_effort: str | None = None
-    # Parsing of thoughts is not served, so there is nothing these could separate or stream.
-    separate_reasoning: Any = None
-    stream_reasoning: Any = None
-    parallel_tool_calls: Any = None  # concerns parsed calls, which there are none of
+    separate_reasoning: bool | None = None  # false: thoughts stay in the content
+    stream_reasoning: bool | None = None  # false: a thought comes whole, when it has ended
+    parallel_tool_calls: bool | None = None  # false: one call a turn
     modalities: list[str] | None = None
 
 
@@ -172,10 +171,11 @@ def usage(generations: list[Generation], cache_report: bool) -> dict:
     return report
 
 
-def finish_fields(g: Generation) -> dict:
+def finish_fields(g: Generation, reason: str | None = None) -> dict:
+    """`reason` None: the generation's own."""
     if g.finish is None:
         return {"finish_reason": None, "matched_stop": None}
-    return {"finish_reason": g.finish.type, "matched_stop": g.finish.matched}
+    return {"finish_reason": reason or g.finish.type, "matched_stop": g.finish.matched}
 
 
 def model_name(body: CommonFields, manager: TokenizerManager) -> str:

@@ -5,7 +5,8 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from sglang.srt.entrypoints.openai.chat_worker import ChatWriter
+from sglang.srt.entrypoints.chat_prompt import Turn
+from sglang.srt.entrypoints.conversation import Answer, Conversation, Message
 from sglang.srt.entrypoints.openai.protocol import (
     MAX_TOP_LOGPROBS,
     ChatCompletionRequest,
@@ -18,63 +19,81 @@ from sglang.srt.entrypoints.openai.protocol import (
 )
 from sglang.srt.entrypoints.replies import Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
-from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.parser.events import CallArguments, CallStart, Event, Text, Thought
 
 
 class ChatApi:
-    """`writer` None: the tokenizer has no chat template."""
-
-    def __init__(self, manager: TokenizerManager, writer: ChatWriter | None):
-        self._manager = manager
-        self._writer = writer
+    def __init__(self, conversation: Conversation):
+        self._conversation = conversation
+        self._manager = conversation.manager
 
     async def answer(self, body: ChatCompletionRequest) -> dict:
-        prompt = await self.prompt(body)
+        turn, prompt = self.turn(body), self._prompt(body)
         head = self._head(body, prompt, "chat.completion")
-        async with self._manager.generate([prompt]) as group:
-            generations = await group.all()
+        async with self._start(body, turn, prompt) as group:
+            answers = await group.all()
         choices = [
             {
-                "index": g.index,
-                "message": {"role": "assistant", "content": g.text, "reasoning_content": None, "tool_calls": None},
-                "logprobs": await self._logprobs(g, 0, len(g.output_ids)),
-                **finish_fields(g),
+                "index": a.generation.index,
+                "message": _message(a.message()),
+                "logprobs": await self._logprobs(a.generation, 0, len(a.generation.output_ids)),
+                **finish_fields(a.generation, a.finish_reason),
             }
-            for g in generations
+            for a in answers
         ]
-        return {**head, "choices": choices, "usage": usage(generations, self._manager.args.enable_cache_report)}
+        return {**head, "choices": choices, "usage": self._usage(answers)}
 
     async def events(self, body: ChatCompletionRequest) -> AsyncGenerator[bytes, None]:
-        prompt = await self.prompt(body)
+        turn, prompt = self.turn(body), self._prompt(body)
         head = self._head(body, prompt, "chat.completion.chunk")
         options = body.stream_options
-        report = self._manager.args.enable_cache_report
-        sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
+        whole_thoughts = body.stream_reasoning is False
+        sent: dict[int, int] = {}  # index -> tokens
+        thoughts: dict[int, str] = {}  # that wait for their end
 
-        def chunk(g: Generation, delta: dict, logprobs: dict | None = None, finish: dict | None = None) -> bytes:
+        def chunk(a: Answer, delta: dict, logprobs: dict | None = None, finish: dict | None = None) -> bytes:
             # Clients of reasoning models read the thought in every delta, null or not.
-            choice = {"index": g.index, "delta": {**delta, "reasoning_content": None}, "logprobs": logprobs}
+            choice = {"index": a.generation.index, "delta": {"reasoning_content": None} | delta, "logprobs": logprobs}
             value = {**head, "choices": [choice | (finish or {"finish_reason": None, "matched_stop": None})]}
             if options and options.continuous_usage_stats and "role" not in delta:
-                value["usage"] = usage([g], report)
+                value["usage"] = self._usage([a])
             return event(value)
 
-        async with self._manager.generate([prompt]) as group:
-            async for generations in group.news():
-                for g in generations:
+        async with self._start(body, turn, prompt) as group:
+            async for answers in group.news():
+                for a in answers:
+                    g = a.generation
                     if g.index not in sent:
-                        sent[g.index] = (0, 0)
-                        yield chunk(g, {"role": "assistant", "content": ""})
-                    chars, tokens = sent[g.index]
-                    text, end, finish = g.text[chars:], len(g.output_ids), finish_fields(g)  # of this moment
-                    sent[g.index] = (chars + len(text), end)
+                        sent[g.index] = 0
+                        yield chunk(a, {"role": "assistant", "content": ""})
+                    news, end = a.news(), len(g.output_ids)  # of this moment, as is the next line
+                    finish = finish_fields(g, a.finish_reason)
+                    if whole_thoughts:
+                        news = _hold_thoughts(news, g.index, thoughts, ended=finish["finish_reason"] is not None)
+                    deltas = [delta for e in news if (delta := _delta(e)) is not None]
+                    tokens, sent[g.index] = sent[g.index], end
                     logprobs = await self._logprobs(g, tokens, end) if end > tokens else None
-                    if text or logprobs is not None:
-                        yield chunk(g, {"content": text}, logprobs)
+                    if logprobs is not None and not deltas:
+                        deltas = [{"content": ""}]
+                    for delta in deltas:
+                        yield chunk(a, delta, logprobs)
+                        logprobs = None
                     if finish["finish_reason"] is not None:
-                        yield chunk(g, {}, finish=finish)
+                        yield chunk(a, {}, finish=finish)
             if options and options.include_usage:
-                yield event({**head, "choices": [], "usage": usage(group.generations, report)})
+                yield event({**head, "choices": [], "usage": self._usage(group.answers)})
+
+    def _start(self, body: ChatCompletionRequest, turn: Turn, prompt: Prompt):
+        return self._conversation.start(
+            turn,
+            prompt,
+            thoughts=body.separate_reasoning is not False,
+            parallel_calls=body.parallel_tool_calls is not False,
+        )
+
+    def _usage(self, answers: list[Answer]) -> dict:
+        report = usage([a.generation for a in answers], self._manager.args.enable_cache_report)
+        return report | {"reasoning_tokens": sum(a.thought_tokens for a in answers)}
 
     def _head(self, body: ChatCompletionRequest, prompt: Prompt, kind: str) -> dict:
         return {
@@ -84,13 +103,21 @@ class ChatApi:
             "model": model_name(body, self._manager),
         }
 
-    async def prompt(self, body: ChatCompletionRequest) -> Prompt:
-        """What the model gets. Raises RequestError."""
+    def turn(self, body: ChatCompletionRequest) -> Turn:
+        """What is asked; raises RequestError for what is not served."""
         check_common(body)
         if body.modalities not in (None, ["text"]):
             raise RequestError('modalities: only ["text"] is supported', param="modalities")
         if body.tool_choice not in (None, "auto", "none"):
             raise RequestError('tool_choice: only "auto" and "none" are supported so far', param="tool_choice")
+        return Turn(**{name: getattr(body, name) for name in Turn.__struct_fields__})
+
+    async def render(self, body: ChatCompletionRequest) -> str:
+        """The prompt's text. Raises RequestError."""
+        return await self._conversation.render(self.turn(body))
+
+    def _prompt(self, body: ChatCompletionRequest) -> Prompt:
+        """All but its text."""
         if body.top_logprobs is not None and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MAX_TOP_LOGPROBS:
@@ -106,21 +133,12 @@ class ChatApi:
         )
         return Prompt(
             params,
-            text=await self._render(body),
             rid=body.rid or f"chatcmpl-{uuid.uuid4().hex}",
             stream=bool(body.stream),
             return_logprob=bool(body.logprobs),
             top_logprobs_num=body.top_logprobs or 0,
             extra_key=shared_key(body),
-            add_special_tokens=False,
         )
-
-    async def _render(self, body: ChatCompletionRequest) -> str:
-        try:
-            self._manager.require_tokenizer().require_chat_template()
-        except ValueError as e:
-            raise RequestError(str(e), param="messages") from e
-        return await self._writer.prompt(body)
 
     async def _logprobs(self, g: Generation, start: int, end: int) -> dict | None:
         if not g.prompt.return_logprob:
@@ -137,3 +155,46 @@ class ChatApi:
             content.append(entry(logprobs.values[i], logprobs.ids[i]) | {"top_logprobs": tops})
             await turns.did(4 * len(tops))
         return {"content": content}
+
+
+def _message(message: Message) -> dict:
+    calls = [
+        {"id": c.id, "type": "function", "index": i, "function": {"name": c.name, "arguments": c.arguments}}
+        for i, c in enumerate(message.calls)
+    ]
+    return {
+        "role": "assistant",
+        "content": message.text if message.text or not (calls or message.thought) else None,
+        "reasoning_content": message.thought or None,
+        "tool_calls": calls or None,
+    }
+
+
+def _delta(e: Event) -> dict | None:
+    """An event as the change of a streamed message; None for one that changes nothing."""
+    match e:
+        case Text(text):
+            return {"content": text}
+        case Thought(text):
+            return {"reasoning_content": text}
+        case CallStart(index, id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    return None
+
+
+def _hold_thoughts(news: list[Event], index: int, held: dict[int, str], ended: bool) -> list[Event]:
+    """The events with each thought whole, when it has ended."""
+    result: list[Event] = []
+    for e in news:
+        if isinstance(e, Thought):
+            held[index] = held.get(index, "") + e.text
+            continue
+        if thought := held.pop(index, ""):
+            result.append(Thought(thought))
+        result.append(e)
+    if ended and (thought := held.pop(index, "")):
+        result.append(Thought(thought))
+    return result

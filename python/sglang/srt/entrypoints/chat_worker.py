@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from sglang.srt.entrypoints.openai.chat_prompt import chat_prompt
-from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+from sglang.srt.entrypoints.chat_prompt import Turn, chat_prompt
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate, load_renderer
 
@@ -52,14 +51,14 @@ class ChatWriter:
         self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
 
-    async def prompt(self, body: ChatCompletionRequest) -> str:
+    async def prompt(self, turn: Turn) -> str:
         """The chat's prompt. Raises RequestError. A caller that is cancelled ends the work."""
         try:
-            data = msgspec.json.encode(body)
+            data = msgspec.json.encode(turn)
         except RecursionError as e:
             raise RequestError("the messages or tools are nested too deeply", param="messages") from e
-        if len(data) <= INLINE_BYTES and len(body.messages) <= INLINE_MESSAGES:
-            return chat_prompt(body, self._template, self._variables)
+        if len(data) <= INLINE_BYTES and len(turn.messages) <= INLINE_MESSAGES:
+            return chat_prompt(turn, self._template, self._variables)
         async with self._turns:
             worker = self._idle.pop() if self._idle else self._start()
             kept = False
@@ -143,8 +142,8 @@ def _out_of_time(*_: object) -> None:
 def _answer(data: bytes, template: ChatTemplate, settings: WriterSettings) -> Written:
     signal.setitimer(signal.ITIMER_PROF, settings.seconds)
     try:
-        body = msgspec.json.decode(data, type=ChatCompletionRequest)
-        return Written(chat_prompt(body, template, settings.variables))
+        turn = msgspec.json.decode(data, type=Turn)
+        return Written(chat_prompt(turn, template, settings.variables))
     except RequestError as e:
         return Written(error=e.message, param=e.param)
     except (TimeoutError, RecursionError) as e:  # outside of the template

@@ -1,4 +1,4 @@
-"""From a chat request to its prompt: messages of OpenAI's wire form become what templates are written for.
+"""From a turn of a conversation to its prompt: messages of OpenAI's wire form become what templates are written for.
 
 On the wire a call's arguments are JSON text, a tool's answer names its call by id, and content may be a list of parts.
 Templates read arguments as objects, and each reads names and lists its own way (utils/chat_template.py). No manager
@@ -8,7 +8,8 @@ and no event loop here: one function of the request and the template.
 import json
 from typing import Any
 
-from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+import msgspec
+
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
 
@@ -17,19 +18,35 @@ RENDER_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "cont
 TEXT_PARTS = ("text", "input_text")
 
 
-def chat_prompt(body: ChatCompletionRequest, template: ChatTemplate, variables: dict[str, Any]) -> str:
+class Turn(msgspec.Struct, kw_only=True):
+    """What is asked of the model, in any API: messages and tools in OpenAI's wire form. null means: not given."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the model is told of and may call."""
+        return self.tools if self.tools and self.tool_choice != "none" else None
+
+
+def chat_prompt(turn: Turn, template: ChatTemplate, variables: dict[str, Any]) -> str:
     """The prompt's text; `variables` are the template's, under those of the request. Raises RequestError."""
-    variables = {**variables, **(body.chat_template_kwargs or {})}
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    variables = {**variables, **(turn.chat_template_kwargs or {})}
+    if turn.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", turn.reasoning_effort)
     if taken := set(variables) & set(RENDER_NAMES):
         raise RequestError(f"chat_template_kwargs must not hold {min(taken)!r}", param="chat_template_kwargs")
-    messages = template_messages(body.messages, template)
-    tools = body.tools if body.tools and body.tool_choice != "none" else None
-    add_generation_prompt = body.add_generation_prompt is not False
+    messages = template_messages(turn.messages, template)
+    add_generation_prompt = turn.add_generation_prompt is not False
     begun = ""
-    if body.continue_final_message:
-        if body.add_generation_prompt:
+    if turn.continue_final_message:
+        if turn.add_generation_prompt:
             raise RequestError(
                 "add_generation_prompt contradicts continue_final_message", param="add_generation_prompt"
             )
@@ -38,7 +55,7 @@ def chat_prompt(body: ChatCompletionRequest, template: ChatTemplate, variables: 
     if add_generation_prompt and template.writes_content_after_results:
         messages = keep_turn_open(messages)
     try:
-        return template.render(messages, tools, add_generation_prompt, variables) + begun
+        return template.render(messages, turn.offered_tools, add_generation_prompt, variables) + begun
     except ValueError as e:
         raise RequestError(str(e), param="messages") from e
 

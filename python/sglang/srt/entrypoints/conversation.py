@@ -1,0 +1,145 @@
+"""A turn of a conversation in, the events of its answers out, whatever API asked.
+
+APIs translate: their requests into a Turn and a Prompt without text, events into their replies. No API is known here.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+
+from sglang.srt.entrypoints.chat_prompt import Turn
+from sglang.srt.entrypoints.chat_worker import ChatWriter
+from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, RequestError
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Text, Thought
+from sglang.srt.parser.gemma4 import Gemma4Format
+
+
+@dataclass
+class Call:
+    id: str
+    name: str
+    arguments: str = ""  # JSON text
+    complete: bool = False
+
+
+@dataclass
+class Message:
+    """A whole answer."""
+
+    text: str = ""
+    thought: str = ""
+    calls: list[Call] = field(default_factory=list)  # complete ones
+
+
+class Answer:
+    """One generation as events."""
+
+    def __init__(self, generation: Generation, format: Gemma4Format | None, calls: bool, thoughts: bool):
+        self.generation = generation
+        self.calls: list[Call] = []  # so far
+        self._format = format
+        self._parser = format and format.parser(generation.prompt_ids, calls, thoughts)
+        self._read = 0  # characters of the generation's text
+        self._marks = 0
+
+    def news(self) -> list[Event]:
+        """Events since the last call."""
+        g = self.generation
+        text, marks = g.text[self._read :], g.marks[self._marks :]
+        if self._parser is None:
+            events: list[Event] = [Text(text)] if text else []
+        else:
+            pieces = self._format.pieces(text, [(at - self._read, token_id) for at, token_id in marks])
+            events = self._parser.push(pieces, final=g.finish is not None)
+        self._read, self._marks = len(g.text), len(g.marks)
+        for event in events:
+            self._note(event)
+        return events
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, CallStart):
+            self.calls.append(Call(event.id, event.name))
+        elif isinstance(event, CallArguments):
+            self.calls[event.index].arguments += event.text
+        elif isinstance(event, CallEnd):
+            self.calls[event.index].complete = True
+
+    def message(self) -> Message:
+        """All of an answer that has ended; it takes the place of news()."""
+        events = self.news()
+        return Message(
+            "".join(e.text for e in events if isinstance(e, Text)),
+            "".join(e.text for e in events if isinstance(e, Thought)),
+            [call for call in self.calls if call.complete],
+        )
+
+    @property
+    def finish_reason(self) -> str | None:
+        """tool_calls when a turn has called something, whatever token ended it; else as the generation says."""
+        finish = self.generation.finish
+        if finish is None:
+            return None
+        called = finish.type == "stop" and any(call.complete for call in self.calls)
+        return "tool_calls" if called else finish.type
+
+    @property
+    def thought_tokens(self) -> int:
+        g = self.generation
+        return 0 if self._format is None else self._format.count_thought_tokens(g.prompt_ids, g.output_ids)
+
+
+class AnswerGroup:
+    """The answers to one turn, prompt.params.n of them."""
+
+    def __init__(self, group: GenerationGroup, answers: list[Answer]):
+        self.answers = answers
+        self._group = group
+
+    async def all(self) -> list[Answer]:
+        """Wait until every answer has ended. Raises RequestError if one was refused."""
+        await self._group.all()
+        return self.answers
+
+    async def news(self) -> AsyncGenerator[list[Answer], None]:
+        """The answers that have something new, until all have ended. Raises RequestError for a refused one."""
+        async for generations in self._group.news():
+            yield [self.answers[g.index] for g in generations]
+
+
+class Conversation:
+    """`writer` None: the tokenizer has no chat template. `format` None: the model's output has no marks."""
+
+    def __init__(self, manager: TokenizerManager, writer: ChatWriter | None, format: Gemma4Format | None):
+        self.manager = manager
+        self._writer = writer
+        self._format = format
+        self.reads_calls = format is not None and manager.args.tool_call_parser != "none"
+        self.reads_thoughts = format is not None and manager.args.reasoning_parser != "none"
+
+    async def render(self, turn: Turn) -> str:
+        """The prompt's text. Raises RequestError."""
+        if self._writer is None:
+            try:
+                self.manager.require_tokenizer().require_chat_template()
+            except ValueError as e:
+                raise RequestError(str(e), param="messages") from e
+        return await self._writer.prompt(turn)
+
+    @contextlib.asynccontextmanager
+    async def start(
+        self, turn: Turn, prompt: Prompt, thoughts: bool = True, parallel_calls: bool = True
+    ) -> AsyncIterator[AnswerGroup]:
+        """Send `prompt`, which gets its text here; the answers end with the context. `thoughts` false: they are part of
+        the answer. `parallel_calls` false: a turn ends with its first call. Raises RequestError."""
+        prompt.text, prompt.add_special_tokens = await self.render(turn), False
+        calls = self.reads_calls and turn.offered_tools is not None
+        thoughts = self.reads_thoughts and thoughts
+        if self._format is not None:
+            prompt.mark_ids = self._format.mark_ids
+            if calls:  # a model goes on to make up the result, if its turn does not end here
+                prompt.params.stop_token_ids = [
+                    *prompt.params.stop_token_ids, *self._format.ends_of_calls(parallel_calls)
+                ]  # fmt: skip
+        async with self.manager.generate([prompt]) as group:
+            yield AnswerGroup(group, [Answer(g, self._format, calls, thoughts) for g in group.generations])
