@@ -36,6 +36,8 @@ GOOD = {
     "watchdog_timeout": ("30.5", 30.5),
     "chat_template": ("/c.jinja", "/c.jinja"),
     "default_chat_template_kwargs": ('{"enable_thinking": true}', {"enable_thinking": True}),
+    "tool_call_parser": ("gemma4", "gemma4"),
+    "reasoning_parser": ("none", "none"),
     "sampling_defaults": ("openai", "openai"),
     "preferred_sampling_params": ('{"temperature": 0}', {"temperature": 0}),
     "mem_fraction_static": ("0.8", 0.8),
@@ -198,7 +200,7 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
         "--dp-size",
         "--quantization",
         "--trust-remote-code",
-        "--tool-call-parser",
+        "--grammar-backend",
         "--cuda-graph-bs",
     ],
 )
