@@ -52,7 +52,7 @@ def test_a_dead_rank_ends_the_server(rank, name):
 
 @pytest.mark.parametrize(("rank", "name"), [(0, "scheduler"), (1, "scheduler rank 1")])
 def test_a_stopped_rank_ends_the_server(rank, name):
-    with ServerProcess(MODULE, *FLAGS, "--tp-size", "2", "--watchdog-timeout", "6") as server:
+    with ServerProcess(MODULE, *FLAGS, "--tp-size", "2", "--watchdog-timeout", "8") as server:
         assert len(server.client.post("/generate", json=BODY).json()["output_ids"]) > 1
         os.kill(schedulers(server.process)[rank].pid, signal.SIGSTOP)
         wait_for(lambda: server.client.get("/health").status_code == 503, 20)

@@ -18,6 +18,7 @@ import uvicorn
 from sglang.srt.entrypoints import connections
 from sglang.srt.entrypoints.connections import OWN_DESCRIPTORS, bind
 from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.server_process import wait_for
 
 register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 
@@ -138,6 +139,17 @@ def test_full_descriptor_table_is_one_line_and_passes(front, monkeypatch, caplog
     ]
 
 
+def test_front_that_cannot_accept_ends(front, monkeypatch, caplog):
+    async def sock_accept(loop, listener):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "sock_accept", sock_accept)
+    front(hello)
+    wait_for(lambda: not any(thread.name == "front" for thread in threading.enumerate()), 20)
+    assert "cannot be accepted any more" in caplog.text
+    assert "out of luck" in caplog.text
+
+
 def test_burst_of_connections(front):
     address = front(hello)
     clients = [socket.create_connection(address, timeout=20) for _ in range(90)]
@@ -177,7 +189,7 @@ def front(monkeypatch):
         listener = bind("127.0.0.1", 0)
         config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=0)
         server = connections.Front(config, 100)
-        thread = threading.Thread(target=server.run, args=([listener],))
+        thread = threading.Thread(target=server.run, args=([listener],), name="front")
         thread.start()
         fronts.append((server, thread))
         return listener.getsockname()

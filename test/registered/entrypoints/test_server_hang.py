@@ -58,7 +58,7 @@ def test_pause_is_forgiven(start, victim):
 
 def test_loop_that_hangs_shows_where(start):
     """As in a launch that never returns, or in waiting for another rank."""
-    server = start("--watchdog-timeout", "3")
+    server = start("--watchdog-timeout", "5")
     params = {"custom_params": {"hang": 600}}
     reply = server.client.post("/generate", json={"text": "a", "sampling_params": params}, timeout=40)
     assert reply.status_code == 500
@@ -68,8 +68,8 @@ def test_loop_that_hangs_shows_where(start):
 
 
 def test_long_first_compile_is_no_hang(start):
-    fake = {"fake": {"first_delay": 7}}
-    server = start("--watchdog-timeout", "2", "--json-model-override-args", json.dumps(fake))
+    fake = {"fake": {"first_delay": 9}}
+    server = start("--watchdog-timeout", "5", "--json-model-override-args", json.dumps(fake))
     assert status(server, "/health") == 200
     assert server.stop() == 0
 

@@ -138,10 +138,16 @@ class Front(uvicorn.Server):
         (listener,) = sockets
         await super().startup(sockets=[])
         self._accepting = asyncio.ensure_future(self._accept(listener))
+        self._accepting.add_done_callback(self._accepting_ended)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._accepting.cancel()
         await super().shutdown(sockets)
+
+    def _accepting_ended(self, accepting: asyncio.Task) -> None:
+        if not accepting.cancelled():  # a server that nobody can reach must not live on
+            logger.error("connections cannot be accepted any more", exc_info=accepting.exception())
+            self.should_exit = True
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -79,6 +79,7 @@ class HttpServer:
         for number in end_signals():
             loop.add_signal_handler(number, self._on_signal)
         front = asyncio.ensure_future(self._front.serve(sockets=[listener]))
+        front.add_done_callback(lambda _: self._stop.is_set() or self._failed("the HTTP front has ended"))
         starting = asyncio.ensure_future(self._start())
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
@@ -90,7 +91,7 @@ class HttpServer:
             await stopping
             await self._drain()
         finally:
-            stopping.cancel()
+            self._stop.set()
             self._front.should_exit = True
             await asyncio.gather(front, _in_own_thread(self.backend.end_processes))
             self.backend.shutdown()  # here: the loop may not read a socket while another thread closes it
