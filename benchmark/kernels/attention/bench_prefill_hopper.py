@@ -1,8 +1,8 @@
-"""Builds, checks and times the experimental Hopper prefill attention for heads of 512 (prefill_512.cu).
+"""Builds, checks and times the experimental Hopper prefill attention (prefill_hopper.cu).
 
-`python benchmark/kernels/attention/bench_prefill_512.py [--define CLUSTER=1 ...] [--sizes 8x1024 1x8192]`: needs nvcc, a
-Hopper GPU and torch. Checked against float64: small ragged batches whole, the timed sizes by sampled tokens.
-Prints milliseconds, TFLOP/s (visible pairs only) and the floor at 790 TFLOP/s.
+`python benchmark/kernels/attention/bench_prefill_hopper.py [--layer sliding] [--define CLUSTER=1 ...]`: needs nvcc, a
+Hopper GPU and torch. Checked against float64: small ragged batches whole, the timed sizes by sampled tokens. Prints
+milliseconds, TFLOP/s (visible pairs only) and the floor at 790 TFLOP/s.
 """
 
 import argparse
@@ -12,14 +12,23 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-Q_HEADS, KV_HEADS, HEAD = 16, 2, 512
-GROUP = Q_HEADS // KV_HEADS
+Q_HEADS = 16
 PEAK = 790e12  # bf16 FLOP/s of an H200 on random data, measured
-SOURCE = Path(__file__).with_name("prefill_512.cu")
-# (cached, new) tokens of each request: single tokens, both sides of tiles, clusters and blocks of keys, prefixes
+
+
+class Layer(NamedTuple):
+    head: int
+    kv_heads: int
+    window: int  # in keys; 0: all
+
+
+LAYERS = {"full": Layer(512, 2, 0), "sliding": Layer(256, 8, 1024)}
+SOURCE = Path(__file__).with_name("prefill_hopper.cu")
+# (cached, new) tokens of each request: single tokens, both sides of tiles, clusters, blocks of keys, windows; prefixes
 BATCHES = [
     [(0, 64)],
     [(0, 1)],
@@ -27,43 +36,58 @@ BATCHES = [
     [(63, 1), (64, 1), (65, 30), (1000, 3)],
     [(0, 63), (5, 65), (0, 200), (130, 77)],
     [(300, 700), (0, 1000)],
+    [(1023, 1), (1024, 1), (1087, 2), (2000, 130), (0, 1500)],
 ]
 
 
-def build(defines, folder):
-    out = Path(folder) / "prefill_512.so"
-    command = ["nvcc", "-gencode=arch=compute_90a,code=sm_90a", "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v"]
-    command += ["-shared", "-Xcompiler", "-fPIC", *(f"-D{d}" for d in defines), "-o", str(out), str(SOURCE)]
+def compile_source(defines, out, *flags):
+    """Runs nvcc; returns what the assembler said of registers, spills and the matrix products' order."""
+    command = [
+        "nvcc",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-std=c++17",
+        "-O3",
+        "-lineinfo",
+        "-Xptxas",
+        "-v",
+        *flags,
+    ]
+    command += [*(f"-D{d}" for d in defines), "-o", str(out), str(SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    for line in done.stderr.splitlines():
-        if "spill" in line or "registers" in line or "serializ" in line:
-            print("   ", line.replace("ptxas info    : ", "").strip())
+    lines = [line.replace("ptxas info    : ", "").strip() for line in done.stderr.splitlines()]
+    return [line for line in lines if "spill" in line or "registers" in line or "serializ" in line]
+
+
+def build(defines, folder):
+    out = Path(folder) / "prefill_hopper.so"
+    for line in compile_source(defines, out, "-shared", "-Xcompiler", "-fPIC"):
+        print("   ", line)
     library = ctypes.CDLL(str(out))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    library.prefill_512_launch.argtypes = [pointer] * 6 + [integer] * 3 + [ctypes.c_float, integer, pointer]
+    library.prefill_launch.argtypes = [pointer] * 6 + [integer] * 4 + [ctypes.c_float, integer, pointer]
     return library
 
 
-def make_work(batch, tokens):
+def make_work(layer, batch, tokens):
     """[n, 8] int32, struct Work: `tokens` tokens of a request and a KV head each, those with the most keys first."""
     work, q_row, k_row = [], 0, 0
     for cached, new in batch:
         for first in range(0, new, tokens):
-            for head in range(KV_HEADS):
+            for head in range(layer.kv_heads):
                 count = min(new - first, tokens)
                 work.append((q_row + first, count, cached + first, head, k_row, cached + new, 0, 0))
         q_row, k_row = q_row + new, k_row + cached + new
-    work.sort(key=lambda row: -row[2])
-    return torch.tensor(work, dtype=torch.int32, device="cuda")
+    work.sort(key=lambda row: -min(row[2], layer.window or row[2]))
+    return torch.tensor(work, dtype=torch.int32)
 
 
-def make_inputs(batch, spread):
+def make_inputs(layer, batch, spread):
     """q, k, v on the GPU; scores have a standard deviation of about `spread`."""
     new, keys = sum(n for _, n in batch), sum(c + n for c, n in batch)
-    q = torch.randn(new, Q_HEADS, HEAD, device="cuda", dtype=torch.bfloat16) * (spread * HEAD**-0.5)
-    k, v = (torch.randn(keys, KV_HEADS, HEAD, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    q = torch.randn(new, Q_HEADS, layer.head, device="cuda", dtype=torch.bfloat16) * (spread * layer.head**-0.5)
+    k, v = (torch.randn(keys, layer.kv_heads, layer.head, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return q, k, v
 
 
@@ -81,82 +105,66 @@ def make_slots(keys, run):
     return slots.int(), -(-keys // run) * (run + 1)
 
 
-def attend(library, q, k, v, out, work, blocks, slots=None):
+def attend(library, layer, q, k, v, out, work, blocks, slots=None):
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
     pointers = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (q, k, v, out, work, slots)]
-    error = library.prefill_512_launch(*pointers, len(q), len(k), len(work), 1.0, blocks, stream)
+    sizes = (len(q), len(k), len(work), layer.window)
+    error = library.prefill_launch(*pointers, *sizes, 1.0, blocks, stream)
     assert error == 0, f"the launch returned {error}"
 
 
-def reference(q, k, v, batch, tokens=None):
-    """float64 [tokens, 16, 512], of all tokens or of the sampled rows of q in `tokens`."""
+def reference(layer, q, k, v, batch, tokens=None):
+    """float64 [tokens, 16, head], of all tokens or of the sampled rows of q in `tokens`."""
     out, q_row, k_row = [], 0, 0
+    group = Q_HEADS // layer.kv_heads
     for cached, new in batch:
         rows = torch.arange(q_row, q_row + new, device="cuda")
         if tokens is not None:
             rows = tokens[(tokens >= q_row) & (tokens < q_row + new)]
-        keys, values = (x[k_row : k_row + cached + new].double() for x in (k, v))
         for row in rows.split(64):
-            visible = torch.arange(cached + new, device="cuda") <= (row - q_row + cached)[:, None]
-            for head in range(KV_HEADS):
-                scores = torch.einsum("tgd,kd->tgk", q[row, head * GROUP : (head + 1) * GROUP].double(), keys[:, head])
-                scores.masked_fill_(~visible[:, None], float("-inf"))
-                out.append(torch.einsum("tgk,kd->tgd", scores.softmax(-1), values[:, head]))
+            key, last = torch.arange(cached + new, device="cuda"), (row - q_row + cached)[:, None]
+            hidden = (key > last) | (key <= last - (layer.window or len(key)))
+            heads = []
+            for head in range(layer.kv_heads):
+                keys, values = (x[k_row : k_row + cached + new, head].double() for x in (k, v))
+                scores = torch.einsum("tgd,kd->tgk", q[row, head * group : (head + 1) * group].double(), keys)
+                scores.masked_fill_(hidden[:, None], float("-inf"))
+                heads.append(torch.einsum("tgk,kd->tgd", scores.softmax(-1), values))
+            out.append(torch.cat(heads, dim=1))
         q_row, k_row = q_row + new, k_row + cached + new
-    pairs = [torch.cat(out[i : i + 2], dim=1) for i in range(0, len(out), 2)]
-    return torch.cat(pairs)
+    return torch.cat(out)
 
 
 def error(out, expected):
     return ((out.double() - expected).norm() / expected.norm()).item()
 
 
-def check(library, batch, spread, blocks, run):
-    q, k, v = make_inputs(batch, spread)
-    expected = reference(q, k, v, batch)
+def check(library, layer, batch, spread, blocks, run):
+    q, k, v = make_inputs(layer, batch, spread)
+    expected = reference(layer, q, k, v, batch)
     slots = None
     if run:
         slots, rows = make_slots(len(k), run)
         k, v = (scatter(x, slots, rows) for x in (k, v))
     guard = 16  # rows behind the output that must stay untouched
-    out = torch.full((len(q) + guard, Q_HEADS, HEAD), float("nan"), device="cuda", dtype=torch.bfloat16)
-    work = make_work(batch, library.prefill_512_tokens())
-    attend(library, q, k, v, out, work, blocks, slots)
+    out = torch.full((len(q) + guard, *q.shape[1:]), float("nan"), device="cuda", dtype=torch.bfloat16)
+    work = make_work(layer, batch, library.prefill_tokens()).cuda()
+    attend(library, layer, q, k, v, out, work, blocks, slots)
     relative = error(out[: len(q)], expected)
-    right = relative < 6e-3 and bool(out[len(q) :].isnan().all())
     first = out[: len(q)].clone()
-    attend(library, q, k, v, out, work, blocks, slots)
+    attend(library, layer, q, k, v, out, work, blocks, slots)
     same = torch.equal(first, out[: len(q)])
-    verdict = "ok   " if right and same else "WRONG"
-    print(f"    {verdict} {relative:.2e} repeats {same}  spread {spread}  runs {run}  {batch}", flush=True)
+    right = relative < 6e-3 and bool(out[len(q) :].isnan().all()) and same
+    print(
+        f"    {'ok   ' if right else 'WRONG'} {relative:.2e} repeats {same}  spread {spread}  runs {run}  {batch}",
+        flush=True,
+    )
     if not right:
-        where = (out[: len(q)].double() - expected).abs().nan_to_num(99.0)
+        where = (first.double() - expected).abs().nan_to_num(99.0)
         print("      by token ", [f"{x:.2g}" for x in where.amax((1, 2))[:20].tolist()])
         print("      by head  ", [f"{x:.2g}" for x in where.amax((0, 2)).tolist()])
         print("      by column", [f"{x:.2g}" for x in where.view(*where.shape[:2], -1, 16).amax((0, 1, 3)).tolist()])
-    return right and same
-
-
-def diagnose(library, blocks):
-    """Which part is wrong: values alone (equal scores), then keys alone."""
-    batch = [(0, 64)]
-    work = make_work(batch, library.prefill_512_tokens())
-    q, k, v = make_inputs(batch, 1.0)
-    by_column = (torch.arange(HEAD, device="cuda") % 128).bfloat16().expand_as(v).contiguous()
-    by_key = torch.arange(64, device="cuda").bfloat16()[:, None, None].expand_as(v).contiguous()
-    cases = {
-        "equal scores, v by column": (q * 0, k, by_column),
-        "equal scores, v by key": (q * 0, k, by_key),
-        "equal scores, v random": (q * 0, k, v),
-        "v by key": (q, k, by_key),
-    }
-    for name, (a, b, c) in cases.items():
-        out = torch.full_like(a, float("nan"))
-        attend(library, a, b, c, out, work, blocks)
-        expected = reference(a, b, c, batch)
-        print(f"      {name}: {error(out, expected):.2e}")
-        print("       ", [round(x, 2) for x in out[63, 0, ::32].tolist()])
-        print("       ", [round(x, 2) for x in expected[63, 0, ::32].tolist()])
+    return right
 
 
 def milliseconds(run, least):
@@ -172,24 +180,26 @@ def milliseconds(run, least):
     return statistics.median(times), min(times), max(times)
 
 
-def measure(library, size, blocks, run):
+def measure(library, layer, size, blocks, run):
     count, length = (int(x) for x in size.split("x"))
     batch = [(0, length)] * count
-    q, k, v = make_inputs(batch, 1.0)
+    q, k, v = make_inputs(layer, batch, 1.0)
     out = torch.full_like(q, float("nan"))
-    work = make_work(batch, library.prefill_512_tokens())
+    work = make_work(layer, batch, library.prefill_tokens()).cuda()
     tokens = torch.randint(len(q), (24,), device="cuda").unique()
-    expected = reference(q, k, v, batch, tokens)
+    expected = reference(layer, q, k, v, batch, tokens)
     slots = None
     if run:
         slots, rows = make_slots(len(k), run)
         k, v = (scatter(x, slots, rows) for x in (k, v))
-    attend(library, q, k, v, out, work, blocks, slots)
+    attend(library, layer, q, k, v, out, work, blocks, slots)
     relative = error(out[tokens], expected)
-    flops = count * 4 * HEAD * Q_HEADS * length * (length + 1) / 2
-    ms, low, high = milliseconds(lambda: attend(library, q, k, v, out, work, blocks, slots), 3)
+    seen = min(layer.window or length, length)  # pairs: the first tokens see less
+    flops = count * 4 * layer.head * Q_HEADS * (seen * (seen + 1) / 2 + (length - seen) * seen)
+    ms, low, high = milliseconds(lambda: attend(library, layer, q, k, v, out, work, blocks, slots), 3)
+    rate, floor = flops / ms / 1e9, flops / PEAK * 1e3
     print(
-        f"    {size:>9} runs {run:>3} {ms:9.3f} ms {flops / ms / 1e9:5.0f} TFLOP/s {ms / (flops / PEAK * 1e3):5.2f} x floor"
+        f"    {size:>9} runs {run:>3} {ms:9.3f} ms {rate:5.0f} TFLOP/s {ms / floor:5.2f} x floor"
         f"  ({low:.3f}..{high:.3f}, error {relative:.1e}, finite {bool(out.isfinite().all())})",
         flush=True,
     )
@@ -201,24 +211,24 @@ def measure(library, size, blocks, run):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--define", nargs="*", default=[], help="macros of the source, NAME=VALUE")
+    parser.add_argument("--layer", choices=LAYERS, default="full")
     parser.add_argument("--sizes", nargs="*", default=["8x1024", "1x8192", "1x32768", "1x100000"])
     parser.add_argument("--runs", nargs="*", type=int, default=[0, 64, 1], help="neighbouring slots; 0: rows in order")
     parser.add_argument("--no-check", action="store_true", help="sampled tokens of the timed sizes only")
     args = parser.parse_args()
-    print(f"{torch.cuda.get_device_name()}  {' '.join(args.define) or 'as written'}", flush=True)
+    layer = LAYERS[args.layer]
+    print(f"{torch.cuda.get_device_name()}  {args.layer}  {' '.join(args.define) or 'as written'}", flush=True)
     blocks = torch.cuda.get_device_properties(0).multi_processor_count
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        library = build(args.define, folder)
+        library = build([f"HEAD={layer.head}", *args.define], folder)
         if not args.no_check:
             cases = [(b, spread, run) for run in args.runs for b in BATCHES for spread in (1.0, 8.0)]
-            wrong = [case for case in cases if not check(library, *case[:2], blocks, case[2])]
-            if wrong:
-                diagnose(library, blocks)
+            if not all([check(library, layer, *case[:2], blocks, case[2]) for case in cases]):
                 sys.exit("wrong results: not timed")
         for run in args.runs:
             for size in args.sizes:
-                measure(library, size, blocks, run)
+                measure(library, layer, size, blocks, run)
 
 
 if __name__ == "__main__":

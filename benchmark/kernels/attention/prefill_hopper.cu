@@ -1,48 +1,54 @@
-// Prefill attention for heads of 512 on Hopper: an experiment beside the Triton kernel, used by nothing but its benchmark.
+// Prefill attention of Gemma 4's layers on Hopper: an experiment beside the Triton kernel, used by its benchmark alone.
 //
-// out[t, h] = sum over the keys n <= position(t) of softmax_n(scale q[t, h] . k[n, h / 8]) v[n, h / 8], bf16 in and out,
-// float32 sums, P rounded to bf16. q [T, 16, 512], k and v [keys, 2, 512]: each request's keys lie one after another.
+// out[t, h] = sum over the visible keys n of softmax_n(scale q[t, h] . k[n, h / GROUP]) v[n, h / GROUP], bf16 in and out,
+// float32 sums, P rounded to bf16; the token at position i sees keys i - window < n <= i. q [T, 16, HEAD], k and v [rows,
+// KV_HEADS, HEAD]: 2 KV heads of 512, or 8 of 256. A row below is a (token, query head of the KV head) pair.
 //
-// Tile: 64 rows (8 tokens x the 8 query heads of a KV head) by 64 keys, 8.4 MFLOP and 128 KiB of keys and values. One
-// multiprocessor would ask the L2 for 64 bytes a clock at the matrix units' rate, twice what it gives; two tiles of
-// neighbouring tokens therefore form a cluster in which each block loads half of every piece for both (multicast).
-//
-// Warpgroups, which pass work on in one direction only:
-//   0  producers: one warp each for Q and K, for V's left half and for V's right half
-//   1  scores: S = Q K^T of block i + 1 on the matrix units while it turns S of block i into P; owns maximum and sum
-//   2, 3  values: O += P V, each 256 of the 512 columns (64 x 256 float32 sums are 128 registers a thread)
-// A block of 64 keys takes 2048 clocks of the matrix units: 1024 for S (m64n64k16, both operands from shared memory,
-// which that alone keeps busy), 1024 for P V (m64n256k16, 640 clocks of shared memory). The copies write for 1024 more.
+// Warpgroups, which pass work on in one direction:
+//   0     producers: a warp for Q and K, two for V
+//   1, 2  scores: S = Q K^T of 64 rows and 64 keys, then P; only they see maxima
+//   3, 4  values: O += P V, 64 x 256 float32 sums (128 registers a thread), and the rows' sums
+// HEAD 512: a tile of 64 rows (8 tokens). The scores' warpgroups take the blocks of keys in turn, so that one's softmax runs
+// beside the other's products and K is free as soon as it was read; each hands the maxima on to the other. The values'
+// warpgroups take 256 columns each. HEAD 256: a tile of two groups of 64 rows (64 tokens), each with a warpgroup of scores
+// and one of values.
+// A block of keys takes 2048 clocks of the matrix units: 1024 for S (m64n64k16, which reads shared memory for as long), 1024
+// for P V (m64n128k16; 768 of shared memory). Its copies into shared memory take 1024 more (HEAD 256: 512), and would ask
+// the L2 for 64 bytes a clock: tiles of neighbouring tokens form a cluster in which each block loads half for both.
 //
 // Shared memory, in 8 KiB of rows of 128 bytes in the 128-byte swizzle: Q 8 x [64 rows, 64 dims]; K 8 x [64 keys, 64 dims];
-// V for each half [64 / V_KEYS pieces, 4 groups of 64 columns, V_KEYS keys, 64 columns]; P P_SLOTS x [64 rows, 64 keys]; then the
-// rows' factors and the barriers. K and V have room for one block: a piece is filled again as soon as it was read. All
-// places are fixed, which keeps the loops short: together they must fit the 32 KiB instruction cache.
+// V 2 x [64 / V_KEYS pieces, 4 groups of 64 columns, V_KEYS keys, 64 columns]; P P_SLOTS x [64 rows, 64 keys]; then the
+// rows' factors and sums and the barriers. K and V have room for one block (HEAD 256: two), and a piece is filled again as
+// soon as it was read. Places are fixed, which keeps the loops short: together they must fit the instruction cache (about
+// 32 KiB; an earlier version at twice that kept the next cache 70 % busy).
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#ifndef HEAD
+#define HEAD 512  // or 256
+#endif
 #ifndef CLUSTER
-#define CLUSTER 2  // blocks that share their loads: 1 or 2
+#define CLUSTER (HEAD == 512 ? 2 : 1)  // blocks that share their loads: 1 or 2
 #endif
 #ifndef K_PIECES
-#define K_PIECES 4  // of a block of keys, by dims
+#define K_PIECES (HEAD == 512 ? 4 : 2)  // of a block of keys, by dims
 #endif
 #ifndef V_KEYS
 #define V_KEYS 16  // of a piece of values: 16 or 32
 #endif
 #ifndef P_SLOTS
-#define P_SLOTS 4  // blocks that the scores may be ahead of the values
+#define P_SLOTS 4  // of P, all row groups together: how far the scores may be ahead of the values
 #endif
 #ifndef LAZY  // a row's maximum moves only when it grows by more than this, in powers of two; 0: always
 #define LAZY 8.0f
 #endif
 #ifndef REGS_PRODUCER
-#define REGS_PRODUCER 40
-#define REGS_SCORES 136
-#define REGS_VALUES 168
+#define REGS_PRODUCER 48
+#define REGS_SCORES 72
+#define REGS_VALUES 160
 #endif
 #ifndef WATCHDOG
 #define WATCHDOG 0  // 1: a wait that never ends traps instead of hanging the card
@@ -50,24 +56,32 @@
 
 namespace {
 
-constexpr int HEAD = 512, GROUP = 8, KV_HEADS = 2, Q_HEADS = GROUP * KV_HEADS;
-constexpr int ROWS = 64, KEYS = 64, TOKENS = ROWS / GROUP;
-constexpr int CHUNKS = HEAD / 64;  // of 64 dims, 128 bytes
+constexpr int Q_HEADS = 16, KV_HEADS = HEAD == 512 ? 2 : 8, GROUP = Q_HEADS / KV_HEADS;
+constexpr int ROWS = 64, KEYS = 64;
+constexpr int ROW_GROUPS = 512 / HEAD;                 // of ROWS rows in a tile
+constexpr int GROUP_TOKENS = ROWS / GROUP, TOKENS = ROW_GROUPS * GROUP_TOKENS;
+constexpr int STAGES = ROW_GROUPS;                     // blocks that K and V have room for
+constexpr int CHUNKS = HEAD / 64;                      // of 64 dims, 128 bytes
 constexpr int K_CHUNKS = CHUNKS / K_PIECES, V_PIECES = KEYS / V_KEYS;
+constexpr int P_DEPTH = P_SLOTS / ROW_GROUPS;
+constexpr int READERS = 4 * ROW_GROUPS;                // warps of a block that read a piece of K or V
+constexpr float NO_SCORE = -1e30f;                     // a row's maximum before its first visible key; finite
 constexpr int SLOT = 8192;
-constexpr int THREADS = 512;
+constexpr int THREADS = 640;
 
 struct Smem {
-    uint8_t q[CHUNKS][SLOT];
-    uint8_t k[CHUNKS][SLOT];
+    uint8_t q[ROW_GROUPS][CHUNKS][SLOT];
+    uint8_t k[STAGES][CHUNKS][SLOT];
     uint8_t v[2][V_PIECES][4 * V_KEYS * 128];
     uint8_t p[P_SLOTS][SLOT];
-    float factor[P_SLOTS][ROWS];   // what O is multiplied by before this P's products are added
-    float inverse[P_SLOTS][ROWS];  // 1 / sum, with a tile's last P
+    float factor[P_SLOTS][ROWS];  // what O and the sums are multiplied by before this P is added
+    float sum[P_SLOTS][ROWS];     // of this P
+    float top[2][ROWS];           // HEAD 512: the maxima up to each scores' warpgroup's last block, in powers of two
     uint64_t q_full[K_PIECES], q_empty[K_PIECES];
-    uint64_t k_full[K_PIECES], k_empty[K_PIECES];
-    uint64_t v_full[2][V_PIECES], v_empty[2][V_PIECES];
+    uint64_t k_full[2][K_PIECES], k_empty[2][K_PIECES];  // of even and odd blocks
+    uint64_t v_full[2][V_PIECES], v_empty[2][V_PIECES];  // of the columns' halves; HEAD 256: of even and odd blocks
     uint64_t p_full[P_SLOTS], p_empty[P_SLOTS];
+    uint64_t top_full[2];
 };
 // Where the driver puts a block's dynamic shared memory, which the kernel checks: known to the compiler, descriptors are
 // constants in uniform registers; else it keeps dozens in ordinary ones and moves four of them before each product.
@@ -198,7 +212,7 @@ struct Params {
     const Work* work;  // those with the most keys first
     const int* slots;  // row of k and v by key; null: keys are the rows
     __nv_bfloat16* out;
-    int items;
+    int items, window;  // window in keys, the token's own included
     float scale_log2;
 };
 
@@ -207,7 +221,7 @@ struct Params {
 struct Items {
     const Params& p;
     const int rank;
-    int round = 0, item, q_row, tokens, position, head, blocks;
+    int round = 0, item, q_row, tokens, position, head, first_key, blocks;
     int4 ahead;
     int place, item_ahead;
 
@@ -231,7 +245,9 @@ struct Items {
         tokens = ahead.y - TOKENS * rank;
         position = ahead.z + TOKENS * rank;
         head = ahead.w;
-        blocks = (ahead.y + ahead.z + KEYS - 1) / KEYS;  // the cluster's last token's: its blocks go in step
+        // The blocks of keys that any token of the cluster sees: its blocks go in step.
+        first_key = max(ahead.z - p.window + 1, 0) / KEYS * KEYS;
+        blocks = (ahead.y + ahead.z - first_key + KEYS - 1) / KEYS;
         load();
         return true;
     }
@@ -277,243 +293,238 @@ struct Maps {
     CUtensorMap q, k, k_row, v, v_row;  // boxes: a tile's rows; a block's half of a slot, and one key of it
 };
 
-// The rows of an item's keys. In a pool the request's last key stands for those behind it, so that only its own rows are
+// The rows of an item's keys from its first one on. In a pool the request's last key stands for those behind it, so that only its own rows are
 // read; in rows of their own what follows are other requests' keys, or zeros behind the tensor's end.
 struct Rows {
     const int* slots;
     int k_row, keys;
 
     __device__ __forceinline__ Rows(const Params& p, const Items& it)
-        : slots(p.slots), k_row(p.work[it.item].k_row), keys(p.work[it.item].keys) {}
+        : slots(p.slots), k_row(p.work[it.item].k_row + it.first_key), keys(p.work[it.item].keys - it.first_key) {}
 
     __device__ __forceinline__ int operator()(int key) const {
         return slots ? __ldg(slots + k_row + min(key, keys - 1)) : k_row + key;
     }
 };
 
-// Whether the lanes' rows follow one another in groups of COUNT lanes.
-template <int COUNT>
-__device__ __forceinline__ bool is_run(int row, int lane) {
-    return __all_sync(~0u, row == __shfl_sync(~0u, row, 0) + lane % COUNT);
+// Whether COUNT rows follow one another; lane l has those from l on, 32 apart, or with less than 32 row l % COUNT.
+template <int COUNT, int N>
+__device__ __forceinline__ bool is_run(const int (&row)[N], int lane) {
+    const int first = __shfl_sync(~0u, row[0], 0);
+    bool run = true;
+    for (int n = 0; n < N; n++) run &= row[n] == first + lane % COUNT + 32 * n;
+    return __all_sync(~0u, run);
 }
 
 // A warp loads its block's half of each slot: where the keys' rows follow one another with one copy, else row by row.
 __device__ void produce_keys(Smem& sm, const Params& p, const Maps& maps, uint32_t rank, int lane) {
-    constexpr int COUNT = KEYS / CLUSTER;
-    uint32_t tile = 0, parity = 1;
+    constexpr int COUNT = KEYS / CLUSTER, N = COUNT / 32;
+    uint32_t tile = 0, count = 0;  // tiles and blocks so far
+    int row[N], ahead[N];
     for (Items it(p, rank); it.next(); tile++) {
         const Rows rows(p, it);
-        int ahead = rows(rank * COUNT + lane);
-        if (lane < CHUNKS)  // the next item's Q, to the L2
+        for (int n = 0; n < N; n++) ahead[n] = rows(rank * COUNT + lane + 32 * n);
+        if (lane < 8)  // the next item's Q, to the L2
             asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(&maps.q), "r"(0),
-                         "r"(it.ahead.w * GROUP), "r"(it.ahead.x + TOKENS * it.rank), "r"(lane)
+                         "r"(it.ahead.w * GROUP), "r"(it.ahead.x + TOKENS * it.rank + lane / CHUNKS * GROUP_TOKENS),
+                         "r"(lane % CHUNKS)
                          : "memory");
 #pragma unroll 1
-        for (int block = 0; block < it.blocks; block++, parity ^= 1) {
-            const int row = ahead;
-            ahead = rows((block + 1) * KEYS + rank * COUNT + lane);
-            const bool run = is_run<32>(row, lane);
+        for (int block = 0; block < it.blocks; block++, count++) {
+            for (int n = 0; n < N; n++) {
+                row[n] = ahead[n];
+                ahead[n] = rows((block + 1) * KEYS + rank * COUNT + lane + 32 * n);
+            }
+            const bool run = is_run<COUNT>(row, lane);
 #pragma unroll 1
             for (int piece = 0; piece < K_PIECES; piece++) {
-                uint64_t& full = sm.k_full[piece];
+                uint64_t& full = sm.k_full[count % 2][piece];
                 if (lane == 0) {
                     if (block == 0) {
                         wait(sm.q_empty[piece], ~tile & 1);
-                        expect(sm.q_full[piece], K_CHUNKS * SLOT);
-                        for (int c = piece * K_CHUNKS; c < (piece + 1) * K_CHUNKS; c++)
-                            copy(sm.q[c], maps.q, sm.q_full[piece], it.head * GROUP, it.q_row, c);
+                        expect(sm.q_full[piece], ROW_GROUPS * K_CHUNKS * SLOT);
+                        for (int g = 0; g < ROW_GROUPS; g++)
+                            for (int c = piece * K_CHUNKS; c < (piece + 1) * K_CHUNKS; c++)
+                                copy(sm.q[g][c], maps.q, sm.q_full[piece], it.head * GROUP, it.q_row + g * GROUP_TOKENS, c);
                     }
-                    wait(sm.k_empty[piece], parity);
+                    if (count >= STAGES) wait(sm.k_empty[(count - STAGES) % 2][piece], (count - STAGES) / 2 & 1);
                     expect(full, K_CHUNKS * SLOT);
                 }
                 __syncwarp();
                 for (int c = piece * K_CHUNKS; c < (piece + 1) * K_CHUNKS; c++) {
-                    uint8_t* to = sm.k[c] + rank * (SLOT / CLUSTER);
-                    if (!run) copy_to_all(to + lane * 128, maps.k_row, full, row, c, it.head);
-                    else if (lane == 0) copy_to_all(to, maps.k, full, row, c, it.head);
+                    uint8_t* to = sm.k[count % STAGES][c] + rank * (SLOT / CLUSTER);
+                    if (run) {
+                        if (lane == 0) copy_to_all(to, maps.k, full, row[0], c, it.head);
+                    } else {
+                        for (int n = 0; n < N; n++)
+                            copy_to_all(to + (lane + 32 * n) * 128, maps.k_row, full, row[n], c, it.head);
+                    }
                 }
             }
         }
     }
 }
 
-__device__ void produce_values(Smem& sm, const Params& p, const Maps& maps, int half, uint32_t rank, int lane) {
+// `own`: the half of the columns, or with HEAD 256 the even or odd blocks.
+__device__ void produce_values(Smem& sm, const Params& p, const Maps& maps, int own, uint32_t rank, int lane) {
     constexpr int GROUPS = 4 / CLUSTER;  // of 64 columns, this block's
-    const int group = half * 4 + rank * GROUPS;
-    uint32_t parity = 1;
-    for (Items it(p, rank); it.next();) {
+    const int group = (HEAD == 512 ? own * 4 : 0) + rank * GROUPS;
+    uint32_t count = 0;  // blocks before the tile
+    for (Items it(p, rank); it.next(); count += it.blocks) {
         const Rows rows(p, it);
-        int ahead = rows(lane % V_KEYS);
 #pragma unroll 1
-        for (int i = 0; i < it.blocks * V_PIECES; i++) {
-            const int row = ahead, piece = i % V_PIECES;
-            ahead = rows((i + 1) * V_KEYS + lane % V_KEYS);
-            const bool run = is_run<V_KEYS>(row, lane);
-            uint8_t* to = sm.v[half][piece] + rank * (GROUPS * V_KEYS * 128);
-            uint64_t& full = sm.v_full[half][piece];
-            if (lane == 0) {
-                wait(sm.v_empty[half][piece], parity);
-                expect(full, sizeof(sm.v[half][piece]));
-                if (run) copy_to_all(to, maps.v, full, row, group, it.head);
+        for (int block = HEAD == 512 ? 0 : (count % 2) ^ own; block < it.blocks; block += STAGES) {
+            const uint32_t parity = ~((count + block) / STAGES) & 1;
+            int ahead = rows(block * KEYS + lane % V_KEYS);
+#pragma unroll 1
+            for (int piece = 0; piece < V_PIECES; piece++) {
+                const int row[1] = {ahead};
+                ahead = rows(block * KEYS + (piece + 1) * V_KEYS + lane % V_KEYS);
+                const bool run = is_run<V_KEYS>(row, lane);
+                uint8_t* to = sm.v[own][piece] + rank * (GROUPS * V_KEYS * 128);
+                uint64_t& full = sm.v_full[own][piece];
+                if (lane == 0) {
+                    wait(sm.v_empty[own][piece], parity);
+                    expect(full, sizeof(sm.v[own][piece]));
+                    if (run) copy_to_all(to, maps.v, full, row[0], group, it.head);
+                }
+                __syncwarp();
+                if (!run) {
+                    for (int n = lane; n < GROUPS * V_KEYS; n += 32)
+                        copy_to_all(to + n * 128, maps.v_row, full, row[0], group + n / V_KEYS, it.head);
+                }
             }
-            __syncwarp();
-            if (!run) {
-                for (int n = lane; n < GROUPS * V_KEYS; n += 32)
-                    copy_to_all(to + n * 128, maps.v_row, full, row, group + n / V_KEYS, it.head);
-            }
-            if (piece == V_PIECES - 1) parity ^= 1;
         }
     }
 }
 
 // ---- scores ---------------------------------------------------------------------------------------------------------
 
-// One block of keys, as the scores' warpgroup sees it.
-struct Block {
-    int key, position;  // of its first key; of the tile's first token
-    bool first, last;   // of its tile
-};
-
 struct Scores {
     Smem& sm;
     const float scale_log2;
-    const int warp, lane;
+    const int window;
+    const int own, warp, lane;  // own: 0 or 1, of the blocks or of the row groups
     const Release release;
     Items it;
-    int block;
-    uint32_t tile = 0, parity = 0;  // of Q's and K's current rounds
-    uint32_t count = 0;             // P's so far
-    bool frees_q;                   // the block under way is its tile's last
-    float top[2], sum[2];
+    float s[32] = {}, top[2];
 
-    // Issues S of the tile's next block, in one group of products for each piece.
-    __device__ __forceinline__ Block issue(float (&s)[32]) {
-        const Block b{block * KEYS, it.position, block == 0, block + 1 == it.blocks};
-        frees_q = b.last;
+    // S of a block: `count` blocks came before it, and `first` and `last` say which of this warpgroup's in its tile it is.
+    __device__ __forceinline__ void products(uint32_t count, uint32_t tile, bool first, bool last) {
+        const uint32_t q = offsetof(Smem, q) + (ROW_GROUPS == 2 ? own * sizeof(sm.q[0]) : 0);
+        const uint32_t k = offsetof(Smem, k) + count % STAGES * sizeof(sm.k[0]);
         pin(s);
 #pragma unroll
         for (int piece = 0; piece < K_PIECES; piece++) {
-            if (b.first) wait(sm.q_full[piece], tile & 1);
-            wait(sm.k_full[piece], parity);
+            if (first) wait(sm.q_full[piece], tile & 1);
+            wait(sm.k_full[count % 2][piece], count / 2 & 1);
             mma_fence();
 #pragma unroll
             for (int c = piece * K_CHUNKS; c < (piece + 1) * K_CHUNKS; c++)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    mma_scores(s, descriptor(offsetof(Smem, q) + c * SLOT + 32 * i),
-                               descriptor(offsetof(Smem, k) + c * SLOT + 32 * i), c + i);
+                    mma_scores(s, descriptor(q + c * SLOT + 32 * i), descriptor(k + c * SLOT + 32 * i), c + i);
             mma_commit();
+            if (piece > 0) {
+                mma_wait<1>();
+                free_piece(count, piece - 1, last);
+            }
         }
-        parity ^= 1;
-        block++;
-        return b;
+        mma_wait<0>();
+        free_piece(count, K_PIECES - 1, last);
+        pin(s);
     }
 
-    // Waits for the pieces from FROM up to TO of the block under way and frees them.
-    template <int FROM, int TO>
-    __device__ __forceinline__ void drain() {
-        if constexpr (FROM < TO) {
-            mma_wait<K_PIECES - 1 - FROM>();
-            release(sm.k_empty[FROM]);
-            if (frees_q && lane == 0) arrive(sm.q_empty[FROM]);
-            drain<FROM + 1, TO>();
-        }
+    __device__ __forceinline__ void free_piece(uint32_t count, int piece, bool last) {
+        release(sm.k_empty[count % 2][piece]);
+        if (last && lane == 0) arrive(sm.q_empty[piece]);
     }
 
-    // S of block `b` to P; between its parts it frees slots of the block under way, if there is one.
-    template <bool BUSY>
-    __device__ __forceinline__ void softmax(float (&s)[32], const Block& b) {
-        // Lane l has rows l / 4 (token 2 warp) and l / 4 + 8 (the next token), keys 8 g + 2 (l % 4) + {0, 1}.
-        const int limit = b.position + 2 * warp - b.key;  // the first token's last key in this block
-        if (limit < KEYS - 1) {
+    // S to P. `position`: of the row group's first token, less the block's first key.
+    __device__ __forceinline__ void softmax(uint32_t count, int position, bool first) {
+        // Lane l has rows 16 warp + l / 4 and the one 8 below, keys 8 g + 2 (l % 4) + {0, 1}.
+        const int row = 16 * warp + lane / 4;
+        const int low = position + 16 * warp / GROUP, high = position + (16 * warp + 15) / GROUP;
+        if (low < KEYS - 1 || high - window >= 0) {
 #pragma unroll
             for (int i = 0; i < 32; i++) {
                 const int key = i / 4 * 8 + lane % 4 * 2 + i % 2;
-                if (key > limit + (i & 2 ? 1 : 0)) s[i] = -INFINITY;
+                const int seen = position + (row + (i & 2 ? 8 : 0)) / GROUP;  // the last key
+                if (key > seen || key <= seen - window) s[i] = -INFINITY;
             }
         }
-        float factor[2];
+        float factor[2], sum[2] = {}, m[2];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            if (b.first) top[r] = -INFINITY, sum[r] = 0.0f;
-            float m = fmaxf(s[2 * r], s[2 * r + 1]);
+            m[r] = fmaxf(s[2 * r], s[2 * r + 1]);
 #pragma unroll
-            for (int g = 1; g < 8; g++) m = fmaxf(m, fmaxf(s[4 * g + 2 * r], s[4 * g + 2 * r + 1]));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-            m *= scale_log2;
-            if (!(m - top[r] > LAZY)) m = top[r];
-            factor[r] = exp2f(top[r] - m);
-            top[r] = m;
+            for (int g = 1; g < 8; g++) m[r] = fmaxf(m[r], fmaxf(s[4 * g + 2 * r], s[4 * g + 2 * r + 1]));
+            m[r] = fmaxf(m[r], __shfl_xor_sync(~0u, m[r], 1));
+            m[r] = fmaxf(m[r], __shfl_xor_sync(~0u, m[r], 2)) * scale_log2;
         }
-        if constexpr (BUSY) drain<0, K_PIECES / 4>();
+        if (HEAD == 512 && count > 0) wait(sm.top_full[own ^ 1], (count - 1) / 2 & 1);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const float before = first ? NO_SCORE : HEAD == 512 ? sm.top[own ^ 1][row + 8 * r] : top[r];
+            top[r] = m[r] - before > LAZY ? m[r] : before;
+            factor[r] = exp2f(before - top[r]);
+            if (HEAD == 512 && lane % 4 == 0) sm.top[own][row + 8 * r] = top[r];
+        }
+        if (HEAD == 512) {
+            __syncwarp();
+            if (lane == 0) arrive(sm.top_full[own]);
+        }
         uint32_t packed[16];
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float total = 0.0f;
-#pragma unroll
-            for (int g = 0; g < 8; g++) {
-                float a, c;
-                asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(a) : "f"(fmaf(s[4 * g + 2 * r], scale_log2, -top[r])));
-                asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(c) : "f"(fmaf(s[4 * g + 2 * r + 1], scale_log2, -top[r])));
-                total += a + c;
-                asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed[2 * g + r]) : "f"(c), "f"(a));
-            }
-            sum[r] = fmaf(sum[r], factor[r], total);
-        }
-        if constexpr (BUSY) drain<K_PIECES / 4, K_PIECES / 2>();
-        const int slot = count % P_SLOTS;
-        wait(sm.p_empty[slot], ~(count / P_SLOTS) & 1);
-        const int row = 16 * warp + lane % 16;
-#pragma unroll
-        for (int g = 0; g < 8; g += 2) {
-            const uint32_t to = address(sm.p[slot]) + row * 128 + (((g + lane / 16) ^ (row % 8)) << 4);
-            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(packed[2 * g]),
-                         "r"(packed[2 * g + 1]), "r"(packed[2 * g + 2]), "r"(packed[2 * g + 3])
-                         : "memory");
-        }
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        if (lane % 4 == 0) {
-            sm.factor[slot][16 * warp + lane / 4] = factor[0];
-            sm.factor[slot][16 * warp + lane / 4 + 8] = factor[1];
-        }
-        if (b.last) {
+        for (int g = 0; g < 8; g++) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                float total = sum[r] + __shfl_xor_sync(~0u, sum[r], 1);
-                total += __shfl_xor_sync(~0u, total, 2);
-                if (lane % 4 == 0) sm.inverse[slot][16 * warp + lane / 4 + 8 * r] = 1.0f / total;
+                float a, b;
+                asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(a) : "f"(fmaf(s[4 * g + 2 * r], scale_log2, -top[r])));
+                asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(b) : "f"(fmaf(s[4 * g + 2 * r + 1], scale_log2, -top[r])));
+                sum[r] += a + b;
+                asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed[2 * g + r]) : "f"(b), "f"(a));
             }
+        }
+        const int slot = (ROW_GROUPS == 2 ? own * P_DEPTH : 0) + count % P_DEPTH;
+        wait(sm.p_empty[slot], ~(count / P_DEPTH) & 1);
+        const int to_row = 16 * warp + lane % 16;
+        const uint32_t to = address(sm.p[slot]) + to_row * 128;
+#pragma unroll
+        for (int g = 0; g < 8; g += 2)
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                             to + (((g + lane / 16) ^ (to_row % 8)) << 4)),
+                         "r"(packed[2 * g]), "r"(packed[2 * g + 1]), "r"(packed[2 * g + 2]), "r"(packed[2 * g + 3])
+                         : "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+            sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+            if (lane % 4 == 0) sm.factor[slot][row + 8 * r] = factor[r], sm.sum[slot][row + 8 * r] = sum[r];
         }
         __syncwarp();
         if (lane == 0) arrive(sm.p_full[slot]);
-        count++;
-        if constexpr (BUSY) drain<K_PIECES / 2, K_PIECES>();
     }
 
     __device__ __forceinline__ void run() {
-        float s0[32] = {}, s1[32] = {};
-        for (; it.next(); tile++) {
-            block = 0;
-            Block b0 = issue(s0);
-            drain<0, K_PIECES>();
-            pin(s0);
-            for (;;) {
-                if (b0.last) {  // the next tile's Q is on its way meanwhile
-                    softmax<false>(s0, b0);
-                    break;
-                }
-                const Block b1 = issue(s1);
-                softmax<true>(s0, b0);
-                pin(s1);
-                if (b1.last) {
-                    softmax<false>(s1, b1);
-                    break;
-                }
-                b0 = issue(s0);
-                softmax<true>(s1, b1);
-                pin(s0);
+        uint32_t count = 0;  // blocks before the tile
+        for (uint32_t tile = 0; it.next(); tile++) {
+            constexpr int STEP = HEAD == 512 ? 2 : 1;
+            const int start = HEAD == 512 ? (count % 2) ^ own : 0;
+            const int position = it.position - it.first_key + (ROW_GROUPS == 2 ? own * GROUP_TOKENS : 0);
+#pragma unroll 1
+            for (int block = start; block < it.blocks; block += STEP) {
+                products(count + block, tile, block == start, block + STEP >= it.blocks);
+                softmax(count + block, position - block * KEYS, block == 0);
             }
+            if (start >= it.blocks) {  // a tile of one block, the other's
+                for (int piece = 0; piece < K_PIECES; piece++) {
+                    wait(sm.q_full[piece], tile & 1);
+                    if (lane == 0) arrive(sm.q_empty[piece]);
+                }
+            }
+            count += it.blocks;
         }
     }
 };
@@ -536,14 +547,14 @@ __device__ __forceinline__ void transpose(uint32_t (&x)[4], int lane) {
     }
 }
 
-__device__ __forceinline__ void store_tile(const Params& p, const Items& it, const float (&o)[128], const float (&inv)[2],
-                                           int half, int warp, int lane) {
+// `first_row`: of the warp, in its tile.
+__device__ __forceinline__ void store_rows(const Params& p, const Items& it, const float (&o)[128], const float (&inv)[2],
+                                           int first_row, int column, int lane) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int token = 2 * warp + r;
-        if (token >= it.tokens) continue;
-        __nv_bfloat16* row =
-            p.out + (static_cast<int64_t>(it.q_row + token) * Q_HEADS + it.head * GROUP + lane / 4) * HEAD + half * 256;
+        const int row = first_row + lane / 4 + 8 * r, token = row / GROUP;
+        __nv_bfloat16* to =
+            p.out + (static_cast<int64_t>(it.q_row + token) * Q_HEADS + it.head * GROUP + row % GROUP) * HEAD + column;
 #pragma unroll
         for (int g = 0; g < 32; g += 4) {
             uint32_t x[4];
@@ -553,65 +564,66 @@ __device__ __forceinline__ void store_tile(const Params& p, const Items& it, con
                 asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x[i]) : "f"(b), "f"(a));
             }
             transpose(x, lane);
-            *reinterpret_cast<uint4*>(row + 8 * g + lane % 4 * 8) = make_uint4(x[0], x[1], x[2], x[3]);
+            if (token < it.tokens)
+                *reinterpret_cast<uint4*>(to + 8 * g + lane % 4 * 8) = make_uint4(x[0], x[1], x[2], x[3]);
         }
     }
 }
 
-template <int FROM>
-__device__ __forceinline__ void drain_values(Smem& sm, int half, const Release& release) {
-    if constexpr (FROM < V_PIECES) {
-        mma_wait<V_PIECES - 1 - FROM>();
-        release(sm.v_empty[half][FROM]);
-        drain_values<FROM + 1>(sm, half, release);
-    }
-}
-
-__device__ __forceinline__ void run_values(Smem& sm, const Params& p, int half, uint32_t rank, int warp, int lane) {
+// `own`: the half of the columns, or with HEAD 256 the row group.
+__device__ __forceinline__ void run_values(Smem& sm, const Params& p, int own, uint32_t rank, int warp, int lane) {
     float o[128] = {};
-    uint32_t parity = 0, count = 0;
+    uint32_t count = 0;
     const Release release(sm, lane);
     const int row = 16 * warp + lane / 4;
     for (Items it(p, rank); it.next();) {
-        float inv[2];
+        float sum[2] = {};
 #pragma unroll 1
-        for (int block = 0; block < it.blocks; block++, parity ^= 1, count++) {
-            const int slot = count % P_SLOTS;
-            wait(sm.p_full[slot], count / P_SLOTS & 1);
+        for (int block = 0; block < it.blocks; block++, count++) {
+            const int slot = (ROW_GROUPS == 2 ? own * P_DEPTH : 0) + count % P_DEPTH;
+            const int from = HEAD == 512 ? own : count % 2;  // of V
+            wait(sm.p_full[slot], count / P_DEPTH & 1);
             const float factor[2] = {sm.factor[slot][row], sm.factor[slot][row + 8]};
-            inv[0] = sm.inverse[slot][row], inv[1] = sm.inverse[slot][row + 8];  // the last block's counts
+            for (int r = 0; r < 2; r++) sum[r] = fmaf(sum[r], factor[r], sm.sum[slot][row + 8 * r]);
             if (block > 0 && __any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
 #pragma unroll
                 for (int i = 0; i < 128; i++) o[i] *= factor[i / 2 % 2];
             }
             pin(o);
-            const uint32_t a = offsetof(Smem, p) + slot * SLOT, b = offsetof(Smem, v) + half * sizeof(sm.v[0]);
+            const uint32_t a = offsetof(Smem, p) + slot * SLOT, b = offsetof(Smem, v) + from * sizeof(sm.v[0]);
 #pragma unroll
             for (int piece = 0; piece < V_PIECES; piece++) {
-                wait(sm.v_full[half][piece], parity);
+                wait(sm.v_full[from][piece], count / STAGES & 1);
                 mma_fence();
 #pragma unroll
                 for (int i = 0; i < V_KEYS / 16; i++) {
                     const int step = piece * (V_KEYS / 16) + i;
-                    const uint32_t rows = b + piece * 4 * V_KEYS * 128 + i * 16 * 128;
+                    const uint32_t keys = b + piece * 4 * V_KEYS * 128 + i * 16 * 128;
                     const uint64_t weights = descriptor(a + 32 * step);
-                    mma_values<0>(o, weights, descriptor(rows, V_KEYS * 128), block + step);
-                    mma_values<64>(o, weights, descriptor(rows + 2 * V_KEYS * 128, V_KEYS * 128), block + step);
+                    mma_values<0>(o, weights, descriptor(keys, V_KEYS * 128), block + step);
+                    mma_values<64>(o, weights, descriptor(keys + 2 * V_KEYS * 128, V_KEYS * 128), block + step);
                 }
                 mma_commit();
+                if (piece > 0) {
+                    mma_wait<1>();
+                    release(sm.v_empty[from][piece - 1]);
+                }
             }
-            drain_values<0>(sm, half, release);
+            mma_wait<0>();
+            release(sm.v_empty[from][V_PIECES - 1]);
             pin(o);
             if (lane == 0) arrive(sm.p_empty[slot]);
         }
-        store_tile(p, it, o, inv, half, warp, lane);
+        const float inv[2] = {1.0f / sum[0], 1.0f / sum[1]};
+        const int first_row = (ROW_GROUPS == 2 ? own * ROWS : 0) + 16 * warp, column = HEAD == 512 ? own * 256 : 0;
+        store_rows(p, it, o, inv, first_row, column, lane);
     }
 }
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
 __global__ void __launch_bounds__(THREADS, 1)
-    prefill_512(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
+    prefill(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
     extern __shared__ __align__(1024) uint8_t raw[];
     Smem& sm = *reinterpret_cast<Smem*>(raw);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -619,11 +631,12 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) {
         if ((address(raw) & 0x3FFFF) != SMEM_BASE) __trap();
         for (int i = 0; i < K_PIECES; i++) {
-            init(sm.q_full[i], 1), init(sm.q_empty[i], 4);
-            init(sm.k_full[i], 1), init(sm.k_empty[i], 4 * CLUSTER);
+            init(sm.q_full[i], 1), init(sm.q_empty[i], 8);
+            for (int own = 0; own < 2; own++) init(sm.k_full[own][i], 1), init(sm.k_empty[own][i], READERS * CLUSTER);
         }
-        for (int i = 0; i < 2 * V_PIECES; i++) init(sm.v_full[0][i], 1), init(sm.v_empty[0][i], 4 * CLUSTER);
-        for (int i = 0; i < P_SLOTS; i++) init(sm.p_full[i], 4), init(sm.p_empty[i], 8);
+        for (int own = 0; own < 2; own++) init(sm.top_full[own], 4);
+        for (int i = 0; i < 2 * V_PIECES; i++) init(sm.v_full[0][i], 1), init(sm.v_empty[0][i], READERS * CLUSTER);
+        for (int i = 0; i < P_SLOTS; i++) init(sm.p_full[i], 4), init(sm.p_empty[i], 8 / ROW_GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_sync();
@@ -632,17 +645,17 @@ __global__ void __launch_bounds__(THREADS, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGS_PRODUCER));
         if (warp == 0) produce_keys(sm, p, maps, rank, lane);
         else if (warp < 3) produce_values(sm, p, maps, warp - 1, rank, lane);
-    } else if (group == 1) {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGS_SCORES));
-        Scores{sm, p.scale_log2, warp % 4, lane, Release(sm, lane), Items(p, rank)}.run();
+    } else if (group <= 2) {  // fewer than the 96 at the start: `inc` would be an illegal instruction
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGS_SCORES));
+        Scores{sm, p.scale_log2, p.window, group - 1, warp % 4, lane, Release(sm, lane), Items(p, rank)}.run();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGS_VALUES));
-        run_values(sm, p, group - 2, rank, warp % 4, lane);
+        run_values(sm, p, group - 3, rank, warp % 4, lane);
     }
     cluster_sync();  // no block leaves while another may still write into it
 }
 
-// A tensor of rows of 512 bf16 as [d3, d2, d1, 64]: distances in bytes, slowest last.
+// A tensor of rows of HEAD bf16 as [d3, d2, d1, 64]: distances in bytes, slowest last.
 bool make_map(CUtensorMap* map, const void* data, const uint64_t (&sizes)[3], const uint64_t (&distances)[3],
               const uint32_t (&box)[3]) {
     static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
@@ -664,17 +677,16 @@ bool make_map(CUtensorMap* map, const void* data, const uint64_t (&sizes)[3], co
 
 extern "C" {
 
-int prefill_512_tokens() { return TOKENS * CLUSTER; }  // tokens of one row of `work`
+int prefill_tokens() { return TOKENS * CLUSTER; }  // tokens of one row of `work`
 
-// q and out [tokens, 16, 512], k and v [rows, 2, 512], all bf16 and contiguous; work [items, 8] (struct Work) and slots int32, the
-// latter null where each request's keys are rows one after another. Returns a cudaError_t, or -1 where a tensor could not
-// be described.
-int prefill_512_launch(const void* q, const void* k, const void* v, void* out, const void* work, const void* slots,
-                       int tokens, int rows, int items, float scale, int blocks, void* stream) {
-    if (slots && CLUSTER == 1) return cudaErrorNotSupported;
+// q and out [tokens, 16, HEAD], k and v [rows, KV_HEADS, HEAD], all bf16 and contiguous; work [items, 8] (struct Work) and
+// slots int32, the latter null where each request's keys are rows one after another; window in keys, 0: all. Returns a
+// cudaError_t, or -1 where a tensor could not be described.
+int prefill_launch(const void* q, const void* k, const void* v, void* out, const void* work, const void* slots, int tokens,
+                   int rows, int items, int window, float scale, int blocks, void* stream) {
     Maps maps;
     const uint64_t row = HEAD * 2, chunk = 128, all = rows;
-    if (!make_map(&maps.q, q, {Q_HEADS, static_cast<uint64_t>(tokens), CHUNKS}, {row, row * Q_HEADS, chunk}, {GROUP, TOKENS, 1}))
+    if (!make_map(&maps.q, q, {Q_HEADS, static_cast<uint64_t>(tokens), CHUNKS}, {row, row * Q_HEADS, chunk}, {GROUP, GROUP_TOKENS, 1}))
         return -1;
     const auto describe = [&](CUtensorMap* map, const void* data, uint32_t keys, uint32_t chunks) {
         return make_map(map, data, {all, CHUNKS, KV_HEADS}, {row * KV_HEADS, chunk, row}, {keys, chunks, 1});
@@ -683,8 +695,8 @@ int prefill_512_launch(const void* q, const void* k, const void* v, void* out, c
         !describe(&maps.v, v, V_KEYS, 4 / CLUSTER) || !describe(&maps.v_row, v, 1, 1))
         return -1;
     const Params p{static_cast<const Work*>(work), static_cast<const int*>(slots), static_cast<__nv_bfloat16*>(out),
-                   items, scale * 1.4426950408889634f};
-    cudaError_t error = cudaFuncSetAttribute(prefill_512, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Smem));
+                   items, window ? window : 1 << 30, scale * 1.4426950408889634f};
+    cudaError_t error = cudaFuncSetAttribute(prefill, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Smem));
     if (error != cudaSuccess) return error;
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeClusterDimension;
@@ -693,7 +705,7 @@ int prefill_512_launch(const void* q, const void* k, const void* v, void* out, c
     config.gridDim = dim3(blocks / CLUSTER * CLUSTER), config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = sizeof(Smem), config.stream = static_cast<cudaStream_t>(stream);
     config.attrs = &attribute, config.numAttrs = 1;
-    error = cudaLaunchKernelEx(&config, prefill_512, maps, p);
+    error = cudaLaunchKernelEx(&config, prefill, maps, p);
     return error != cudaSuccess ? error : cudaGetLastError();
 }
 }
