@@ -1,7 +1,7 @@
-"""Builds, checks and times the experimental Hopper prefill attention (prefill_hopper.cu).
+"""Builds, checks and times the experimental Hopper prefill attention for heads of 512 (prefill_512.cu).
 
-`python benchmark/kernels/attention/bench_prefill_hopper.py [--layer sliding] [--define CLUSTER=1 ...]`: needs nvcc, a
-Hopper GPU and torch. Checked against float64: small ragged batches whole, the timed sizes by sampled tokens. Prints
+`python benchmark/kernels/attention/bench_prefill_512.py [--define CLUSTER=1 ...] [--sizes 8x1024 1x8192]`: needs nvcc,
+a Hopper GPU and torch. Checked against float64: small ragged batches whole, the timed sizes by sampled tokens. Prints
 milliseconds, TFLOP/s (visible pairs only) and the floor at 790 TFLOP/s.
 """
 
@@ -12,23 +12,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-Q_HEADS = 16
+Q_HEADS, KV_HEADS, HEAD = 16, 2, 512
+GROUP = Q_HEADS // KV_HEADS
 PEAK = 790e12  # bf16 FLOP/s of an H200 on random data, measured
-
-
-class Layer(NamedTuple):
-    head: int
-    kv_heads: int
-    window: int  # in keys; 0: all
-
-
-LAYERS = {"full": Layer(512, 2, 0), "sliding": Layer(256, 8, 1024)}
-SOURCE = Path(__file__).with_name("prefill_hopper.cu")
-# (cached, new) tokens of each request: single tokens, both sides of tiles, clusters, blocks of keys, windows; prefixes
+SOURCE = Path(__file__).with_name("prefill_512.cu")
+# (cached, new) tokens of each request: single tokens, both sides of tiles, clusters and blocks of keys, prefixes
 BATCHES = [
     [(0, 64)],
     [(0, 1)],
@@ -36,7 +27,6 @@ BATCHES = [
     [(63, 1), (64, 1), (65, 30), (1000, 3)],
     [(0, 63), (5, 65), (0, 200), (130, 77)],
     [(300, 700), (0, 1000)],
-    [(1023, 1), (1024, 1), (1087, 2), (2000, 130), (0, 1500)],
 ]
 
 
@@ -61,33 +51,31 @@ def compile_source(defines, out, *flags):
 
 
 def build(defines, folder):
-    out = Path(folder) / "prefill_hopper.so"
+    out = Path(folder) / "prefill_512.so"
     for line in compile_source(defines, out, "-shared", "-Xcompiler", "-fPIC"):
         print("   ", line)
     library = ctypes.CDLL(str(out))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    library.prefill_launch.argtypes = [pointer] * 6 + [integer] * 4 + [ctypes.c_float, integer, pointer]
+    library.prefill_512_launch.argtypes = [pointer] * 6 + [integer] * 3 + [ctypes.c_float, integer, pointer]
     return library
 
 
-def make_work(layer, batch, tokens):
-    """[n, 8] int32, struct Work: `tokens` tokens of a request and a KV head each, those with the most keys first."""
+def make_work(batch, tokens):
+    """[n, 4] int32: first row in q, tokens, row of key 0, first position; `tokens` tokens each, most keys first."""
     work, q_row, k_row = [], 0, 0
     for cached, new in batch:
         for first in range(0, new, tokens):
-            for head in range(layer.kv_heads):
-                count = min(new - first, tokens)
-                work.append((q_row + first, count, cached + first, head, k_row, cached + new, 0, 0))
+            work.append((q_row + first, min(new - first, tokens), k_row, cached + first))
         q_row, k_row = q_row + new, k_row + cached + new
-    work.sort(key=lambda row: -min(row[2], layer.window or row[2]))
+    work.sort(key=lambda row: -row[3])
     return torch.tensor(work, dtype=torch.int32)
 
 
-def make_inputs(layer, batch, spread):
+def make_inputs(batch, spread):
     """q, k, v on the GPU; scores have a standard deviation of about `spread`."""
     new, keys = sum(n for _, n in batch), sum(c + n for c, n in batch)
-    q = torch.randn(new, Q_HEADS, layer.head, device="cuda", dtype=torch.bfloat16) * (spread * layer.head**-0.5)
-    k, v = (torch.randn(keys, layer.kv_heads, layer.head, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    q = torch.randn(new, Q_HEADS, HEAD, device="cuda", dtype=torch.bfloat16) * (spread * HEAD**-0.5)
+    k, v = (torch.randn(keys, KV_HEADS, HEAD, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return q, k, v
 
 
@@ -105,29 +93,27 @@ def make_slots(keys, run):
     return slots.int(), -(-keys // run) * (run + 1)
 
 
-def attend(library, layer, q, k, v, out, work, blocks, slots=None):
+def attend(library, q, k, v, out, work, blocks, slots=None):
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
     pointers = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (q, k, v, out, work, slots)]
-    sizes = (len(q), len(k), len(work), layer.window)
-    error = library.prefill_launch(*pointers, *sizes, 1.0, blocks, stream)
+    error = library.prefill_512_launch(*pointers, len(q), len(k), len(work), 1.0, blocks, stream)
     assert error == 0, f"the launch returned {error}"
 
 
-def reference(layer, q, k, v, batch, tokens=None):
+def reference(q, k, v, batch, tokens=None):
     """float64 [tokens, 16, head], of all tokens or of the sampled rows of q in `tokens`."""
     out, q_row, k_row = [], 0, 0
-    group = Q_HEADS // layer.kv_heads
     for cached, new in batch:
         rows = torch.arange(q_row, q_row + new, device="cuda")
         if tokens is not None:
             rows = tokens[(tokens >= q_row) & (tokens < q_row + new)]
         for row in rows.split(64):
             key, last = torch.arange(cached + new, device="cuda"), (row - q_row + cached)[:, None]
-            hidden = (key > last) | (key <= last - (layer.window or len(key)))
+            hidden = key > last
             heads = []
-            for head in range(layer.kv_heads):
+            for head in range(KV_HEADS):
                 keys, values = (x[k_row : k_row + cached + new, head].double() for x in (k, v))
-                scores = torch.einsum("tgd,kd->tgk", q[row, head * group : (head + 1) * group].double(), keys)
+                scores = torch.einsum("tgd,kd->tgk", q[row, head * GROUP : (head + 1) * GROUP].double(), keys)
                 scores.masked_fill_(hidden[:, None], float("-inf"))
                 heads.append(torch.einsum("tgk,kd->tgd", scores.softmax(-1), values))
             out.append(torch.cat(heads, dim=1))
@@ -139,20 +125,20 @@ def error(out, expected):
     return ((out.double() - expected).norm() / expected.norm()).item()
 
 
-def check(library, layer, batch, spread, blocks, run):
-    q, k, v = make_inputs(layer, batch, spread)
-    expected = reference(layer, q, k, v, batch)
+def check(library, batch, spread, blocks, run):
+    q, k, v = make_inputs(batch, spread)
+    expected = reference(q, k, v, batch)
     slots = None
     if run:
         slots, rows = make_slots(len(k), run)
         k, v = (scatter(x, slots, rows) for x in (k, v))
     guard = 16  # rows behind the output that must stay untouched
     out = torch.full((len(q) + guard, *q.shape[1:]), float("nan"), device="cuda", dtype=torch.bfloat16)
-    work = make_work(layer, batch, library.prefill_tokens()).cuda()
-    attend(library, layer, q, k, v, out, work, blocks, slots)
+    work = make_work(batch, library.prefill_512_tokens()).cuda()
+    attend(library, q, k, v, out, work, blocks, slots)
     relative = error(out[: len(q)], expected)
     first = out[: len(q)].clone()
-    attend(library, layer, q, k, v, out, work, blocks, slots)
+    attend(library, q, k, v, out, work, blocks, slots)
     same = torch.equal(first, out[: len(q)])
     right = relative < 6e-3 and bool(out[len(q) :].isnan().all()) and same
     print(
@@ -180,23 +166,22 @@ def milliseconds(run, least):
     return statistics.median(times), min(times), max(times)
 
 
-def measure(library, layer, size, blocks, run):
+def measure(library, size, blocks, run):
     count, length = (int(x) for x in size.split("x"))
     batch = [(0, length)] * count
-    q, k, v = make_inputs(layer, batch, 1.0)
+    q, k, v = make_inputs(batch, 1.0)
     out = torch.full_like(q, float("nan"))
-    work = make_work(layer, batch, library.prefill_tokens()).cuda()
+    work = make_work(batch, library.prefill_512_tokens()).cuda()
     tokens = torch.randint(len(q), (24,), device="cuda").unique()
-    expected = reference(layer, q, k, v, batch, tokens)
+    expected = reference(q, k, v, batch, tokens)
     slots = None
     if run:
         slots, rows = make_slots(len(k), run)
         k, v = (scatter(x, slots, rows) for x in (k, v))
-    attend(library, layer, q, k, v, out, work, blocks, slots)
+    attend(library, q, k, v, out, work, blocks, slots)
     relative = error(out[tokens], expected)
-    seen = min(layer.window or length, length)  # pairs: the first tokens see less
-    flops = count * 4 * layer.head * Q_HEADS * (seen * (seen + 1) / 2 + (length - seen) * seen)
-    ms, low, high = milliseconds(lambda: attend(library, layer, q, k, v, out, work, blocks, slots), 3)
+    flops = count * 4 * HEAD * Q_HEADS * length * (length + 1) / 2
+    ms, low, high = milliseconds(lambda: attend(library, q, k, v, out, work, blocks, slots), 3)
     rate, floor = flops / ms / 1e9, flops / PEAK * 1e3
     print(
         f"    {size:>9} runs {run:>3} {ms:9.3f} ms {rate:5.0f} TFLOP/s {ms / floor:5.2f} x floor"
@@ -211,24 +196,22 @@ def measure(library, layer, size, blocks, run):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--define", nargs="*", default=[], help="macros of the source, NAME=VALUE")
-    parser.add_argument("--layer", choices=LAYERS, default="full")
     parser.add_argument("--sizes", nargs="*", default=["8x1024", "1x8192", "1x32768", "1x100000"])
     parser.add_argument("--runs", nargs="*", type=int, default=[0, 64, 1], help="neighbouring slots; 0: rows in order")
     parser.add_argument("--no-check", action="store_true", help="sampled tokens of the timed sizes only")
     args = parser.parse_args()
-    layer = LAYERS[args.layer]
-    print(f"{torch.cuda.get_device_name()}  {args.layer}  {' '.join(args.define) or 'as written'}", flush=True)
+    print(f"{torch.cuda.get_device_name()}  {' '.join(args.define) or 'as written'}", flush=True)
     blocks = torch.cuda.get_device_properties(0).multi_processor_count
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        library = build([f"HEAD={layer.head}", *args.define], folder)
+        library = build(args.define, folder)
         if not args.no_check:
             cases = [(b, spread, run) for run in args.runs for b in BATCHES for spread in (1.0, 8.0)]
-            if not all([check(library, layer, *case[:2], blocks, case[2]) for case in cases]):
+            if not all([check(library, *case[:2], blocks, case[2]) for case in cases]):
                 sys.exit("wrong results: not timed")
         for run in args.runs:
             for size in args.sizes:
-                measure(library, layer, size, blocks, run)
+                measure(library, size, blocks, run)
 
 
 if __name__ == "__main__":
