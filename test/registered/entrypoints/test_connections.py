@@ -20,7 +20,7 @@ from sglang.srt.entrypoints.connections import OWN_DESCRIPTORS, bind
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import wait_for
 
-register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cpu_ci(est_time=60, suite="base-a-test-cpu", mostly_waits=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "0.0.0.0", "::"])
