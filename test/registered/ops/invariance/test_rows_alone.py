@@ -118,7 +118,8 @@ def test_linear_of_a_bias_of_many_columns_of_other_strides(dtype, monkeypatch):
 def test_linear_is_as_exact_as_torchs(rows, dtype):
     x, weight = wide(rows, 1024, dtype=dtype), wide(256, 1024, dtype=dtype, seed=1)
     exact = x.double() @ weight.double().T
-    plain = (F.linear(x, weight).double() - exact).abs().max()
+    among_many = F.linear(x.repeat(ROWS, 1), weight)[:rows]  # few rows may take a routine with more sums side by side
+    plain = (among_many.double() - exact).abs().max()
     got = linear(x, weight)
     # on a GPU products are added up one after another, where torch adds halves
     slack = one_after_another(x, weight) if DEVICE == "cuda" else 0
