@@ -187,8 +187,12 @@ def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
     if args.serve_transformers:
         serve_transformers(args.model_path, args.dtype)
-    else:
+        return 0
+    try:
         measure(args)
+    except (RuntimeError, ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -88,8 +88,9 @@ class StaticBatch:
                 if chunk.match is not None:
                     self._kv.cache.unlock(chunk.match.node)
             raise ValueError(
-                f"a batch of {len(self.reqs)} requests does not fit: a step of {tokens} tokens finds {room} free KV "
-                f"slots and {len(self._kv.free_rows)} free rows ({self._kv.usage()})"
+                f"a batch of {len(self.reqs)} requests does not fit the KV pools: a step of {tokens} tokens finds "
+                f"{room} free slots and {len(self._kv.free_rows)} free rows ({self._kv.usage()}); raise "
+                f"--max-total-tokens (on a GPU --mem-fraction-static), or take fewer or shorter requests"
             )
         step, sampled, _ = build_step(plan, self._kv)
         for req in sampled:

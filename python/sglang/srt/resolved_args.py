@@ -163,8 +163,9 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if values["attention_backend"] != "triton":
         for flag in args.graph_flags():
             raise ValueError(f"{flag}: graphs need a GPU and --attention-backend triton; leave it out")
-        if not args.disable_cuda_graph:
+        if device == "cuda" and not args.disable_cuda_graph:
             choose("disable_cuda_graph", True, "torch_native plans its work on the host, step by step")
+        values["disable_cuda_graph"] = True  # on a CPU no news
     elif not args.disable_cuda_graph:
         of_less = "larger ones are rare, and a graph takes memory"
         choose_limit(
@@ -179,7 +180,9 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     if args.enable_piecewise_cuda_graph is None:
         on = not values["disable_cuda_graph"]
         reason = "a busy host launches a prefill slower than the GPU computes it" if on else "no step has a graph"
-        choose("enable_piecewise_cuda_graph", on, reason)
+        if device == "cuda":
+            choose("enable_piecewise_cuda_graph", on, reason)
+        values["enable_piecewise_cuda_graph"] = on
     if values["enable_piecewise_cuda_graph"]:
         most, of_less = prompt_tokens + values["max_running_requests"], "larger steps gain little"
         choose_limit("piecewise_cuda_graph_max_tokens", MAX_GRAPH_TOKENS, most, "no step is larger", of_less)

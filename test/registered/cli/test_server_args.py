@@ -282,6 +282,7 @@ def test_resolve_fills_every_automatic_value_and_says_why(device: str, caplog):
     assert 0.5 <= args.mem_fraction_static < 1 and args.enable_mixed_chunk is True
     for name in ("chunked_prefill_size", "mem_fraction_static", "random_seed", "context_length"):
         assert any(r.message.startswith(f"{name} = ") and "(" in r.message for r in caplog.records)
+    assert ("graph" in caplog.text) is (device == "cuda")  # a CPU's user has no use for them
 
 
 def test_resolve_keeps_what_was_typed():

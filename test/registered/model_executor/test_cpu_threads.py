@@ -3,6 +3,7 @@
 import logging
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ class Runner:
         self.tp = self
         self.steps: list[tuple[int, int]] = []  # threads, batch size
         self.cpu_threads = None
+        self.config = SimpleNamespace(dtype="bfloat16")
 
     def minimum(self, value: int) -> int:
         return min(value, self.others.pop(0)) if self.others else value
@@ -59,7 +61,7 @@ def test_the_faster_number_is_taken(clock, caplog, seconds, chosen):
     with caplog.at_level(logging.INFO):
         cpu_threads.choose(runner, 2)
     assert runner.cpu_threads == torch.get_num_threads() == chosen
-    assert f"cpu_threads = {chosen} (a trial: " in caplog.text
+    assert f"cpu_threads = {chosen} (a trial: " in caplog.text and "arithmetic = bfloat16 on " in caplog.text
     assert {size for _, size in runner.steps} == set(cpu_threads.BATCH_SIZES)
     rounds = 1 if max(seconds.values()) > 0.5 else cpu_threads.ROUNDS
     assert len(runner.steps) == (rounds + 1) * 2 * len(cpu_threads.BATCH_SIZES)

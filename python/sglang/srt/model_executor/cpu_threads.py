@@ -43,6 +43,8 @@ def choose(runner: "ModelRunner", most: int) -> None:
     torch.set_num_threads(number)
     runner.cpu_threads = number
     logger.info("cpu_threads = %d (%s)", number, reason)
+    dtype, instructions = runner.config.dtype, torch.backends.cpu.get_cpu_capability()
+    logger.info("arithmetic = %s on %s (the dtype, and what torch uses of this CPU)", dtype, instructions)
 
 
 def _trial(runner: "ModelRunner", most: int) -> dict[int, float]:
