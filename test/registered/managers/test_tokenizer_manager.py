@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import sys
+import weakref
 
 import pytest
 
@@ -144,6 +146,25 @@ def test_seeds_of_requests_that_give_none(tokenizer, deterministic, own, seeds):
 
     asyncio.run(main())
     assert [r.sampling_params.sampling_seed for r in harness.requests()] == seeds
+
+
+def test_what_has_ended_is_gone_without_the_garbage_collector(harness):
+    """A generation holds its tokens, and a batch of thousands is hundreds of megabytes of them."""
+    kept = []
+
+    async def main() -> None:
+        async with harness.manager.generate([prompt("a"), prompt("b")]) as group:
+            kept.extend(map(weakref.ref, group.generations))
+            harness.answer("a")
+            harness.answer("b")
+            await group.all()
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_one_bad_prompt_stops_the_whole_batch_before_it_is_sent(harness):

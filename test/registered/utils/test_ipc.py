@@ -22,7 +22,7 @@ from sglang.srt.managers.io_struct import (
     ToScheduler,
 )
 from sglang.srt.sampling.sampling_params import SamplingParams
-from sglang.srt.utils.ipc import MAX_PATH_BYTES, Receiver, Sender, make_ipc_dir
+from sglang.srt.utils.ipc import MAX_PATH_BYTES, TURN_BYTES, Receiver, Sender, make_ipc_dir
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=3, suite="unit-test-cpu")
@@ -136,6 +136,27 @@ def test_event_loop_gets_messages_sent_before_and_after_attaching(pair):
         return [m.serial for m in got]
 
     assert asyncio.run(main()) == [100, *range(300)]
+
+
+def test_a_flood_is_handled_in_turns(pair):
+    """Thousands of generations that end together do not keep the event loop from everything else."""
+    receiver, sender = pair
+
+    async def main() -> tuple[list[int], int]:
+        runs, failures, turns = [], [], 0
+        for i in range(200):
+            sender.send(AbortReq(i, message="x" * 10_000))
+        await asyncio.sleep(0.3)
+        receiver.attach(lambda messages: runs.append(len(messages)), failures.append)
+        while sum(runs) < 200:
+            await asyncio.sleep(0)
+            turns += 1
+        assert not failures
+        return runs, turns
+
+    runs, turns = asyncio.run(main())
+    assert sum(runs) == 200 and max(runs) <= TURN_BYTES // 10_000 + 1
+    assert turns >= 4
 
 
 def test_event_loop_hears_of_failures_once(path):

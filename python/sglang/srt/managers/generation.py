@@ -86,7 +86,7 @@ class Generation:
         self.sample = sample
         self.prompt = prompt
         self.prompt_ids = prompt_ids
-        self.group = group
+        self.group: GenerationGroup | None = group  # None once the call is over
         self.observer = observer
         self.created = time.time()
         self.updated = 0.0  # when the latest output came, 0 before the first

@@ -100,6 +100,7 @@ class TokenizerManager:
                 if generation.finish is None and self.generations.pop(generation.serial, None):
                     self._abort(generation, "the client has gone")
                     generation.end(FinishReason("abort", message="the client has gone"))
+                generation.group = None  # no circle keeps its tokens until the garbage collector comes by
 
     def _make_group(self, prompts: list[Prompt], ids: list[list[int]]) -> GenerationGroup:
         group = GenerationGroup()

@@ -6,6 +6,7 @@ since both ends are ours: it means a version or programming error, and serving o
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ import zmq
 
 logger = logging.getLogger(__name__)
 
+TURN_BYTES = 200_000  # of messages that are handled on an event loop before others have their turn
 MAX_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with its final zero
 
 
@@ -55,13 +57,19 @@ class Receiver:
         """
         if block is not False and not self._socket.poll(None if block is True else block * 1000):
             return []
-        messages = []
-        while True:
+        return self._receive(math.inf)[0]
+
+    def _receive(self, most: float) -> tuple[list, bool]:
+        """Messages that have come, of about `most` bytes, and whether there may be more."""
+        messages, size = [], 0
+        while size < most:
             try:
                 data = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return messages
+                return messages, False
             messages.append(self._decode(data))
+            size += len(data)
+        return messages, True
 
     def _decode(self, data: bytes) -> Any:
         try:
@@ -76,8 +84,13 @@ class Receiver:
         more, if bytes are unreadable or handling raises: messages are lost then, and those who wait for them."""
 
         def drain() -> None:
+            if self._loop is None:
+                return
             try:
-                if messages := self.receive_all():
+                messages, more = self._receive(TURN_BYTES)
+                if more:  # others on the event loop first
+                    self._loop.call_soon(drain)
+                if messages:
                     handle(messages)
             except Exception as e:  # any at all: see above
                 logger.exception("messages on %s are lost", os.path.basename(self._path))
