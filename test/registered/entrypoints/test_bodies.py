@@ -39,18 +39,19 @@ def refusal(content: bytes, body_type: type = GenerateRequest) -> RequestError:
 # ---- counting ------------------------------------------------------------------------------------------------------
 
 VALUES = st.recursive(
-    st.none() | st.integers() | st.text('a"\\{[\n', max_size=8),
+    st.none() | st.integers() | st.text('a"\\{[,\n', max_size=8),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text('b"\\[{', max_size=4), inner, max_size=5),
     max_leaves=40,
 )
 
 
-def count(value) -> int:
-    if isinstance(value, dict):
-        return 1 + sum(1 + count(v) for v in value.values())
-    if isinstance(value, list):
-        return 1 + sum(map(count, value))
-    return int(isinstance(value, str))
+def count(value) -> tuple[int, int]:
+    """Objects, lists and texts; commas."""
+    inner = list(value.values() if isinstance(value, dict) else value) if isinstance(value, dict | list) else []
+    keys = len(inner) if isinstance(value, dict) else 0
+    counts = [count(v) for v in inner]
+    own = int(isinstance(value, dict | list | str))
+    return own + keys + sum(c[0] for c in counts), max(len(inner) - 1, 0) + sum(c[1] for c in counts)
 
 
 @settings(max_examples=300, deadline=None)
@@ -89,6 +90,9 @@ def test_long_texts_and_many_numbers_are_no_small_things():
     assert body.text == json.loads(code)
     body = asyncio.run(read_body(FakeRequest(b'{"input_ids":[' + b"5," * MB + b"5]}"), GenerateRequest))
     assert len(body.input_ids) == MB + 1
+    body = asyncio.run(read_body(FakeRequest(b'{"text":"' + b"5," * 4 * MB + b'"}'), GenerateRequest))
+    assert len(body.text) == 8 * MB
+    assert "3000000 numbers" in refusal(b'{"input_ids":[' + b"5," * 3 * MB + b"5]}").message
 
 
 @pytest.mark.parametrize(

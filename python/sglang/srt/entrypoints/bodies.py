@@ -17,21 +17,23 @@ from sglang.srt.utils.shown import cut, shown
 
 T = TypeVar("T")
 
-# Of one body: objects, lists and texts, which become Python objects. Numbers cost a tenth and are not counted.
-MAX_VALUES = 100_000
+MAX_VALUES = 100_000  # of one body: objects, lists and texts, which become Python objects
+MAX_COMMAS = 2_100_000  # numbers cost a tenth: 10 MB of ordinary ids have 1.7 million
 INLINE_BYTES = 65536  # larger bodies are counted in a thread
 
-QUOTE, BRACE, BRACKET = b'"'[0], b"{"[0], b"["[0]
+QUOTE, COMMA, BRACE, BRACKET = b'",{['
 
 
 async def read_body(request: Request, body_type: type[T]) -> T:
     """The JSON body as a struct. Raises RequestError that names the field which is wrong."""
     body = await request.body()
-    count = count_values(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(count_values, body)
-    if count > MAX_VALUES:
+    values, commas = count_values(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(count_values, body)
+    if values > MAX_VALUES:
         raise RequestError(
-            f"the body holds {count} objects, lists and texts, at most {MAX_VALUES} are read: make it several requests"
+            f"the body holds {values} objects, lists and texts, at most {MAX_VALUES} are read: make it several requests"
         )
+    if commas > MAX_COMMAS:
+        raise RequestError(f"the body holds {commas} numbers and other entries, at most {MAX_COMMAS} are read")
     try:
         return msgspec.json.decode(body, type=body_type)
     except msgspec.ValidationError as e:
@@ -42,18 +44,21 @@ async def read_body(request: Request, body_type: type[T]) -> T:
         raise RequestError("the body is not usable: its JSON is nested too deeply") from e
 
 
-def count_values(body: bytes) -> int:
-    """How many objects, lists and texts (keys too) a JSON body holds; 0 where it can't be more than MAX_VALUES. 10 MB
-    take 0.05 s, the GIL free for most of it; decoding millions of small objects would stop everything for seconds."""
+def count_values(body: bytes) -> tuple[int, int]:
+    """How many objects, lists and texts (keys too) a JSON body holds, and how many commas between its entries; 0 for
+    both where neither can be above its limit. 10 MB take 0.05 s, the GIL free for most of it; decoding millions of
+    small objects would stop everything for seconds."""
     marks = np.frombuffer(body, np.uint8)
     opened = np.count_nonzero(marks == BRACE) + np.count_nonzero(marks == BRACKET)
-    if opened + np.count_nonzero(marks == QUOTE) // 2 <= MAX_VALUES:  # those inside of texts included
-        return 0
+    values, commas = opened + np.count_nonzero(marks == QUOTE) // 2, np.count_nonzero(marks == COMMA)
+    if values <= MAX_VALUES and commas <= MAX_COMMAS:  # those inside of texts included
+        return 0, 0
     marks = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
     quotes = marks == QUOTE
     outside = np.bitwise_xor.accumulate(quotes.view(np.uint8)) == 0
     opened = np.count_nonzero(((marks == BRACE) | (marks == BRACKET)) & outside)
-    return int(opened) + (int(np.count_nonzero(quotes)) + 1) // 2
+    values = int(opened) + (int(np.count_nonzero(quotes)) + 1) // 2
+    return values, int(np.count_nonzero((marks == COMMA) & outside))
 
 
 def _complaint(body: bytes, text: str) -> str:
@@ -66,7 +71,7 @@ def _complaint(body: bytes, text: str) -> str:
 
 def field_error(text: str, body_type: type) -> RequestError:
     """msgspec's `... - at `$.field[...]`` with the field in plain sight."""
-    if match := re.search(r"unknown field `(.*?)`", text, re.DOTALL):
+    if match := re.search(r"unknown field `(.*?)(?:`|\Z)", text[:200], re.DOTALL):
         name = cut(match[1])
         close = difflib.get_close_matches(name, body_type.__struct_fields__, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -25,6 +25,8 @@ from sglang.srt.managers.stop_matcher import StopMatch, StopMatcher
 from sglang.srt.utils.shown import shown
 from sglang.srt.utils.tokenizer import Tokenizer
 
+MAX_OUTPUTS = 1000  # of a message: the HTTP process serves others between two
+
 
 class RequestText:
     """The text side of one request. `stopped` once a stop string ended it here."""
@@ -131,7 +133,7 @@ class DetokenizerManager:
         self.requests: dict[int, RequestText] = {}  # by serial
 
     def handle_all(self, messages: list[Message]) -> None:
-        """Handle what has come together; all its text leaves as one message."""
+        """Handle what has come together; its text leaves in few messages."""
         outputs: list[TextOutput] = []
         for message in messages:
             if isinstance(message, BatchTokenOutput):
@@ -139,8 +141,8 @@ class DetokenizerManager:
                     self._on_tokens(out, outputs)
             else:
                 self.to_http(message)
-        if outputs:
-            self.to_http(BatchTextOutput(outputs))
+        for start in range(0, len(outputs), MAX_OUTPUTS):
+            self.to_http(BatchTextOutput(outputs[start : start + MAX_OUTPUTS]))
 
     def _on_tokens(self, out: TokenOutput, outputs: list[TextOutput]) -> None:
         if out.text is not None:
