@@ -4,16 +4,20 @@ import asyncio
 import json
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang.srt.entrypoints import bodies
+from sglang.srt.entrypoints import bodies, generate_api, tokenizer_api
 from sglang.srt.entrypoints.bodies import MAX_VALUES, count_values, read_body
 from sglang.srt.entrypoints.generate_api import GenerateRequest, cache_key, make_prompts
+from sglang.srt.entrypoints.openai import chat_worker, protocol
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest, shared_key
+from sglang.srt.managers import prompt_reader, tokenizer_manager
 from sglang.srt.managers.generation import MAX_MESSAGE_CHARS, RequestError
+from sglang.srt.sampling import sampling_params, stop_regex
 from sglang.srt.utils.shown import LogFormatter, shown
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -134,6 +138,25 @@ def test_one_set_of_parameters_is_parsed_once_for_a_batch(monkeypatch):
     monkeypatch.setitem(make_prompts.__globals__, "sampling_params", lambda *v: calls.append(v) or real(*v))
     prompts, _ = make_prompts(GenerateRequest(text=["a"] * 4096, sampling_params={"stop_regex": ["x+"] * 32}))
     assert len(prompts) == 4096 and len(calls) == 1
+
+
+def test_the_page_of_limits_has_the_numbers_of_the_code():
+    page = (Path(__file__).parents[3] / "docs" / "limits.md").read_text()
+    numbers = {
+        bodies: ("MAX_VALUES", "MAX_COMMAS"),
+        generate_api: ("MAX_IDS", "MAX_REPEATED_LOGPROBS"),
+        prompt_reader: ("MAX_TOP_LOGPROBS", "MAX_TOKEN_IDS_LOGPROB", "MAX_LOGPROBS", "MAX_RID_CHARS"),
+        protocol: ("MAX_MODEL_CHARS", "MAX_TOP_LOGPROBS"),
+        sampling_params: ("MAX_STOP", "MAX_STOP_CHARS", "MAX_STOP_REGEX_CHARS", "MAX_LOGIT_BIAS"),
+        stop_regex: ("MAX_REPEATS", "MAX_UNROLLED_CHARS"),
+        tokenizer_api: ("MAX_LISTS", "MAX_CHARS", "MAX_IDS"),
+        tokenizer_manager: ("MAX_GENERATIONS",),
+    }
+    for module, names in numbers.items():
+        for name in names:
+            assert f"{getattr(module, name):,}" in page, name
+    assert f"{chat_worker.RENDER_SECONDS:.0f} s of processor time" in page
+    assert f"{prompt_reader.MAX_PARAMS_BYTES // MB} MB" in page
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------
