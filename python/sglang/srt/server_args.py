@@ -198,6 +198,11 @@ class ServerArgs:
     default_chat_template_kwargs: dict | None = arg(
         None, help="Template variables of every chat request, e.g. '{\"enable_thinking\": true}'.", group=CHAT
     )
+    parse_special_tokens_in_content: bool = arg(
+        False,
+        help="Special tokens written in the text of users and tools are read as such; otherwise they are letters.",
+        group=CHAT,
+    )
     sampling_defaults: str = arg(
         "model",
         help="Sampling values a request leaves out: generation_config.json's, or OpenAI's (temperature 1).",

@@ -45,7 +45,7 @@ def with_writer(work, seconds: float = 30.0):
     """What `work(writer)` returns; afterwards no process of the writer may be left."""
 
     async def main():
-        writer = ChatWriter(TEMPLATE, {"shout": "!"}, seconds)
+        writer = ChatWriter(TEMPLATE, {"shout": "!"}, seconds=seconds)
         try:
             return await work(writer)
         finally:

@@ -128,7 +128,9 @@ class Backend:
         if self.args.enable_metrics:
             self.metrics = ServerMetrics(info, self.startup_seconds)
         if self.tokenizer is not None and self.tokenizer.chat_template is not None:
-            self.chat_writer = ChatWriter(self.tokenizer.chat_template, self.args.default_chat_template_kwargs or {})
+            special = None if self.args.parse_special_tokens_in_content else self.tokenizer.special_text
+            variables = self.args.default_chat_template_kwargs or {}
+            self.chat_writer = ChatWriter(self.tokenizer.chat_template, variables, special)
         self.manager = TokenizerManager(self.args, info, self.tokenizer, self._to_scheduler.send, self.metrics)
         self.conversation = Conversation(self.manager, self.chat_writer, self._format)
 

@@ -12,10 +12,12 @@ import msgspec
 
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
+from sglang.srt.utils.special_text import SpecialText
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RENDER_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 TEXT_PARTS = ("text", "input_text")
+UNTRUSTED = ("user", "tool")
 
 
 class Turn(msgspec.Struct, kw_only=True):
@@ -35,14 +37,22 @@ class Turn(msgspec.Struct, kw_only=True):
         return self.tools if self.tools and self.tool_choice != "none" else None
 
 
-def chat_prompt(turn: Turn, template: ChatTemplate, variables: dict[str, Any]) -> str:
-    """The prompt's text; `variables` are the template's, under those of the request. Raises RequestError."""
+def chat_prompt(
+    turn: Turn, template: ChatTemplate, variables: dict[str, Any], special: SpecialText | None = None
+) -> str:
+    """The prompt's text; `variables` are the template's, under those of the request. `special` hides special tokens in
+    what is not trusted; without it they are what they look like. Raises RequestError."""
     variables = {**variables, **(turn.chat_template_kwargs or {})}
     if turn.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", turn.reasoning_effort)
     if taken := set(variables) & set(RENDER_NAMES):
         raise RequestError(f"chat_template_kwargs must not hold {min(taken)!r}", param="chat_template_kwargs")
-    messages = template_messages(turn.messages, template)
+    messages, tools = template_messages(turn.messages, template), turn.offered_tools
+    if special is not None:
+        try:
+            messages, tools = [_hide(message, special) for message in messages], special.hide(tools)
+        except RecursionError as e:
+            raise RequestError("the messages or tools are nested too deeply", param="messages") from e
     add_generation_prompt = turn.add_generation_prompt is not False
     begun = ""
     if turn.continue_final_message:
@@ -55,9 +65,9 @@ def chat_prompt(turn: Turn, template: ChatTemplate, variables: dict[str, Any]) -
     if add_generation_prompt and template.writes_content_after_results:
         messages = keep_turn_open(messages)
     try:
-        return template.render(messages, turn.offered_tools, add_generation_prompt, variables) + begun
+        return template.render(messages, tools, add_generation_prompt, variables) + begun
     except ValueError as e:
-        raise RequestError(str(e), param="messages") from e
+        raise RequestError(str(e) if special is None else special.show(str(e)), param="messages") from e
 
 
 def template_messages(messages: list[dict[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
@@ -83,6 +93,14 @@ def template_messages(messages: list[dict[str, Any]], template: ChatTemplate) ->
                 clean["name"] = names[call_id]
         result.append(clean)
     return result
+
+
+def _hide(message: dict[str, Any], special: SpecialText) -> dict[str, Any]:
+    """Special tokens in what users and tools wrote, and in a call's arguments, are their letters only. The answers of
+    the model and the words of the system may hold marks."""
+    if message["role"] in UNTRUSTED:
+        return special.hide(message)
+    return message | {"tool_calls": special.hide(message["tool_calls"])} if "tool_calls" in message else message
 
 
 def _wrong(place: str, problem: str) -> RequestError:

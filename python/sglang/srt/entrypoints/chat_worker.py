@@ -18,6 +18,7 @@ import msgspec
 from sglang.srt.entrypoints.chat_prompt import Turn, chat_prompt
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate, load_renderer
+from sglang.srt.utils.special_text import SpecialText
 
 INLINE_BYTES = 16384  # of a chat as JSON: smaller ones take some milliseconds and are written on the event loop
 INLINE_MESSAGES = 32
@@ -28,9 +29,12 @@ KEPT_BYTES = 1_000_000  # after a larger chat the process ends, and its memory w
 
 class WriterSettings(msgspec.Struct):
     source: str  # the template's
+    tool_source: str | None
     special_tokens: dict[str, str]
     variables: dict[str, Any]
     seconds: float
+    special_texts: list[str] | None  # to hide, and the secret word to hide them behind
+    secret: str
 
 
 class Written(msgspec.Struct):
@@ -42,10 +46,20 @@ class Written(msgspec.Struct):
 class ChatWriter:
     """chat_prompt() that never holds up the event loop. `variables` are the template's, under those of a request."""
 
-    def __init__(self, template: ChatTemplate, variables: dict[str, Any], seconds: float = RENDER_SECONDS):
+    def __init__(
+        self,
+        template: ChatTemplate,
+        variables: dict[str, Any],
+        special: SpecialText | None = None,
+        seconds: float = RENDER_SECONDS,
+    ):
         self._template = template
         self._variables = variables
-        self._settings = WriterSettings(template.source, template.special_tokens, variables, seconds)
+        self._special = special
+        texts, secret = (None, "") if special is None else (special.texts, special.secret)
+        self._settings = WriterSettings(
+            template.source, template.tool_source, template.special_tokens, variables, seconds, texts, secret
+        )
         self._turns = asyncio.Semaphore(PROCESSES)
         self._threads = ThreadPoolExecutor(PROCESSES, "chat-writer")
         self._workers: set[_Worker] = set()
@@ -58,7 +72,7 @@ class ChatWriter:
         except RecursionError as e:
             raise RequestError("the messages or tools are nested too deeply", param="messages") from e
         if len(data) <= INLINE_BYTES and len(turn.messages) <= INLINE_MESSAGES:
-            return chat_prompt(turn, self._template, self._variables)
+            return chat_prompt(turn, self._template, self._variables, self._special)
         async with self._turns:
             worker = self._idle.pop() if self._idle else self._start()
             kept = False
@@ -139,11 +153,11 @@ def _out_of_time(*_: object) -> None:
     raise TimeoutError("it takes too long over them: send fewer messages, or shorter ones")
 
 
-def _answer(data: bytes, template: ChatTemplate, settings: WriterSettings) -> Written:
+def _answer(data: bytes, template: ChatTemplate, special: SpecialText | None, settings: WriterSettings) -> Written:
     signal.setitimer(signal.ITIMER_PROF, settings.seconds)
     try:
         turn = msgspec.json.decode(data, type=Turn)
-        return Written(chat_prompt(turn, template, settings.variables))
+        return Written(chat_prompt(turn, template, settings.variables, special))
     except RequestError as e:
         return Written(error=e.message, param=e.param)
     except (TimeoutError, RecursionError) as e:  # outside of the template
@@ -161,10 +175,11 @@ def main() -> None:
     if data is None:
         return
     settings = msgspec.msgpack.decode(data, type=WriterSettings)
-    template = ChatTemplate(settings.source, settings.special_tokens)
+    template = ChatTemplate(settings.source, settings.special_tokens, settings.tool_source)
+    special = None if settings.special_texts is None else SpecialText(settings.special_texts, settings.secret)
     load_renderer()
     while (data := _read(source)) is not None:  # the end: the server has gone
-        _write(sink, msgspec.msgpack.encode(_answer(data, template, settings)))
+        _write(sink, msgspec.msgpack.encode(_answer(data, template, special, settings)))
 
 
 if __name__ == "__main__":

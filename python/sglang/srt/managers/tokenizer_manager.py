@@ -317,7 +317,7 @@ class TokenizerManager:
         if level >= 1:
             line += f", sampling_params={msgspec.json.encode(prompt.params).decode()}"
         if level >= 2:
-            shown = prompt.text if prompt.text is not None else str(generation.prompt_ids)
+            shown = str(generation.prompt_ids) if prompt.text is None else self.tokenizer.special_text.show(prompt.text)
             line += f", prompt={_shown(shown, level)}"
         logger.info("%s", line)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import tokenizers
 
 from sglang.srt.utils.chat_template import ChatTemplate
+from sglang.srt.utils.special_text import SpecialText
 from sglang.srt.utils.tokenizer_files import FOR_TOOLS, read_tokenizer
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -67,13 +68,43 @@ class Tokenizer:
         """Ids of those texts that are special tokens."""
         return [self.special_by_text[text] for text in texts if text in self.special_by_text]
 
+    @functools.cached_property
+    def special_text(self) -> SpecialText:
+        """Hides special tokens' texts from encode(), which reads what it has hidden as plain text."""
+        return SpecialText(sorted(self.special_by_text))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        parts = self.special_text.split(text)
+        ids = self._backend.encode(parts[0], add_special_tokens=add_special_tokens).ids
+        for hidden, part in zip(parts[1::2], parts[2::2], strict=True):
+            ids = ids + self._plain_ids(hidden) + self._backend.encode(part, add_special_tokens=False).ids
+        return ids
 
     def encode_all(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
         """encode() of each. For threads: the library lets go of the GIL, and uses all processors."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-        return [encoding.ids for encoding in encodings]
+        split = [self.special_text.split(text) for text in texts]
+        firsts = self._backend.encode_batch_fast([parts[0] for parts in split], add_special_tokens=add_special_tokens)
+        later = [part for parts in split for part in parts[2::2]]
+        rest = iter(self._backend.encode_batch_fast(later, add_special_tokens=False))
+        result = []
+        for parts, first in zip(split, firsts, strict=True):
+            ids = list(first.ids)
+            for hidden in parts[1::2]:
+                ids += self._plain_ids(hidden)
+                ids += next(rest).ids
+            result.append(ids)
+        return result
+
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 (a process has one tokenizer)
+    def _plain_ids(self, text: str) -> list[int]:
+        """A special token's text as if it were none."""
+        return self._plain_backend.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _plain_backend(self) -> tokenizers.Tokenizer:
+        plain = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     def decode_all(self, lists: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
         """decode() of each, as encode_all()."""
