@@ -69,7 +69,8 @@ def test_unended_profiles_are_bounded_and_give_memory_back(server):
                 return not server.internal_state()["profile"]["running"]
 
             wait_for(ended, 120)
-            assert peak < process.memory_info().rss + 600 * MB
+            # 200,000 events with stacks have up to 5 kB each, should the writer be slow.
+            assert peak < process.memory_info().rss + 1000 * MB
             profile = server.client.post("/stop_profile").json()  # it has ended, and says so once
             assert profile["end_reason"] == "the limit of 200000 events is reached"
             assert 200_000 <= profile["events"] < 300_000
