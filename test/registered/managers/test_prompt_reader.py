@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from sglang.srt.entrypoints.conversation import Conversation
 from sglang.srt.entrypoints.openai.serving_chat import ChatApi
 from sglang.srt.entrypoints.tokenizer_api import (
     DetokenizeRequest,
@@ -146,7 +147,7 @@ def test_too_many_ids_are_refused_before_they_are_looked_at(tokenizer):
 def test_lists_are_counted_first(tokenizer, body, says):
     manager = manager_of(tokenizer, [])
     if isinstance(body, TokenizeRequest):
-        answer = tokenize_answer(body, manager, ChatApi(manager, None))
+        answer = tokenize_answer(body, manager, ChatApi(Conversation(manager, None, None)))
     else:
         answer = detokenize_answer(body, manager)
     with pytest.raises(RequestError, match=says) as caught:
