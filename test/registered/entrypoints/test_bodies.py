@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sglang.srt.entrypoints import bodies, chat_worker, generate_api, tokenizer_api
 from sglang.srt.entrypoints.bodies import MAX_VALUES, count_values, read_body
-from sglang.srt.entrypoints.generate_api import GenerateRequest, cache_key, make_prompts
+from sglang.srt.entrypoints.checks import cache_key
+from sglang.srt.entrypoints.generate_api import GenerateRequest, make_prompts
 from sglang.srt.entrypoints.openai import protocol
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest, shared_key
 from sglang.srt.managers import prompt_reader, tokenizer_manager

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 import sglang
-from sglang.srt.entrypoints.generate_api import GenerateRequest, refuse_unserved
+from sglang.srt.entrypoints.checks import refuse_unserved
+from sglang.srt.entrypoints.generate_api import GenerateRequest
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, MAX_NEW_TOKENS, SamplingParams
@@ -28,7 +29,8 @@ def names(kind: str) -> list[str]:
 def test_the_table_is_whole():
     assert all(len(row) == 4 and row[3] for row in ROWS)
     assert {row[0] for row in ROWS} == {
-        "sampling", "stop", "rid", "stream", "logprobs", "/generate", "OpenAI", "chat", "error", "start", "engine"
+        "sampling", "stop", "rid", "stream", "logprobs", "/generate", "OpenAI", "Anthropic", "chat", "error", "start",
+        "engine",
     }  # fmt: skip
     assert len(DOC.read_text().splitlines()) <= 250
 

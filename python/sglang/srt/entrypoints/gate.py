@@ -34,7 +34,7 @@ class Gate:
         self._exchanges.add(exchange)
         try:
             if error := self._refusal(scope["path"], scope["headers"]):
-                reply = error_reply(error)
+                reply = error_reply(error, scope["path"])
                 if error.status == 400:  # a request of unclear length: what follows it can't be trusted
                     reply.headers["Connection"] = "close"
                 await reply(scope, exchange.receive, exchange.send)
@@ -46,7 +46,8 @@ class Gate:
             if not exchange.overdue:
                 raise
             asyncio.current_task().uncancel()
-            await error_reply(RequestError("the server is shutting down", status=503))(scope, receive, send)
+            error = RequestError("the server is shutting down", status=503)
+            await error_reply(error, scope["path"])(scope, receive, send)
         finally:
             self._exchanges.discard(exchange)
             self.hold(-exchange.body_bytes)
@@ -81,8 +82,11 @@ class Gate:
             return RequestError("both Content-Length and Transfer-Encoding are given; send one of them")
         if self._api_key is not None and path not in OPEN_PATHS:
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._api_key):
-                return RequestError("missing or wrong API key: send `Authorization: Bearer <key>`", status=401)
+            given = [headers.get(b"x-api-key", b""), key if scheme.lower() == b"bearer" else b""]
+            if not any([hmac.compare_digest(key.strip(), self._api_key) for key in given]):
+                return RequestError(
+                    "missing or wrong API key: send `Authorization: Bearer <key>` or `x-api-key: <key>`", status=401
+                )
         if self._state() != READY:
             return RequestError(f"the server is {self._state()}", status=503)
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()

@@ -1,27 +1,17 @@
 """/generate: the native endpoint: its request fields, its answers and its stream. The offline Engine speaks it too."""
 
-import hashlib
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-import msgspec
-
+from sglang.srt.entrypoints.checks import cache_key, refuse_unserved, sampling_params, unserved_fields
 from sglang.srt.entrypoints.replies import Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.io_struct import Logprobs
 from sglang.srt.managers.tokenizer_manager import MAX_GENERATIONS, TokenizerManager, too_many_generations
-from sglang.srt.sampling.sampling_params import MAX_STOP, SamplingParams
+from sglang.srt.sampling.sampling_params import MAX_STOP
 
 MAX_REPEATED_LOGPROBS = 20_000_000  # in one stream: 2,000 tokens with the best 5 have 12 million
 MAX_IDS = 2_000_000  # token ids in one call: more than a body of ordinary ids can hold
-
-
-def unserved_fields(*names: str, base: type[msgspec.Struct] = msgspec.Struct) -> type[msgspec.Struct]:
-    """A base for request bodies: `base` with upstream's fields that are known and not served. Their nothings pass, for
-    typed clients and routers send every field; what asks for something is refused by refuse_unserved()."""
-    fields = [(name, Any, None) for name in names]
-    known = {"NOT_SERVED": getattr(base, "NOT_SERVED", ()) + names}
-    return msgspec.defstruct("WithUnserved", fields, bases=(base,), namespace=known, kw_only=True)
 
 
 NOT_SERVED = (
@@ -66,15 +56,6 @@ class GenerateRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown
     received_time: Any = None
 
 
-def refuse_unserved(body: msgspec.Struct) -> None:
-    """A field that would change the answer is refused, never ignored."""
-    for name in body.NOT_SERVED:
-        value = getattr(body, name)
-        # A batch may carry a list of nothings.
-        if any(value) if isinstance(value, list) else value not in (None, False, "") and value != {}:
-            raise RequestError(f"{name} is not supported", param=name)
-
-
 def item_type(items: list, field: str) -> type:
     """The one type of a list's entries. Raises RequestError when there is none, or more than one."""
     types = set(map(type, items))
@@ -83,21 +64,6 @@ def item_type(items: list, field: str) -> type:
     if len(types) > 1:
         raise RequestError(f"{field} mixes {' and '.join(sorted(t.__name__ for t in types))} entries", param=field)
     return types.pop()
-
-
-def sampling_params(values: dict[str, Any], defaults: dict[str, Any] | None = None) -> SamplingParams:
-    """Checked parameters. Raises RequestError that names the field, its value and the limit."""
-    try:
-        return SamplingParams.from_request(values, defaults)
-    except (TypeError, ValueError) as e:
-        raise RequestError(str(e), param="sampling_params") from e
-
-
-def cache_key(salt: str | None, extra: str | None) -> str | None:
-    """One key of two: prefixes are shared only where both are equal. As a pair, since "t1" and "2" are not "t12"."""
-    if not salt and not extra:
-        return None
-    return hashlib.sha256(msgspec.json.encode((salt or "", extra or ""))).hexdigest()
 
 
 def check_counts(items: list, field: str) -> None:

@@ -1,6 +1,7 @@
-"""Replies of the HTTP server: JSON, errors in OpenAI's form, event streams, and the end of a request whose client left.
+"""Replies of the HTTP server: JSON, errors in the form of the API that was asked, event streams, and the end of a
+request whose client left.
 
-No endpoint is known here.
+No endpoint is known here, only whose errors look how.
 """
 
 import asyncio
@@ -25,6 +26,15 @@ ERROR_TYPES = {
     413: "RequestTooLargeError",
     500: "InternalServerError",
     503: "ServiceUnavailableError",
+}
+ANTHROPIC_PATHS = "/v1/messages"  # and what begins with it
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
 }
 CLIENT_GONE = 499  # nobody reads it; the access log does
 
@@ -57,11 +67,19 @@ def error_fields(error: RequestError) -> dict:
     }
 
 
-def error_reply(error: RequestError) -> Response:
-    """Upstream's two forms in one: flat, as its OpenAI endpoints have it, and under `error`, where its native endpoint
-    and OpenAI's own service have it."""
+def error_body(error: RequestError, path: str) -> dict:
+    """Anthropic's form under its paths, else upstream's two forms in one: flat, as its OpenAI endpoints have it, and
+    under `error`, where its native endpoint and OpenAI's own service have it."""
+    if path.startswith(ANTHROPIC_PATHS):
+        kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}}
     fields = error_fields(error)
-    reply = json_reply({"object": "error", **fields, "error": fields}, error.status)
+    return {"object": "error", **fields, "error": fields}
+
+
+def error_reply(error: RequestError, path: str = "") -> Response:
+    """The reply to a request for `path`."""
+    reply = json_reply(error_body(error, path), error.status)
     if error.status == 401:
         reply.headers["WWW-Authenticate"] = "Bearer"
     if error.status in (408, 413):  # more of the body would follow
@@ -71,9 +89,21 @@ def error_reply(error: RequestError) -> Response:
     return reply
 
 
+def error_event(error: RequestError, path: str) -> bytes:
+    """What a stream for `path` ends with that has failed."""
+    if path.startswith(ANTHROPIC_PATHS):
+        return named_event(error_body(error, path))
+    return event({"error": error_fields(error)})
+
+
 def event(value: Any) -> bytes:
     """One server-sent event."""
     return b"data: " + _encode(value) + b"\n\n"
+
+
+def named_event(value: dict) -> bytes:
+    """One that is named by the `type` of what it carries."""
+    return b"event: " + value["type"].encode() + b"\n" + event(value)
 
 
 DONE = b"data: [DONE]\n\n"
@@ -107,14 +137,15 @@ async def reply_unless_gone(request: Request, work: Awaitable[Any]) -> Response:
 
 
 class EventStream(Response):
-    """Server-sent events from a generator that yields whole events (bytes). `[DONE]` is added.
+    """Server-sent events from a generator that yields whole events (bytes). `end` is added.
 
     The status waits for the first event, so that a refused request gets its own; a later failure is an error event.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]):
+    def __init__(self, events: AsyncGenerator[bytes, None], end: bytes = DONE):
         super().__init__()
         self._events = events
+        self._end = end
 
     async def __call__(self, scope, receive, send) -> None:
         async with _racing(self._produce(scope, receive, send), _until_disconnect(receive)) as (producer, _):
@@ -122,7 +153,7 @@ class EventStream(Response):
                 producer.result()
 
     async def _produce(self, scope, receive, send) -> None:
-        started = False
+        started, path = False, scope.get("path", "")
 
         async def write(data: bytes, more: bool = True) -> None:
             nonlocal started
@@ -138,7 +169,7 @@ class EventStream(Response):
                     await write(data)
             except RequestError as e:
                 if not started:
-                    await error_reply(e)(scope, receive, send)
+                    await error_reply(e, path)(scope, receive, send)
                     return
-                await write(event({"error": error_fields(e)}))
-        await write(DONE, more=False)
+                await write(error_event(e, path))
+        await write(self._end, more=False)

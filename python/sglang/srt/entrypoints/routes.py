@@ -1,4 +1,5 @@
-"""Routes: which path is answered by what. Contents are in generate_api.py, openai/ and profile_api.py."""
+"""Routes: which path is answered by what. Contents are in generate_api.py, openai/, anthropic/ and
+profile_api.py."""
 
 import logging
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
+from sglang.srt.entrypoints.anthropic.protocol import CountTokensRequest, MessagesRequest
+from sglang.srt.entrypoints.anthropic.serving_messages import MessagesApi
 from sglang.srt.entrypoints.backend import Backend
 from sglang.srt.entrypoints.bodies import read_body
 from sglang.srt.entrypoints.generate_api import GenerateApi, GenerateRequest
@@ -22,6 +25,7 @@ from sglang.srt.entrypoints.openai.serving_completions import CompletionsApi
 from sglang.srt.entrypoints.profile_api import add_profile_routes
 from sglang.srt.entrypoints.replies import (
     CLIENT_GONE,
+    DONE,
     EventStream,
     error_reply,
     json_reply,
@@ -54,35 +58,37 @@ def make_app(backend: Backend) -> FastAPI:
 
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
-    async def request_error(_: Request, error: RequestError) -> Response:
-        return error_reply(error)
+    async def request_error(request: Request, error: RequestError) -> Response:
+        return error_reply(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def query_error(_: Request, error: RequestValidationError) -> Response:
+    async def query_error(request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
         field = str(problem["loc"][-1])
-        return error_reply(RequestError(f"{field}: {problem['msg']}", param=field))
+        return error_reply(RequestError(f"{field}: {problem['msg']}", param=field), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return error_reply(RequestError(f"{request.method} {cut(request.url.path)}: {error.detail}", error.status_code))
+        path = request.url.path
+        return error_reply(RequestError(f"{request.method} {cut(path)}: {error.detail}", error.status_code), path)
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=CLIENT_GONE)  # it left while it sent its body
 
     @app.exception_handler(Exception)
-    async def internal_error(_: Request, error: Exception) -> Response:
-        return error_reply(RequestError(f"internal error: {type(error).__name__}", status=500))  # uvicorn logs it
+    async def internal_error(request: Request, error: Exception) -> Response:
+        shown_error = RequestError(f"internal error: {type(error).__name__}", status=500)  # uvicorn logs it
+        return error_reply(shown_error, request.url.path)
 
 
 def add_generation_routes(app: FastAPI, backend: Backend) -> None:
-    def add(path: str, body_type: type, make_api: Callable, methods: list[str]) -> None:
+    def add(path: str, body_type: type, make_api: Callable, methods: list[str], end: bytes = DONE) -> None:
         async def endpoint(request: Request) -> Response:
             body = await read_body(request, body_type)
             api = make_api()
             if body.stream:
-                return EventStream(api.events(body))
+                return EventStream(api.events(body), end)
             return await reply_unless_gone(request, api.answer(body))
 
         app.add_api_route(path, endpoint, methods=methods)
@@ -90,6 +96,12 @@ def add_generation_routes(app: FastAPI, backend: Backend) -> None:
     add("/generate", GenerateRequest, lambda: GenerateApi(backend.manager), ["POST", "PUT"])
     add("/v1/completions", CompletionRequest, lambda: CompletionsApi(backend.manager), ["POST"])
     add("/v1/chat/completions", ChatCompletionRequest, lambda: ChatApi(backend.conversation), ["POST"])
+    add("/v1/messages", MessagesRequest, lambda: MessagesApi(backend.conversation), ["POST"], end=b"")
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(request: Request) -> Response:
+        body = await read_body(request, CountTokensRequest)
+        return await reply_unless_gone(request, MessagesApi(backend.conversation).count_tokens(body))
 
 
 def add_information_routes(app: FastAPI, backend: Backend) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import msgspec
 
-from sglang.srt.configs.generation_config import sampling_defaults
-from sglang.srt.entrypoints.generate_api import cache_key, refuse_unserved, sampling_params, unserved_fields
+from sglang.srt.entrypoints.checks import cache_key, check_model, refuse_unserved, request_params, unserved_fields
 from sglang.srt.managers.generation import Generation, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's own limit
-MAX_MODEL_CHARS = 256  # any name is served and comes back, in a stream with every chunk
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -118,11 +116,6 @@ class ChatCompletionRequest(
     modalities: list[str] | None = None
 
 
-def check_model(model: str | None) -> None:
-    if model is not None and len(model) > MAX_MODEL_CHARS:
-        raise RequestError(f"model has {len(model)} characters, at most {MAX_MODEL_CHARS} are possible", param="model")
-
-
 def check_common(body: CommonFields) -> None:
     check_model(body.model)
     refuse_unserved(body)
@@ -140,15 +133,7 @@ def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_
     values["max_new_tokens"] = max_new_tokens
     if body.seed is not None:
         values["sampling_seed"] = body.seed % 2**63  # OpenAI's may be negative
-    try:
-        info = manager.info
-        # what a request leaves out: the checkpoint's generation_config.json, unless --sampling-defaults openai
-        defaults = sampling_defaults(info.generation_config) if manager.args.sampling_defaults == "model" else {}
-        return sampling_params({k: v for k, v in values.items() if v is not None}, defaults)
-    except RequestError as e:  # in the words of this API
-        for name, field in RENAMED.items():
-            e.message = e.message.replace(name, field)
-        raise
+    return request_params(values, manager, RENAMED)
 
 
 def shared_key(body: CommonFields) -> str | None:

@@ -1,0 +1,210 @@
+"""Request bodies of the Anthropic-compatible endpoints, and a turn's messages and tools out of them.
+
+Blocks of a content stay dicts until here: each is read by its type, and what is wrong is named by its place.
+"""
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from sglang.srt.entrypoints.checks import unserved_fields
+from sglang.srt.managers.generation import RequestError
+from sglang.srt.utils.shown import shown
+
+NOT_SERVED = ("container", "mcp_servers", "output_format")
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+
+
+class MessageParam(msgspec.Struct, kw_only=True):
+    role: str
+    content: str | list[dict[str, Any]]
+
+
+class Tool(msgspec.Struct, kw_only=True):
+    name: str
+    type: str | None = None  # "custom", or a tool that Anthropic's servers run
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+
+
+class ToolChoice(msgspec.Struct, kw_only=True):
+    type: Literal["auto", "none", "any", "tool"]
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(msgspec.Struct, kw_only=True):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None  # checked, and of no effect: a thought ends where the model ends it
+
+
+class OutputConfig(msgspec.Struct, kw_only=True):
+    effort: Any = None  # of no effect
+    format: Any = None  # refused
+
+
+class CountTokensRequest(unserved_fields(*NOT_SERVED), kw_only=True):
+    """What a prompt is made of. null means: not given."""
+
+    model: str
+    messages: list[MessageParam]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # SGLang's own
+
+
+class MessagesRequest(CountTokensRequest, kw_only=True):
+    max_tokens: int
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+
+    # SGLang's own
+    seed: int | None = None
+    stop_token_ids: list[int] | None = None
+    custom_params: dict | None = None
+    cache_salt: str | None = None
+
+
+Placed = tuple[str, dict[str, Any]]  # where a block stands, and the block
+
+
+def wire_messages(body: CountTokensRequest) -> list[dict[str, Any]]:
+    """The messages in OpenAI's wire form, as a Turn takes them. Raises RequestError."""
+    result: list[dict[str, Any]] = []
+    if body.system:
+        result.append({"role": "system", "content": _joined(_texts(body.system, "system", "system"))})
+    called: set[str] = set()  # ids
+    for role, blocks in _turns(body.messages):
+        if role == "user":
+            result += _user_messages(blocks, called)
+        else:
+            result.append(_assistant_message(blocks, called))
+    return result
+
+
+def _turns(messages: list[MessageParam]) -> list[tuple[str, list[Placed]]]:
+    """By role; messages of one role that follow each other are one turn."""
+    turns: list[tuple[str, list[Placed]]] = []
+    for i, message in enumerate(messages):
+        place = f"messages[{i}]"
+        if message.role not in ("user", "assistant"):
+            raise _wrong(f"{place}.role", f"is {shown(message.role)}; user or assistant is expected, a system prompt "
+                                          "is given as `system`")  # fmt: skip
+        if not message.content:
+            raise _wrong(f"{place}.content", "is empty")
+        if not turns or turns[-1][0] != message.role:
+            turns.append((message.role, []))
+        turns[-1][1].extend(_placed(message.content, f"{place}.content"))
+    return turns
+
+
+def _placed(content: str | list[dict], place: str) -> list[Placed]:
+    if isinstance(content, str):
+        return [(place, {"type": "text", "text": content})]
+    return [(f"{place}[{k}]", block) for k, block in enumerate(content)]
+
+
+def _user_messages(blocks: list[Placed], called: set[str]) -> list[dict]:
+    messages: list[dict] = []
+    texts: list[str] = []
+    for place, block in blocks:
+        if block.get("type") == "tool_result":
+            if texts:
+                messages.append({"role": "user", "content": _joined(texts)})
+                texts = []
+            messages.append(_tool_message(place, block, called))
+        else:
+            texts.append(_text(place, block, "text and tool_result"))
+    if texts:
+        messages.append({"role": "user", "content": _joined(texts)})
+    return messages
+
+
+def _tool_message(place: str, block: dict, called: set[str]) -> dict:
+    call_id = _string(block, "tool_use_id", place)
+    if call_id not in called:
+        raise _wrong(f"{place}.tool_use_id", f"is {shown(call_id)}, but no tool_use before it has that id")
+    content = block.get("content")
+    texts = [] if content is None else _texts(content, f"{place}.content", "a tool_result")
+    text = " ".join(texts)
+    # A tool's answer may be an object; the failure is then told apart from a result that says the same.
+    return {"role": "tool", "tool_call_id": call_id, "content": {"error": text} if block.get("is_error") else text}
+
+
+def _assistant_message(blocks: list[Placed], called: set[str]) -> dict:
+    texts, thoughts, calls = [], [], []
+    for place, block in blocks:
+        match block.get("type"):
+            case "thinking":
+                thoughts.append(_string(block, "thinking", place))
+            case "redacted_thinking":
+                pass  # only its maker can read it
+            case "tool_use":
+                call_id, name = _string(block, "id", place), _string(block, "name", place)
+                if not isinstance(block.get("input"), dict):
+                    raise _wrong(f"{place}.input", "must be an object")
+                called.add(call_id)
+                function = {"name": name, "arguments": block["input"]}
+                calls.append({"id": call_id, "type": "function", "function": function})
+            case _:
+                texts.append(_text(place, block, "text, thinking and tool_use"))
+    message: dict[str, Any] = {"role": "assistant", "content": _joined(texts)}
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _texts(content: Any, place: str, where: str) -> list[str]:
+    """Of a text, or of a list of text blocks."""
+    if not isinstance(content, str) and not (isinstance(content, list) and all(isinstance(b, dict) for b in content)):
+        raise _wrong(place, "must be text or a list of blocks")
+    return [_text(p, block, f"text (in {where})") for p, block in _placed(content, place)]
+
+
+def _text(place: str, block: dict, served: str) -> str:
+    if (kind := block.get("type")) != "text":
+        raise RequestError(f"{place}: a block of type {shown(kind)} is not served here, only {served}", param=place)
+    return _string(block, "text", place)
+
+
+def _joined(texts: list[str]) -> str | list[dict]:
+    return texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]
+
+
+def _string(block: dict, name: str, place: str) -> str:
+    if not isinstance(block.get(name), str):
+        raise _wrong(f"{place}.{name}", "must be text")
+    return block[name]
+
+
+def _wrong(place: str, problem: str) -> RequestError:
+    return RequestError(f"{place} {problem}", param=place)
+
+
+def wire_tools(tools: list[Tool]) -> list[dict[str, Any]]:
+    """Tools in OpenAI's wire form. Raises RequestError."""
+    names: set[str] = set()
+    result = []
+    for i, tool in enumerate(tools):
+        place = f"tools[{i}]"
+        if tool.type not in (None, "custom"):
+            raise _wrong(place, f"is of type {shown(tool.type)}: tools that the server runs are not served; leave it "
+                                "out, or describe a tool of your own with input_schema")  # fmt: skip
+        if not TOOL_NAME.fullmatch(tool.name):
+            raise _wrong(f"{place}.name", f"is {shown(tool.name)}; 1 to 128 letters, digits, _ and - are possible")
+        if tool.name in names:
+            raise _wrong(f"{place}.name", f"is {shown(tool.name)}, as another tool's is")
+        if tool.input_schema is None:
+            raise _wrong(f"{place}.input_schema", "is missing")
+        names.add(tool.name)
+        function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+        result.append({"type": "function", "function": function})
+    return result
