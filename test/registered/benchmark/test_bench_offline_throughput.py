@@ -66,7 +66,7 @@ def test_refused_requests_fail_the_run(capsys):
     assert bench_offline_throughput.main(flags) == 1
     captured = capsys.readouterr()
     assert re.search(r"Failed requests: +2$", captured.out, re.MULTILINE)
-    assert captured.err.count("failed: the prompt has 300 tokens") == 2
+    assert captured.err.count("failed: The input (300 tokens) is longer than") == 2
     assert "error: 2 of 2 requests failed" in captured.err
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import sglang
 from sglang.assets import shipped_model_path
-from sglang.srt.entrypoints.chat_prompt import chat_prompt
-from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+from sglang.srt.entrypoints.chat_prompt import Turn, chat_prompt
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
 from sglang.srt.utils.tokenizer import Tokenizer
@@ -71,7 +70,7 @@ def make_template(source: str) -> ChatTemplate:
 
 
 def prompt_of(source: str, messages: list, **fields) -> str:
-    body = msgspec.convert({"messages": messages, **fields}, ChatCompletionRequest)
+    body = msgspec.convert({"messages": messages, **fields}, Turn)
     return chat_prompt(body, make_template(source), {})
 
 
