@@ -222,6 +222,13 @@ class ServerArgs:
         group=CHAT,
         choices=PARSERS,
     )
+    grammar_backend: str = arg(
+        "xgrammar",
+        help="What makes outputs follow a JSON schema, a regular expression or a grammar; none refuses such requests.",
+        group=CHAT,
+        choices=("xgrammar", "none"),
+        metavar="BACKEND",
+    )
     preferred_sampling_params: dict | None = arg(
         None,
         help="Sampling parameters of /generate for what a request leaves out; /model_info shows them.",

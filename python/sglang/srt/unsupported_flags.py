@@ -22,7 +22,7 @@ _SAFETENSORS = "is not supported: weights are read from safetensors as they are;
 
 _BY_REASON: dict[str, str] = {
     _LATER: """
-        kv_cache_dtype moe_runner_backend grammar_backend
+        kv_cache_dtype moe_runner_backend
         enable_metrics_for_all_schedulers enable_torch_compile torch_compile_max_bs completion_template
         num_continuous_decode_steps enable_priority_scheduling schedule_low_priority_values_first
         priority_scheduling_preemption_threshold prefill_attention_backend decode_attention_backend

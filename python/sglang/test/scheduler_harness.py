@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
+from sglang.srt.managers.grammar_manager import GrammarManager
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenOutput,
@@ -54,6 +55,7 @@ class Harness:
         vocab_size: int = VOCAB,
         decode_tokens: int = 1,
         worker=None,
+        grammars: GrammarManager | None = None,
     ):
         self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, vocab_size, decode_tokens)
         self.kv = KVManager(full_size, swa_size, window, rows, max_len, cache, decode_tokens)
@@ -69,6 +71,7 @@ class Harness:
             self._receive,
             self._send,
             SchedulerStats(),
+            grammars,
         )
 
     def _receive(self, block: bool | float) -> list[Message]:

@@ -200,7 +200,6 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
         "--dp-size",
         "--quantization",
         "--trust-remote-code",
-        "--grammar-backend",
         "--cuda-graph-bs",
     ],
 )

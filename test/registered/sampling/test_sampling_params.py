@@ -5,7 +5,15 @@ import sys
 import msgspec
 import pytest
 
-from sglang.srt.sampling.sampling_params import CHECKS, GRAMMAR_FIELDS, MAX_NEW_TOKENS, SamplingParams
+from sglang.srt.sampling.sampling_flags import SamplingFlags, flag_bits
+from sglang.srt.sampling.sampling_params import (
+    CHECKS,
+    MAX_GRAMMAR_BYTES,
+    MAX_NEW_TOKENS,
+    MAX_SCHEMA_DEPTH,
+    OFTEN_EMPTY,
+    SamplingParams,
+)
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=2, suite="unit-test-cpu")
@@ -32,6 +40,9 @@ GOOD = {
     "stream_interval": [1, 100],
     "sampling_seed": [0, -5, 2**63 - 1, -(2**63)],
     "custom_params": [{}, {"a": [1]}],
+    "json_schema": ["{}", "true"],
+    "regex": ["a+"],
+    "ebnf": ['root ::= "a"'],
 }
 NAN, INF = float("nan"), float("inf")
 BAD = {
@@ -64,6 +75,9 @@ BAD = {
     "no_stop_trim": [2],
     "stream_interval": [0, -1, "1"],
     "sampling_seed": [1.5, 2**63, -(2**63) - 1, "7", True],
+    "json_schema": ["{", "[1]", "5", 5, ["{}"], {"a": object()}, '{"a": "\0"}'],
+    "regex": [5, ["a"], "a" * 65537, "\ud800"],
+    "ebnf": [5, {"root": "a"}, "a\0"],
     "custom_params": [[1], "x", {"a": "y" * 70000}, {"a": object()}, {"a": 2**70}, {"a": "\ud800"}],
 }
 
@@ -94,7 +108,7 @@ def test_bad_values_are_named(name: str, value):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("name", [*CHECKS, *GRAMMAR_FIELDS])
+@pytest.mark.parametrize("name", sorted({*CHECKS, *OFTEN_EMPTY}))
 def test_null_is_the_default(name: str):
     if name != "max_new_tokens":
         assert SamplingParams.from_request({name: None}) == SamplingParams()
@@ -105,11 +119,9 @@ def test_null_max_new_tokens_is_as_many_as_there_is_room_for():
     assert SamplingParams.from_request({}, {"max_new_tokens": None}).max_new_tokens == 128  # it was not given
 
 
-@pytest.mark.parametrize("name", GRAMMAR_FIELDS)
+@pytest.mark.parametrize("name", OFTEN_EMPTY)
 def test_an_empty_grammar_is_none(name):
     assert SamplingParams.from_request({name: ""}) == SamplingParams()
-    with pytest.raises(ValueError, match=f"{name}: constrained output"):
-        SamplingParams.from_request({name: "a"})
 
 
 def test_defaults_fill_what_is_left_out():
@@ -123,10 +135,47 @@ def test_a_low_temperature_is_greedy(temperature: float):
     assert (params.temperature, params.top_k) == (1.0, 1)
 
 
-@pytest.mark.parametrize("name", GRAMMAR_FIELDS)
-def test_grammars_are_refused_not_ignored(name: str):
-    with pytest.raises(ValueError, match=f"{name}.*not supported"):
-        SamplingParams.from_request({name: "x"})
+@pytest.mark.parametrize("name,value", [("json_schema", '{"a": 1}'), ("regex", "a+"), ("ebnf", 'root ::= "a"')])
+def test_a_grammar_and_its_kind(name: str, value: str):
+    params = SamplingParams.from_request({name: value})
+    assert params.grammar == (name, value)
+    assert flag_bits(params) & SamplingFlags.MASK
+    assert SamplingParams().grammar is None and not flag_bits(SamplingParams()) & SamplingFlags.MASK
+
+
+def test_a_schema_may_be_an_object():
+    assert SamplingParams.from_request({"json_schema": {"type": "object"}}).grammar[1] == '{"type":"object"}'
+
+
+DEEP = '{"a":' * MAX_SCHEMA_DEPTH
+
+
+@pytest.mark.parametrize(
+    "given,message",
+    [
+        ({"json_schema": "{"}, "json_schema is no JSON: .*column 2"),
+        ({"json_schema": "[1]"}, "json_schema must be a JSON schema"),
+        ({"json_schema": "[" * 30000}, "json_schema is no JSON"),
+        ({"json_schema": DEEP + "{}" + "}" * MAX_SCHEMA_DEPTH}, "nested more than 64 levels deep"),
+        ({"json_schema": 5}, "json_schema must be text, got 5"),
+        ({"regex": ["a"]}, "regex must be text"),
+        ({"regex": "a" * (MAX_GRAMMAR_BYTES + 1)}, "regex has 65537 bytes, at most 65536"),
+        ({"regex": "\ud800"}, "regex must be valid Unicode"),
+        ({"ebnf": "a\0"}, "ebnf holds a NUL character, at 1"),
+        ({"regex": "a", "ebnf": "b"}, "regex and ebnf are both given"),
+        ({"regex": "a", "min_new_tokens": 3}, "min_new_tokens contradicts regex"),
+        ({"structural_tag": "x"}, "structural_tag is not supported"),
+    ],
+)
+def test_grammars_that_cannot_be_served(given: dict, message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        SamplingParams.from_request(given)
+    assert len(str(error.value)) < 400
+
+
+def test_the_deepest_schema():
+    levels = MAX_SCHEMA_DEPTH - 1
+    assert SamplingParams.from_request({"json_schema": '{"a":' * levels + "{}" + "}" * levels}).json_schema
 
 
 @pytest.mark.parametrize("given", [[], "x", 5, {"temprature": 1}])

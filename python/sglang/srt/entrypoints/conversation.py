@@ -126,6 +126,10 @@ class Conversation:
                 raise RequestError(str(e), param="messages") from e
         return await self._writer.prompt(turn)
 
+    def _thinks(self, turn: Turn) -> bool:
+        variables = (self.manager.args.default_chat_template_kwargs or {}) | (turn.chat_template_kwargs or {})
+        return bool(variables.get("enable_thinking"))
+
     @contextlib.asynccontextmanager
     async def start(
         self, turn: Turn, prompt: Prompt, thoughts: bool = True, parallel_calls: bool = True
@@ -135,6 +139,15 @@ class Conversation:
         prompt.text, prompt.add_special_tokens = await self.render(turn), False
         calls = self.reads_calls and turn.offered_tools is not None
         thoughts = self.reads_thoughts and thoughts
+        if prompt.params.grammar is not None:
+            if calls:
+                raise RequestError(
+                    "an answer in a given form (response_format) and tools together are not supported yet: leave out "
+                    'one of them, or set tool_choice to "none"',
+                    param="response_format",
+                )
+            if self.reads_thoughts:
+                prompt.thought_marks = self._format.thought_marks(self._thinks(turn))
         if self._format is not None:
             prompt.mark_ids = self._format.mark_ids
             if calls:  # a model goes on to make up the result, if its turn does not end here

@@ -47,7 +47,7 @@ class GenerateRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown
     # Of no effect on the answer: bookkeeping of routers and tracers
     model: Any = None
     stream_options: Any = None
-    require_reasoning: Any = None  # tells a grammar to wait, which there is none of
+    require_reasoning: Any = None  # tells a grammar to wait for a thought's end: in chats alone one does
     session_id: Any = None
     conversation_id: Any = None
     routing_key: Any = None

@@ -1,6 +1,7 @@
 """The sampler: from logits to the next token of each request. It owns the per-request device tables sampling needs.
 
 What happens to a row of logits, in upstream's order:
+0. tokens that the row's grammar does not allow are barred;
 1. frequency and presence penalties are subtracted, then repetition_penalty scales; all three look at generated tokens
    only, the prompt does not count (upstream's penalizers see output ids alone);
 2. logit_bias is added, and tokens that the checkpoint wants never sampled are barred;
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sglang.srt.ops.sampling.token_mask import mask_tokens
 from sglang.srt.sampling.sampling_flags import SMALL_TOP_K, SamplingFlags, flag_bits
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.device_copies import to_device
@@ -125,25 +127,39 @@ class SamplingState:
             made = to_device(output_ids, torch.int64, self.device)
             self.counts[row].zero_().scatter_add_(0, made, torch.ones_like(made, dtype=torch.int32))
 
-    def sample(self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags) -> tuple[Tensor, Tensor]:
+    def sample(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        flags: SamplingFlags,
+        masks: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """logits [S, V] -> next ids [S] int64 and the logits [S, V] fp32 that log-probabilities are of: those after
         penalties, bias and temperature, or the original ones.
 
         `rows` [S] int64, `positions` [S] int64: index in its sequence of the token being sampled. `flags` must hold
         what any of the rows needs; more than that changes no token. `logits` is left as it was. The tokens count as
-        generated from now on.
+        generated from now on. `masks`: places and bits for mask_tokens().
         """
-        next_ids, reported = self.choose(logits, rows, positions, flags)
+        next_ids, reported = self.choose(logits, rows, positions, flags, masks=masks)
         self.count(rows, next_ids, flags)
         return next_ids, reported
 
     def choose(
-        self, logits: Tensor, rows: Tensor, positions: Tensor, flags: SamplingFlags, path: Tensor | None = None
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        flags: SamplingFlags,
+        path: Tensor | None = None,
+        masks: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """sample() without counting the tokens as generated. `path` [S, P] int64: drafted tokens that come before the
         row's token and count as generated for it; -1 where there are fewer."""
         ints, floats = self.ints[rows], self.floats[rows]
-        adjusted = self._adjust(logits.float(), rows, positions, ints, floats, flags, path)
+        allowed = logits.float() if masks is None else mask_tokens(logits.float(), *masks)
+        adjusted = self._adjust(allowed, rows, positions, ints, floats, flags, path)
         scaled = adjusted / floats[:, :1] if flags & SamplingFlags.TEMPERATURE else adjusted
         # Of the adjusted logits: dividing can make equal what was not. torch.argmax takes the first of equals.
         next_ids = adjusted.argmax(-1)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sglang.srt.managers.io_struct import FinishReason, Logprobs, RequestReport, TextOutput
+from sglang.srt.managers.io_struct import FinishReason, Logprobs, RequestReport, TextOutput, ThoughtMarks
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.shown import cut
 
@@ -41,6 +41,7 @@ class Prompt:
     extra_key: str | None = None
     add_special_tokens: bool = True  # chat templates write them out themselves
     mark_ids: list[int] = field(default_factory=list)  # special tokens told of in Generation.marks
+    thought_marks: ThoughtMarks | None = None  # behind a thought the grammar of `params` begins; None: at once
     log_metrics: bool = True  # False: the observer does not hear of it
 
     @property

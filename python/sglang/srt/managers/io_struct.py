@@ -48,6 +48,15 @@ class Logprobs(msgspec.Struct, array_like=True, omit_defaults=True):
 # ---- to the scheduler -------------------------------------------------------------------------------------------
 
 
+class ThoughtMarks(msgspec.Struct, array_like=True):
+    """Special tokens around a thought, behind which a grammar begins."""
+
+    begin: int
+    end: int
+    others: list[int]  # no part of a thought; in a prompt they end one
+    may_begin: bool  # the answer may have a thought that the prompt has not begun
+
+
 class TokenizedGenerateReq(Message):
     """One prompt to serve (a request with n > 1 arrives as n of these)."""
 
@@ -61,6 +70,7 @@ class TokenizedGenerateReq(Message):
     token_ids_logprob: list[int] | None = None
     extra_key: str | None = None  # prefixes are shared only between requests with equal keys
     mark_ids: list[int] = []  # special tokens that have no text and are told of by themselves
+    thought_marks: ThoughtMarks | None = None  # None: the grammar begins with the output
     created: float = 0.0
 
 
@@ -76,6 +86,13 @@ class StopReq(Message):
     """The detokenizer saw a stop string: it has sent the final text, the scheduler frees the request quietly."""
 
     serial: int
+
+
+class GrammarReadyReq(Message):
+    """From rank 0 to all: the grammar of a request has been compiled, or why it can't be had."""
+
+    serial: int
+    error: str | None = None
 
 
 class FlushCacheReq(Message):
@@ -204,6 +221,7 @@ ToScheduler = (
     TokenizedGenerateReq
     | AbortReq
     | StopReq
+    | GrammarReadyReq
     | FlushCacheReq
     | EndFlushReq
     | InternalStateReq

@@ -98,11 +98,24 @@ class PromptReader:
             raise RequestError(str(e), param="sampling_params") from e
         if self.tokenizer is None and (params.stop or params.stop_regex):
             raise RequestError("stop strings need a tokenizer, which --skip-tokenizer-init leaves out", param="stop")
+        if params.grammar is not None:
+            self._check_grammar(params.grammar[0])
         try:
             for pattern in params.stop_regex:
                 check_stop_regex(pattern)
         except ValueError as e:
             raise RequestError(str(e), param="stop_regex") from e
+
+    def _check_grammar(self, kind: str) -> None:
+        """What only the scheduler can say of a grammar comes from there."""
+        if self.args.grammar_backend == "none":
+            raise RequestError(f"{kind}: this server was started with --grammar-backend none", param=kind)
+        if self.tokenizer is None:
+            raise RequestError(f"{kind} needs a tokenizer, which --skip-tokenizer-init leaves out", param=kind)
+        if self.args.speculative_algorithm is not None:
+            raise RequestError(
+                f"{kind}: grammars are not supported yet on a server with --speculative-algorithm", param=kind
+            )
 
     def check_ids(self, ids: list[int], param: str) -> None:
         low, high = min(ids), max(ids)

@@ -137,6 +137,19 @@ def connect(process: ProcessConfig, tp) -> tuple[Callable, Callable]:
     return receive, send
 
 
+def make_grammar_manager(args, model_config, process: ProcessConfig, tp):
+    """None where no request may have a grammar. Raises ValueError if the library is missing."""
+    if args.grammar_backend == "none" or args.skip_tokenizer_init or args.speculation:
+        return None
+    from sglang.srt.constrained.xgrammar_backend import XGrammarBackend
+    from sglang.srt.managers.grammar_manager import GrammarManager
+    from sglang.srt.utils.ipc import Sender
+
+    backend = XGrammarBackend(args.tokenizer_path, model_config.vocab_size, model_config.eos_token_ids)
+    announce = Sender(os.path.join(process.ipc_dir, "scheduler")).send if tp.rank == 0 else None
+    return GrammarManager(backend, announce)
+
+
 def resolve_and_join(typed, process: ProcessConfig):
     """(ResolvedArgs, ModelConfig, TensorParallel) of the rank that this process is. Raises what
     resolve_for_model and join do."""
@@ -193,7 +206,8 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
         overlap=not args.disable_overlap_schedule,
     )
     stats = SchedulerStats(args.decode_log_interval, args.speculative_num_steps)
-    scheduler = Scheduler(worker, kv, policy, limits, receive, send, stats)
+    grammars = make_grammar_manager(args, model_config, process, tp)
+    scheduler = Scheduler(worker, kv, policy, limits, receive, send, stats, grammars)
     public = args.public_dict() | {
         "max_total_num_tokens": runner.full_size,
         "max_total_num_tokens_swa": runner.swa_size,

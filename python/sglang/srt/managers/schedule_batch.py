@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from sglang.srt.constrained.grammar import Grammar
 from sglang.srt.managers.io_struct import (
     FinishReason,
     Logprobs,
@@ -31,6 +32,7 @@ class Req:
         "serial", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
         "row", "node", "owned_from", "swa_start", "swa_released", "prefill_end", "computed", "pending",
         "report", "finish", "announced", "sent", "out_logprobs", "in_logprobs", "stream_every", "sampling_bits",
+        "grammar",
     )  # fmt: skip
 
     def __init__(self, msg: TokenizedGenerateReq, stop_ids: frozenset[int], seed: int, order: int, max_len: int):
@@ -65,6 +67,7 @@ class Req:
             self.in_logprobs = []
         self.stream_every = self._stream_every()
         self.sampling_bits = flag_bits(self.params)
+        self.grammar: Grammar | None = None  # once it is compiled; before, the request waits apart
 
     def count_verify(self, correct: int) -> None:
         """A draft was verified and its first `correct` tokens were accepted."""

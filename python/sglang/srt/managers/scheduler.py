@@ -11,6 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from sglang.srt.constrained.grammar import AfterThought, mask_words
+from sglang.srt.managers.grammar_manager import GrammarManager
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenOutput,
@@ -18,6 +22,7 @@ from sglang.srt.managers.io_struct import (
     FinishReason,
     FlushCacheReply,
     FlushCacheReq,
+    GrammarReadyReq,
     InternalStateReply,
     InternalStateReq,
     Message,
@@ -33,7 +38,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_builder import build_step
-from sglang.srt.model_executor.step_io import PendingStep, TableWrite, TokenLogprob, Worker
+from sglang.srt.model_executor.step_io import HeldStep, PendingStep, TableWrite, TokenLogprob, TokenMasks, Worker
 
 if TYPE_CHECKING:
     from sglang.srt.managers.step_profiler import StepProfiler
@@ -78,6 +83,7 @@ class Scheduler:
         receive: Callable[[bool | float], list[Message]],
         send: Callable[[Message], None],
         stats: SchedulerStats,
+        grammars: GrammarManager | None = None,
     ):
         self.worker = worker
         self.kv = kv
@@ -86,6 +92,8 @@ class Scheduler:
         self.receive = receive
         self.send = send
         self.stats = stats
+        self.grammars = grammars
+        self.compiling: dict[int, Req] = {}  # by serial: those that wait for their grammar
         self.waiting: list[Req] = []
         self.running: list[Req] = []
         self.by_serial: dict[int, Req] = {}
@@ -103,6 +111,7 @@ class Scheduler:
             TokenizedGenerateReq: self.on_generate,
             AbortReq: self.on_abort,
             StopReq: self.on_stop,
+            GrammarReadyReq: self.on_grammar_ready,
             FlushCacheReq: self.on_flush,
             EndFlushReq: self.on_end_flush,
             InternalStateReq: self.on_internal_state,
@@ -123,11 +132,13 @@ class Scheduler:
         for message in messages:
             self.handlers[type(message)](message)
         launched = self.launch()
+        if self.in_flight:  # the previous step's tokens, while the device runs this one
+            self.process(self.in_flight)
+        if launched and isinstance(launched.pending, HeldStep):  # grammars have now seen all tokens before this step's
+            launched.pending.sample(self.token_masks(launched.sampled))
         if not self.limits.overlap and launched:
             self.process(launched)
             launched = None
-        if self.in_flight:  # the previous step's tokens, while the device runs this one
-            self.process(self.in_flight)
         self.in_flight = launched
         self.flush_outbox()
         self.answer_waiting()
@@ -152,7 +163,24 @@ class Scheduler:
         req = Req(msg, frozenset(stop_ids), seed, self.arrivals, self.limits.max_len)
         self.arrivals += 1
         self.by_serial[req.serial] = req
+        if grammar := req.params.grammar:
+            self.compiling[req.serial] = req
+            self.grammars.start(req.serial, *grammar)
+        else:
+            self.waiting.append(req)
+
+    def on_grammar_ready(self, msg: GrammarReadyReq) -> None:
+        if (req := self.compiling.get(msg.serial)) is None:  # it has been aborted
+            return
+        if msg.error is not None:
+            self.finish(req, _refused(msg.error))
+            return
+        del self.compiling[req.serial]
+        req.grammar = self.grammars.take(req.serial)
+        if req.msg.thought_marks is not None:
+            req.grammar = AfterThought(req.grammar, req.msg.thought_marks, req.prompt)
         self.waiting.append(req)
+        self.waiting.sort(key=lambda r: r.order)
 
     def refusal(self, msg: TokenizedGenerateReq) -> FinishReason | None:
         """Why this request can't be taken. The HTTP process checks first; these bounds guard the device itself."""
@@ -165,7 +193,9 @@ class Scheduler:
             )
         if not 0 <= min(msg.input_ids) <= max(msg.input_ids) < self.limits.vocab_size:
             return _refused(f"token ids must be from 0 to {self.limits.vocab_size - 1}")
-        if self.limits.max_queued is not None and len(self.waiting) >= self.limits.max_queued:
+        if msg.sampling_params.grammar and self.grammars is None:
+            return _refused("this server compiles no grammars")
+        if self.limits.max_queued is not None and len(self.waiting) + len(self.compiling) >= self.limits.max_queued:
             return _refused(f"the queue is full ({self.limits.max_queued} requests wait)", status_code=503)
         return None
 
@@ -205,7 +235,7 @@ class Scheduler:
 
     def on_internal_state(self, msg: InternalStateReq) -> None:
         state = self.stats.state() | self.kv.usage()
-        state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(self.waiting)}
+        state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(self.waiting) + len(self.compiling)}
         state["num_retracted_reqs"] = sum(req.report.num_retractions > 0 for req in self.waiting)
         state["profile"] = self.profiler.state() if self.profiler else None
         self.send(InternalStateReply(msg.call_id, state))
@@ -277,6 +307,18 @@ class Scheduler:
         self.stats.retractions += 1
         logger.info("KV pools are full: request %d retracted, %d still run", req.serial, len(self.running))
 
+    def token_masks(self, reqs: list[Req]) -> TokenMasks:
+        """What the next tokens of a launched step may be."""
+        places = [i for i, req in enumerate(reqs) if req.grammar is not None and req.finish is None]
+        bits = np.empty((len(places), mask_words(self.limits.vocab_size)), dtype=np.int32)
+        for row, place in zip(bits, places, strict=True):
+            reqs[place].grammar.fill(row)
+            if not row.any():
+                message = f"{reqs[place].params.grammar[0]} leads to where no token can follow"
+                self.finish(reqs[place], _refused(message))
+                row.fill(-1)
+        return TokenMasks(np.array(places, dtype=np.int64), bits)
+
     def process(self, launched: InFlight) -> None:
         """Hand out the tokens of a finished step."""
         output = launched.pending.result()
@@ -310,7 +352,10 @@ class Scheduler:
             req.output_ids.append(token)
             if logprobs is not None:
                 req.out_logprobs.append(logprobs[index])
-            if token in req.stop_ids:
+            if req.grammar is not None and not req.grammar.accept(token):
+                self.finish(req, _refused(f"every token that {req.params.grammar[0]} allows next is barred"))
+                return
+            if token in req.stop_ids or (req.grammar is not None and req.grammar.ended):
                 self.finish(req, FinishReason("stop", matched=token))
                 return
             if len(req.output_ids) >= req.max_new_tokens:
@@ -325,6 +370,8 @@ class Scheduler:
         if req.row >= 0:
             self.kv.release(req)
             self.running.remove(req)
+        elif self.compiling.pop(req.serial, None):
+            self.grammars.drop(req.serial)
         else:
             self.waiting.remove(req)
         del self.by_serial[req.serial]

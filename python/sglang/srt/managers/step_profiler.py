@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from sglang.srt.managers.io_struct import MAX_PROFILE_EVENTS, MAX_PROFILE_STEPS, ProfileSettings
 from sglang.srt.managers.trace_writer import TraceWriter
-from sglang.srt.model_executor.step_io import PendingStep, StepInput, Worker
+from sglang.srt.model_executor.step_io import HeldStep, PendingStep, StepInput, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class StepProfiler:
     def _drain(self) -> None:
         """Wait for the steps submitted so far; they run in order."""
         if self._last is not None:
-            self._last.result()
+            self._last.settle() if isinstance(self._last, HeldStep) else self._last.result()
 
 
 def profile_folder(output_dir: str | None) -> str:

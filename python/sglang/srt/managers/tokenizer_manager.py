@@ -161,6 +161,7 @@ class TokenizerManager:
                 token_ids_logprob=prompt.token_ids_logprob,
                 extra_key=prompt.extra_key,
                 mark_ids=prompt.mark_ids,
+                thought_marks=prompt.thought_marks,
                 created=generation.created,
             )
         )

@@ -9,7 +9,8 @@ from typing import Any
 
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.model_executor.step_io import StepInput, StepOutput
+from sglang.srt.model_executor.step_io import HeldStep, StepInput, StepOutput, TokenMasks
+from sglang.srt.sampling.sampling_flags import SamplingFlags
 
 
 class InlineWorker:
@@ -18,7 +19,10 @@ class InlineWorker:
     def __init__(self, runner: ModelRunner):
         self.runner = runner
 
-    def submit(self, step: StepInput) -> LaunchedStep:
+    def submit(self, step: StepInput) -> LaunchedStep | HeldStep:
+        if step.flags & SamplingFlags.MASK:
+            forwarded = self.runner.forward(step)
+            return HeldStep(lambda masks: self.runner.sample(step, forwarded, masks), lambda: None)
         return self.runner.launch(step)
 
 
@@ -34,7 +38,14 @@ class ThreadWorker:
         threading.Thread(target=self._run, name="forward", daemon=True).start()
         self.runner: ModelRunner = self._put(make_runner).result()
 
-    def submit(self, step: StepInput) -> "Future[StepOutput]":
+    def submit(self, step: StepInput) -> "Future[StepOutput] | HeldStep":
+        if step.flags & SamplingFlags.MASK:
+            forwarded = self._put(lambda: self.runner.forward(step))
+
+            def sample(masks: TokenMasks) -> "Future[StepOutput]":
+                return self._put(lambda: self.runner.sample(step, forwarded.result(), masks).result())
+
+            return HeldStep(sample, forwarded.result)
         return self._put(lambda: self.runner.launch(step).result())
 
     def _put(self, work: Callable[[], Any]) -> Future:

@@ -22,14 +22,14 @@ from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import Forwarded, LaunchedStep, output_logprobs
 from sglang.srt.model_executor.memory_plan import free_for_rank, kv_tokens, weight_bytes
 from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
-from sglang.srt.model_executor.step_io import Admission, StepInput
+from sglang.srt.model_executor.step_io import Admission, StepInput, TokenMasks
 from sglang.srt.model_executor.step_layout import decode_layout, padding_step, split
 from sglang.srt.model_loader.loader import load_drafter, load_model
 from sglang.srt.ops.invariance.mode import set_enabled
 from sglang.srt.ops.products.linear import warm_products
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import ForwardedDrafts, FrozenKVMTP
-from sglang.srt.utils.device_copies import to_host
+from sglang.srt.utils.device_copies import to_device, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +145,17 @@ class ModelRunner:
         return Forwarded(inputs[0], inputs[1], logits)
 
     @torch.inference_mode()
-    def sample(self, step: StepInput, forwarded: Forwarded | ForwardedDrafts) -> LaunchedStep:
-        """The second half: the requests' next tokens, which the next step's rows then start from."""
+    def sample(
+        self, step: StepInput, forwarded: Forwarded | ForwardedDrafts, masks: TokenMasks | None = None
+    ) -> LaunchedStep:
+        """The second half: the requests' next tokens, which the next step's rows then start from. `masks`: of rows with
+        grammars, of which there are none among drafts."""
         if isinstance(forwarded, ForwardedDrafts):
             launched = self.speculation.sample(step, forwarded)
         else:
             launched = LaunchedStep(prompt_logprobs=forwarded.prompt_logprobs)
             if forwarded.logits is not None:
-                self._sample(step, forwarded, launched)
+                self._sample(step, forwarded, launched, masks)
         if self.device.type == "cuda":
             launched.done = torch.cuda.Event()
             launched.done.record()
@@ -214,8 +217,12 @@ class ModelRunner:
         batch.attn_backend.prepare_prompts(work, len(batch.input_ids))
         return batch, self.model(batch.input_ids, batch.positions, batch)
 
-    def _sample(self, step: StepInput, forwarded: Forwarded, launched: LaunchedStep) -> None:
-        next_ids, scaled = self.sampling.sample(forwarded.logits, forwarded.rows, forwarded.lengths, step.flags)
+    def _sample(self, step: StepInput, forwarded: Forwarded, launched: LaunchedStep, masks: TokenMasks | None) -> None:
+        bits = None
+        if masks is not None and len(masks.places):
+            bits = self.tables.tensor(masks.places), to_device(masks.bits, torch.int32, self.device)
+        rows, lengths = forwarded.rows, forwarded.lengths
+        next_ids, scaled = self.sampling.sample(forwarded.logits, rows, lengths, step.flags, bits)
         self.tables.last_tokens[forwarded.rows] = next_ids
         launched.next_ids = to_host(next_ids)
         if step.output_logprobs is not None:

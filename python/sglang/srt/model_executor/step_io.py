@@ -5,6 +5,7 @@ the device's table of last sampled tokens. Steps run in the order of submission,
 is in flight can be given out again at once: whoever writes it next runs later.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,6 +73,14 @@ class StepInput:
 
 
 @dataclass(slots=True)
+class TokenMasks:
+    """Which tokens rows with grammars may get; other rows are free. Words as constrained/grammar.py has them."""
+
+    places: np.ndarray  # int64 [G], indices into StepInput.sampled
+    bits: np.ndarray  # int32 [G, words]
+
+
+@dataclass(slots=True)
 class TokenLogprob:
     value: float
     top: list[tuple[float, int]] | None
@@ -97,9 +106,30 @@ class PendingStep(Protocol):
         ...
 
 
+class HeldStep:
+    """A PendingStep whose forward is under way and that is sampled once its masks are known. `sample` starts that;
+    `forwarded` waits for the forward as far as a host can."""
+
+    def __init__(self, sample: Callable[[TokenMasks], PendingStep], forwarded: Callable[[], object]):
+        self._sample = sample
+        self._forwarded = forwarded
+        self._sampled: PendingStep | None = None
+
+    def sample(self, masks: TokenMasks) -> None:
+        """Once, before the next step is submitted and before result()."""
+        self._sampled = self._sample(masks)
+
+    def result(self) -> StepOutput:
+        return self._sampled.result()
+
+    def settle(self) -> None:
+        """Wait for what has been started of it."""
+        self._forwarded() if self._sampled is None else self._sampled.result()
+
+
 class Worker(Protocol):
     """Runs steps in the order they come."""
 
     def submit(self, step: StepInput) -> PendingStep:
-        """Returns at once."""
+        """Returns at once; a HeldStep where step.flags have MASK."""
         ...

@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 
+from sglang.srt.managers.io_struct import ThoughtMarks
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Mark, Piece, Text, Thought
 from sglang.srt.parser.gemma4_arguments import END, QUOTE, ArgumentReader, Item
 from sglang.srt.utils.tokenizer import Tokenizer
@@ -188,6 +189,11 @@ class Gemma4Format:
     def ends_of_calls(self, parallel: bool) -> list[int]:
         """Tokens that end a turn with calls: one waits for results, and without `parallel` one call is enough."""
         return [self._ids[RESULT]] if parallel else [self._ids[RESULT], self._ids[CALL_END]]
+
+    def thought_marks(self, thinks: bool) -> ThoughtMarks:
+        """For a grammar of the answer; `thinks`: the model may begin with a thought."""
+        others = [token_id for mark, token_id in self._ids.items() if mark not in (CHANNEL, CHANNEL_END, STRING)]
+        return ThoughtMarks(self._ids[CHANNEL], self._ids[CHANNEL_END], sorted(others), thinks)
 
     def pieces(self, text: str, marks: list[tuple[int, int]]) -> list[Piece]:
         """Text and what stands in it: (characters before, token id)."""

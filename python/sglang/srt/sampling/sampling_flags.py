@@ -21,6 +21,7 @@ class SamplingFlags(enum.IntFlag):
     BIAS = 64
     MIN_TOKENS = 128
     TEMPERATURE = 256
+    MASK = 512  # some row has a grammar: its tokens are masked
 
 
 def flag_bits(params: SamplingParams) -> int:
@@ -44,6 +45,8 @@ def flag_bits(params: SamplingParams) -> int:
         bits |= SamplingFlags.MIN_TOKENS
     if params.temperature != 1:
         bits |= SamplingFlags.TEMPERATURE
+    if params.grammar is not None:
+        bits |= SamplingFlags.MASK
     return int(bits)
 
 

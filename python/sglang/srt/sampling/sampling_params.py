@@ -1,12 +1,13 @@
 """Sampling parameters of one request: names, defaults and bounds as users of upstream know them."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from sglang.srt.sampling.stop_regex import check_repeats, check_stop_regex
-from sglang.srt.utils.shown import shown
+from sglang.srt.utils.shown import cut, shown
 
 MAX_NEW_TOKENS = 1 << 30
 MAX_STOP = 32
@@ -17,7 +18,11 @@ MAX_LOGIT_BIAS = 1024
 MAX_N = 128
 MAX_CUSTOM_PARAMS_BYTES = 65536
 GREEDY_BELOW = 1e-6  # upstream: lower temperatures mean argmax
-GRAMMAR_FIELDS = ("json_schema", "regex", "ebnf", "structural_tag")
+GRAMMAR_FIELDS = ("json_schema", "regex", "ebnf")
+NOT_SERVED = ("structural_tag",)
+OFTEN_EMPTY = (*GRAMMAR_FIELDS, *NOT_SERVED)  # "" is none, as in upstream
+MAX_GRAMMAR_BYTES = 65536
+MAX_SCHEMA_DEPTH = 64  # of objects and lists in each other: the time to compile grows with its square
 
 
 class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -45,6 +50,9 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     stream_interval: int | None = None
     sampling_seed: int | None = None
     custom_params: dict | None = None
+    json_schema: str | None = None  # what the output must match; at most one of the three
+    regex: str | None = None
+    ebnf: str | None = None
 
     @classmethod
     def from_request(cls, given: dict | None, defaults: dict | None = None) -> "SamplingParams":
@@ -55,20 +63,34 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
         if given is not None and not isinstance(given, dict):
             raise ValueError(f"sampling_params must be an object, got {shown(given)}")
         merged = {k: v for k, v in (defaults or {}).items() if v is not None}
-        merged |= {k: v for k, v in (given or {}).items() if v is not None and not (k in GRAMMAR_FIELDS and v == "")}
+        merged |= {k: v for k, v in (given or {}).items() if v is not None and not (k in OFTEN_EMPTY and v == "")}
         if given and given.get("max_new_tokens", 0) is None:
             merged["max_new_tokens"] = MAX_NEW_TOKENS
         for name in merged:
-            if name in GRAMMAR_FIELDS:
-                raise ValueError(f"{name}: constrained output is not supported by this server")
+            if name in NOT_SERVED:
+                raise ValueError(f"{name} is not supported; use one of {', '.join(GRAMMAR_FIELDS)}")
             if name not in CHECKS:
                 raise ValueError(f"unknown sampling parameter {shown(name)}; known are {', '.join(sorted(CHECKS))}")
         params = cls(**{name: CHECKS[name](name, value) for name, value in merged.items()})
         if params.min_new_tokens > params.max_new_tokens:
             raise ValueError(f"min_new_tokens {params.min_new_tokens} is above max_new_tokens {params.max_new_tokens}")
+        if len(grammars := [name for name in GRAMMAR_FIELDS if getattr(params, name) is not None]) > 1:
+            raise ValueError(f"{' and '.join(grammars)} are both given; an output can have one grammar")
+        if grammars and params.min_new_tokens:
+            raise ValueError(
+                f"min_new_tokens contradicts {grammars[0]}: a grammar says itself where the output may end"
+            )
         if params.temperature < GREEDY_BELOW:
             params.temperature, params.top_k = 1.0, 1
         return params
+
+    @property
+    def grammar(self) -> tuple[str, str] | None:
+        """What the output must match: one of GRAMMAR_FIELDS and its value."""
+        for kind in GRAMMAR_FIELDS:
+            if (text := getattr(self, kind)) is not None:
+                return kind, text
+        return None
 
     def verify(self, vocab_size: int) -> None:
         """Raises ValueError for token ids outside the vocabulary."""
@@ -177,6 +199,44 @@ def _object(name: str, value: Any) -> dict:
     return value
 
 
+def _grammar(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _bad(name, value, "text")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:  # half a surrogate pair
+        raise _bad(name, value, "valid Unicode text") from None
+    if size > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"{name} has {size} bytes, at most {MAX_GRAMMAR_BYTES} are possible")
+    if "\0" in value:
+        raise ValueError(f"{name} holds a NUL character, at {value.index(chr(0))}")
+    return value
+
+
+def _json_schema(name: str, value: Any) -> str:
+    """Text, as upstream has it, or the schema itself."""
+    if isinstance(value, dict | bool):
+        try:
+            value = msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, RecursionError) as e:
+            raise ValueError(f"{name} is no JSON: {cut(str(e))}") from None
+    text = _grammar(name, value)
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{name} is no JSON: {cut(str(e))}") from None
+    if not isinstance(schema, dict | bool):
+        raise _bad(name, value, "a JSON schema, which is an object")
+    level, depth = [schema] if isinstance(schema, dict) else [], 0
+    while level:
+        depth += 1
+        if depth > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"{name} is nested more than {MAX_SCHEMA_DEPTH} levels deep; name its parts in $defs")
+        inner = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+    return text
+
+
 CHECKS = {
     "max_new_tokens": _int(0, MAX_NEW_TOKENS),
     "min_new_tokens": _int(0, MAX_NEW_TOKENS),
@@ -199,4 +259,7 @@ CHECKS = {
     "stream_interval": _int(1, 1 << 20),
     "sampling_seed": _int(-(2**63), 2**63 - 1),
     "custom_params": _object,
+    "json_schema": _json_schema,
+    "regex": _grammar,
+    "ebnf": _grammar,
 }

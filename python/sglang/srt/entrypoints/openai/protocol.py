@@ -12,6 +12,7 @@ from sglang.srt.entrypoints.checks import cache_key, check_model, refuse_unserve
 from sglang.srt.managers.generation import Generation, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.utils.shown import shown
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's own limit
 
@@ -23,7 +24,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 NOT_SERVED = (
-    "json_schema", "regex", "ebnf", "lora_path", "priority", "return_hidden_states", "return_token_ids",
+    "lora_path", "priority", "return_hidden_states", "return_token_ids",
     "session_params", "return_routed_experts", "routed_experts_start_len", "return_cached_tokens_details",
     "custom_logit_processor", "images_config", "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank",
     "data_parallel_rank", "disagg_prefill_dp_rank",
@@ -61,6 +62,9 @@ class CommonFields(unserved_fields(*NOT_SERVED), kw_only=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     custom_params: dict | None = None
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     rid: str | list[str] | None = None
     extra_key: str | None = None
     cache_salt: str | None = None
@@ -77,7 +81,7 @@ class CommonFields(unserved_fields(*NOT_SERVED), kw_only=True):
     session_id: Any = None
     custom_labels: Any = None
 
-    response_format: Any = None  # only text is served
+    response_format: Any = None  # text, json_object or json_schema
 
 
 # Our name of a sampling parameter -> the OpenAI field. The others are called the same.
@@ -85,7 +89,7 @@ RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "samp
 SAME_NAME = (
     "n", "stop", "temperature", "top_p", "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "min_p",
     "repetition_penalty", "stop_token_ids", "stop_regex", "no_stop_trim", "ignore_eos", "skip_special_tokens",
-    "custom_params",
+    "custom_params", "regex", "ebnf",
 )  # fmt: skip
 
 
@@ -119,11 +123,38 @@ class ChatCompletionRequest(
 def check_common(body: CommonFields) -> None:
     check_model(body.model)
     refuse_unserved(body)
-    form = body.response_format
-    if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
-        raise RequestError('response_format: only {"type": "text"} is supported so far', param="response_format")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options")
+
+
+def json_schema(body: CommonFields) -> str | dict | bool | None:
+    """The schema an answer must match. Raises RequestError for a response_format that is not served."""
+    form = body.response_format
+    if form is None:
+        return body.json_schema
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return body.json_schema
+    if kind == "json_object":
+        schema: Any = {"type": "object"}
+    elif kind == "json_schema":
+        inner = form.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, dict) else None
+        if not isinstance(schema, dict):
+            raise RequestError(
+                'response_format.json_schema must be an object like {"name": "answer", "schema": {"type": "object"}}',
+                param="response_format",
+            )
+    else:
+        raise RequestError(
+            f"response_format has the type {shown(kind)}; text, json_object and json_schema are supported",
+            param="response_format",
+        )
+    if body.json_schema:
+        raise RequestError(
+            "response_format and json_schema are both given; an output can have one form", param="response_format"
+        )
+    return schema
 
 
 def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_tokens: int) -> SamplingParams:
@@ -131,6 +162,7 @@ def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_
         name: getattr(body, field) for name, field in RENAMED.items()
     }
     values["max_new_tokens"] = max_new_tokens
+    values["json_schema"] = json_schema(body)
     if body.seed is not None:
         values["sampling_seed"] = body.seed % 2**63  # OpenAI's may be negative
     return request_params(values, manager, RENAMED)

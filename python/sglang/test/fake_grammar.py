@@ -1,0 +1,99 @@
+"""Grammars and a manager of grammars without a library, and a worker that heeds masks: for tests of scheduling."""
+
+import numpy as np
+
+from sglang.srt.constrained.grammar import Grammar, GrammarError, set_bit
+from sglang.srt.model_executor.step_io import HeldStep, StepInput, TokenMasks
+from sglang.srt.sampling.sampling_flags import SamplingFlags
+from sglang.test.fake_worker import ContextWorker, Done, next_token
+
+
+def allowed(mask: np.ndarray, vocab_size: int) -> set[int]:
+    """The tokens of a mask, bit by bit."""
+    return {i for i in range(vocab_size) if int(mask[i // 32]) >> (i % 32) & 1}
+
+
+class FakeGrammar:
+    """`sets[i]`: what output token i may be; then comes `end`."""
+
+    def __init__(self, sets: list[set[int]], end: int):
+        self._sets = [*sets, {end}]
+        self._at = 0
+
+    @property
+    def ended(self) -> bool:
+        return self._at == len(self._sets)
+
+    def accept(self, token: int) -> bool:
+        if self.ended or token not in self._sets[self._at]:
+            return False
+        self._at += 1
+        return True
+
+    def fill(self, mask: np.ndarray) -> None:
+        mask.fill(0)
+        for token in self._sets[self._at]:
+            set_bit(mask, token, True)
+
+
+class FakeBackend:
+    """Reads grammars like "1,2 7" as the sets of a FakeGrammar; "bad" can't be compiled."""
+
+    def __init__(self, end: int):
+        self._end = end
+
+    def compile(self, kind: str, text: str) -> Grammar:
+        if text == "bad":
+            raise GrammarError(f"{kind} cannot be compiled: bad at 1")
+        return FakeGrammar(
+            [set(map(int, part.split(","))) if part != "-" else set() for part in text.split()], self._end
+        )
+
+
+class FakeGrammarManager:
+    """Compiles when asked; when a grammar counts as ready, a test says by a GrammarReadyReq."""
+
+    def __init__(self, backend: FakeBackend):
+        self._backend = backend
+        self.held: dict[int, tuple[str, str]] = {}
+
+    def start(self, serial: int, kind: str, text: str) -> None:
+        self.held[serial] = kind, text
+
+    def take(self, serial: int) -> Grammar:
+        return self._backend.compile(*self.held.pop(serial))
+
+    def drop(self, serial: int) -> None:
+        del self.held[serial]
+
+
+def masked_token(context: list[int], mask: set[int], vocab_size: int) -> int:
+    """What MaskedWorker makes: the ContextWorker's token, or of those allowed the lowest."""
+    token = next_token(context, vocab_size)
+    return token if token in mask else min(mask)
+
+
+class MaskedWorker(ContextWorker):
+    """Checks that a held step is sampled before the next one comes."""
+
+    held: HeldStep | None = None
+    held_steps = 0
+
+    def submit(self, step: StepInput) -> Done | HeldStep:
+        assert self.held is None, "the step before was not sampled"
+        done = super().submit(step)
+        if not step.flags & SamplingFlags.MASK:
+            return done
+        self.held_steps += 1
+        self.held = HeldStep(lambda masks: self._sample(step, done, masks), lambda: None)
+        return self.held
+
+    def _sample(self, step: StepInput, done: Done, masks: TokenMasks) -> Done:
+        self.held = None
+        output = done.result()
+        for place, bits in zip(masks.places, masks.bits, strict=True):
+            tokens = allowed(bits, self.vocab_size)
+            if output.next_ids[place][0] not in tokens:
+                output.next_ids[place] = [min(tokens)]
+                self.last_tokens[step.rows[step.sampled[place]]] = min(tokens)
+        return Done(output)

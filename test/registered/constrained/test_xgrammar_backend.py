@@ -1,0 +1,142 @@
+"""Grammars of the library over the shipped tokenizer: what they let through, where they end, what they refuse."""
+
+import json
+import random
+import sys
+
+import numpy as np
+import pytest
+
+from sglang.srt.constrained import xgrammar_backend
+from sglang.srt.constrained.grammar import GrammarError, mask_words
+from sglang.srt.constrained.xgrammar_backend import XGrammarBackend
+from sglang.srt.server_args import ServerArgs, model_folder
+from sglang.srt.utils.tokenizer import Tokenizer
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.fake_grammar import allowed
+
+register_cpu_ci(est_time=12, suite="base-a-test-cpu")
+
+FOLDER = model_folder(ServerArgs())
+EOS = [1, 106, 50]
+V = 2080  # more columns than the tokenizer has tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return XGrammarBackend(FOLDER, V, EOS)
+
+
+def next_tokens(grammar) -> set[int]:
+    mask = np.zeros(mask_words(V), dtype=np.int32)
+    grammar.fill(mask)
+    return allowed(mask, V)
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "kind": {"enum": ["a b", "ü"]}},
+    "required": ["name", "age", "kind"],
+}
+LISTS = {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}
+CASES = [
+    ("json_schema", json.dumps(PERSON), '{"name": "Zoë 😀", "age": 7, "kind": "ü"}', '{"name": 1'),
+    ("json_schema", json.dumps(PERSON), '{"name":"","age":-7,"kind":"a b"}', '{"age"'),
+    ("json_schema", '{"type": "object"}', '{"x": [1, {"y": null}], "z": "\\"q\\""}', "[1]"),
+    ("json_schema", json.dumps(LISTS), "[[], [[]]]", "[1"),
+    ("regex", "[0-9]{3}-[a-f]+", "123-abc", "12-"),
+    ("regex", "ä+|x", "ää", "y"),
+    ("ebnf", 'root ::= "yes" | "no" rest\nrest ::= " " [a-z]+', "no way", "maybe"),
+]
+
+
+@pytest.mark.parametrize("kind,text,good,bad", CASES)
+def test_what_matches_and_what_does_not(backend, tokenizer, kind, text, good, bad):
+    grammar = backend.compile(kind, text)
+    for token in tokenizer.encode(good, False):
+        assert token in next_tokens(grammar)
+        assert grammar.accept(token) and not grammar.ended
+    assert next_tokens(grammar) >= set(EOS)
+    assert grammar.accept(EOS[1]) and grammar.ended
+
+    grammar = backend.compile(kind, text)
+    assert not all(grammar.accept(token) for token in tokenizer.encode(bad, False))
+    before = next_tokens(grammar)
+    assert not grammar.accept(tokenizer.special_ids_of(["<|tool_call>"])[0])
+    assert next_tokens(grammar) == before, "a refused token changes nothing"
+
+
+@pytest.mark.parametrize("kind,text,good,bad", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_any_walk_stays_inside(backend, tokenizer, kind, text, good, bad, seed):
+    """Random tokens of each mask are accepted; none is special, but for the end tokens, or beyond the tokenizer."""
+    rng = random.Random(seed)
+    grammar = backend.compile(kind, text)
+    for _ in range(60):
+        tokens = next_tokens(grammar)
+        others = tokens - set(EOS)
+        assert not others & tokenizer.special_ids and max(tokens) < tokenizer.size
+        token = rng.choice(sorted(others or tokens))
+        assert grammar.accept(token)
+        assert grammar.ended == (token in EOS)
+        if grammar.ended:
+            break
+
+
+def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
+    grammar = backend.compile("json_schema", json.dumps(PERSON))
+    assert grammar.accept(tokenizer.encode("{", False)[-1])
+    newline = tokenizer.encode("\n", False)[-1]
+    count = 0
+    while grammar.accept(newline):
+        count += 1
+        assert count <= xgrammar_backend.MAX_WHITESPACE
+    assert count >= 8, "indenting must be possible"
+
+
+@pytest.mark.parametrize(
+    "kind,text,message",
+    [
+        ("json_schema", '{"type": "foo"}', 'json_schema cannot be compiled: Unsupported type "foo"'),
+        ("json_schema", '{"$ref": "#/$defs/x"}', "Cannot find field $defs in #/$defs/x"),
+        ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 1}', "minimum greater than maximum"),
+        ("json_schema", "false", "cannot accept any value"),
+        ("json_schema", '{"$ref": "#"}', "no text matches it"),
+        ("json_schema", '{"type": "string", "pattern": "(a"}', "parenthesis is not closed"),
+        ("regex", "(a", "regex cannot be compiled: Regex parsing error at position 3: The parenthesis"),
+        ("regex", "(?=a)b", "Lookahead is not supported"),
+        ("ebnf", "root ::= x", 'ebnf cannot be compiled: EBNF parser error at line 1, column 10: Rule "x"'),
+        ("ebnf", 'root ::= root "a"', "no text matches it"),
+    ],
+)
+def test_what_cannot_be_compiled_says_where(backend, kind, text, message):
+    with pytest.raises(GrammarError) as error:
+        backend.compile(kind, text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert ".cc" not in str(error.value)
+
+
+def test_one_that_takes_too_much_memory(backend, monkeypatch):
+    monkeypatch.setattr(xgrammar_backend, "MAX_COMPILED_BYTES", 100)
+    with pytest.raises(GrammarError, match="takes .* bytes when it is compiled, at most 100"):
+        backend.compile("regex", "[a-z]{50}")
+
+
+def test_without_eos_the_end_is_the_end():
+    grammar = XGrammarBackend(FOLDER, V, []).compile("regex", "[0-9]")
+    assert grammar.accept(min(next_tokens(grammar))) and grammar.ended
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setattr(xgrammar_backend.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--grammar-backend none"):
+        XGrammarBackend(FOLDER, V, EOS)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))

@@ -1,0 +1,195 @@
+"""Answers in a given form, from the shipped model through real servers: every one matches, alone, among others, on one
+rank and on two, and what cannot be served is refused."""
+
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pydantic
+import pytest
+
+from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.server_process import ServerProcess
+
+register_cpu_ci(est_time=80, suite="base-a-test-cpu")
+
+MODULE = "sglang.launch_server"
+# float32: in bfloat16 a token may depend on what its request is batched with
+FLAGS = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", "6000", "--chunked-prefill-size", "32"]
+STORY = "Mia has 12 marbles. She gives 5 to her brother and finds 3 more. "
+ASK = [{"role": "user", "content": STORY + "How many marbles does she have?"}]
+LONG = 400  # tokens: more than any of the forms can take
+
+
+class Reply(pydantic.BaseModel):
+    """A form whose texts are bounded, so that no model can go on for ever."""
+
+    model_config = {"extra": "forbid"}
+    name: str = pydantic.Field(max_length=12)
+    count: int = pydantic.Field(ge=0, le=999)
+    kinds: list[bool] = pydantic.Field(max_length=2)
+
+
+SCHEMA = Reply.model_json_schema()
+FORM = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA}}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ServerProcess(MODULE, *FLAGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def generate(server: ServerProcess, text: str = STORY, **params):
+    body = {"text": text, "sampling_params": {"max_new_tokens": LONG} | params, "return_logprob": True}
+    reply = server.client.post("/generate", json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_every_answer_matches(client):
+    reply = client.chat.completions.create(
+        model="m", messages=ASK, response_format=FORM, n=3, max_tokens=LONG, seed=1, logprobs=True, top_logprobs=3
+    )
+    for choice in reply.choices:
+        Reply.model_validate_json(choice.message.content)
+        assert choice.finish_reason == "stop"
+        assert all(entry.logprob <= 0 for entry in choice.logprobs.content)
+
+
+def test_the_client_parses(client):
+    parsed = client.chat.completions.parse(
+        model="m", messages=ASK, response_format=Reply, max_tokens=LONG, temperature=0
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Reply)
+
+
+def test_a_stream(client):
+    chunks = client.chat.completions.create(
+        model="m", messages=ASK, response_format=FORM, max_tokens=LONG, temperature=0, stream=True
+    )
+    Reply.model_validate_json("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+
+
+def test_json_object(client):
+    """The closing brace is made likely: the model by itself would fill an object until the limit."""
+    extra = {"response_format": {"type": "json_object"}, "logit_bias": {"233": 100}}  # }
+    reply = client.completions.create(model="m", prompt=STORY, max_tokens=LONG, temperature=0, extra_body=extra)
+    assert reply.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(reply.choices[0].text), dict)
+
+
+def jobs(server: ServerProcess, count: int) -> list[dict]:
+    """Many at once, with and without forms, over shared prefixes and several chunks."""
+    forms = [
+        {"json_schema": json.dumps(SCHEMA), "temperature": 0},
+        {"json_schema": json.dumps(SCHEMA), "sampling_seed": 3},
+        {"regex": "[0-9]{2,4} (apples|pears)", "sampling_seed": 4, "top_p": 0.9},
+        {"ebnf": 'root ::= "yes" | "no" " " [a-z]{3}', "temperature": 0, "frequency_penalty": 0.5},
+        {"temperature": 0, "max_new_tokens": 30},
+    ]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda i: generate(server, STORY * (1 + i % 3), **forms[i % 5]), range(count)))
+
+
+def check(answers: list[dict]) -> None:
+    for i, answer in enumerate(answers):
+        text = answer["text"]
+        match i % 5:
+            case 0 | 1:
+                Reply.model_validate_json(text)
+            case 2:
+                assert re.fullmatch("[0-9]{2,4} (apples|pears)", text)
+            case 3:
+                assert re.fullmatch("yes|no [a-z]{3}", text)
+        assert answer["meta_info"]["finish_reason"]["type"] == "stop" or i % 5 == 4
+        assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
+
+
+def test_two_ranks_answer_as_one_and_free_ones_are_left_alone(server):
+    want = jobs(server, 10)
+    check(want)
+    alone = generate(server, STORY * 2, temperature=0, max_new_tokens=30)  # request 4 of them
+    assert want[4]["output_ids"] == alone["output_ids"]
+    with ServerProcess(MODULE, *FLAGS, "--tp-size", "2") as two:
+        got = jobs(two, 10)
+        bad = two.client.post("/generate", json={"text": "a", "sampling_params": {"regex": "(a"}})
+        assert bad.status_code == 400 and "position 3" in bad.json()["message"]
+    assert [g["output_ids"] for g in got] == [w["output_ids"] for w in want]
+
+
+@pytest.mark.parametrize(
+    "extra,message",
+    [
+        ({"regex": "(a"}, "Regex parsing error at position 3"),
+        ({"ebnf": "root ::= x"}, "line 1, column 10"),
+        ({"json_schema": {"type": "foo"}}, 'Unsupported type "foo"'),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "regex": "a"}, "and tools together"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_refused(client, extra, message, stream):
+    with pytest.raises(openai.BadRequestError, match=re.escape(message).replace('"', r'\\?"')):
+        client.chat.completions.create(model="m", messages=ASK, stream=stream, extra_body=extra)
+
+
+def test_tools_that_may_not_be_called_are_no_hindrance(client):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    extra = {"regex": "[0-9]{3}", "tools": tools, "tool_choice": "none"}
+    reply = client.chat.completions.create(model="m", messages=ASK, extra_body=extra).choices[0]
+    assert re.fullmatch("[0-9]{3}", reply.message.content)
+
+
+def test_behind_a_thought(client):
+    """The marks are made likely: a thought begins, ends at once, and what follows it has the form."""
+    marks = {"100": 100, "101": 99}  # <|channel>, <channel|>
+    extra = {"regex": "[0-9]{3}", "chat_template_kwargs": {"enable_thinking": True}, "logit_bias": marks}
+    reply = client.chat.completions.create(model="m", messages=ASK, max_tokens=60, extra_body=extra)
+    assert reply.usage.completion_tokens == 6 and reply.usage.model_extra["reasoning_tokens"] == 2
+    assert re.fullmatch("[0-9]{3}", reply.choices[0].message.content)
+    extra["chat_template_kwargs"] = {}
+    reply = client.chat.completions.create(model="m", messages=ASK, max_tokens=60, extra_body=extra)
+    assert reply.usage.completion_tokens == 4, "no thought was wanted"
+
+
+def test_stop_strings_cut_a_form(server):
+    answer = generate(server, regex="abc[0-9]{5}", stop=["c"])
+    assert answer["text"] == "ab" and answer["meta_info"]["finish_reason"]["matched"] == "c"
+
+
+def test_an_aborted_one_frees_its_place(server):
+    body = {"text": STORY, "stream": True, "sampling_params": {"max_new_tokens": 3000, "regex": "a*"}}
+    with server.client.stream("POST", "/generate", json=body) as reply:
+        next(reply.iter_lines())
+    assert generate(server, regex="[0-9]{3}")["meta_info"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        (["--grammar-backend", "none"], "--grammar-backend none"),
+        (["--speculative-algorithm", "NEXTN"], "not supported yet on a server with --speculative-algorithm"),
+    ],
+)
+def test_servers_without_grammars(flags, message):
+    with ServerProcess(MODULE, "--device", "cpu", *flags) as server:
+        reply = server.client.post("/generate", json={"text": "a", "sampling_params": {"regex": "a"}})
+        assert reply.status_code == 400 and message in reply.json()["message"]
+
+
+@pytest.mark.parametrize("flag", ["--enable-deterministic-inference", "--disable-overlap-schedule"])
+def test_other_ways_to_run(flag):
+    with ServerProcess(MODULE, *FLAGS, flag) as server:
+        check(jobs(server, 5))
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
