@@ -29,8 +29,8 @@ def names(kind: str) -> list[str]:
 def test_the_table_is_whole():
     assert all(len(row) == 4 and row[3] for row in ROWS)
     assert {row[0] for row in ROWS} == {
-        "sampling", "stop", "rid", "stream", "logprobs", "/generate", "OpenAI", "Anthropic", "chat", "error", "start",
-        "engine",
+        "sampling", "stop", "rid", "stream", "logprobs", "/generate", "OpenAI", "Responses", "Anthropic", "chat",
+        "error", "start", "engine",
     }  # fmt: skip
     assert len(DOC.read_text().splitlines()) <= 250
 

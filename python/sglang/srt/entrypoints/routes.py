@@ -20,8 +20,11 @@ from sglang.srt.entrypoints.openai.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
 )
+from sglang.srt.entrypoints.openai.response_items import ResponsesRequest
+from sglang.srt.entrypoints.openai.response_store import ResponseStore
 from sglang.srt.entrypoints.openai.serving_chat import ChatApi
 from sglang.srt.entrypoints.openai.serving_completions import CompletionsApi
+from sglang.srt.entrypoints.openai.serving_responses import ResponsesApi
 from sglang.srt.entrypoints.profile_api import add_profile_routes
 from sglang.srt.entrypoints.replies import (
     CLIENT_GONE,
@@ -96,6 +99,18 @@ def add_generation_routes(app: FastAPI, backend: Backend) -> None:
     add("/generate", GenerateRequest, lambda: GenerateApi(backend.manager), ["POST", "PUT"])
     add("/v1/completions", CompletionRequest, lambda: CompletionsApi(backend.manager), ["POST"])
     add("/v1/chat/completions", ChatCompletionRequest, lambda: ChatApi(backend.conversation), ["POST"])
+    store = ResponseStore()
+    add("/v1/responses", ResponsesRequest, lambda: ResponsesApi(backend.conversation, store), ["POST"], end=b"")
+
+    @app.get("/v1/responses/{id}")
+    async def response(id: str) -> Response:
+        return Response(store.get(id).response, media_type="application/json")
+
+    @app.delete("/v1/responses/{id}")
+    async def delete_response(id: str) -> Response:
+        store.delete(id)
+        return json_reply({"id": id, "object": "response", "deleted": True})
+
     add("/v1/messages", MessagesRequest, lambda: MessagesApi(backend.conversation), ["POST"], end=b"")
 
     @app.post("/v1/messages/count_tokens")
