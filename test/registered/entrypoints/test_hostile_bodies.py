@@ -146,7 +146,12 @@ HOSTILE = {
         200,
     ),
     "objects of no use": ("/generate", lambda: many(b'{"text":"a","image_data":[', b"{}", b"]}"), 400),
-    "an unknown field": ("/generate", lambda: b'{"text":"a","' + b"x" * 5 * MB + b'":1}', 400),
+    "an unknown field": ("/generate", lambda: b'{"text":"a","' + b"x" * 5 * MB + b'":1}', 200),
+    "unknown fields": (
+        "/generate",
+        lambda: b'{"text":"a",' + b",".join(b'"f%d":1' % i for i in range(90_000)) + b"}",
+        200,
+    ),
     "a model name": ("/v1/completions", lambda: as_json(model="m" * 5 * MB, prompt="a", stream=True), 400),
     "stops": ("/generate", lambda: many(b'{"text":"a","sampling_params":{"stop":[', b'"7"', b"]}}"), 400),
     "texts to tokenize": ("/tokenize", lambda: many(b'{"prompt":[', b'""', b"]}"), 400),

@@ -213,7 +213,7 @@ OK = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
         ({"text": ["a"] * 5000}, "5000 generations"),
         ({**OK, "rid": "x" * 300}, "rid has 300 characters"),
         ({**OK, "rid": ""}, "rid has 0 characters"),
-        ({**OK, "strem": True}, "unknown field 'strem'; did you mean stream?"),
+        ({**OK, "guided_json": {}, "guided_regex": "a+"}, "guided_regex is not supported: constrained output"),
         ({**OK, "stream": "yes"}, "stream: expected `bool | null`, got `str`"),
         ({**OK, "top_logprobs_num": 100000}, "100000 top log-probabilities; 0 to 128"),
         ({**OK, "top_logprobs_num": -1}, "-1 top log-probabilities"),

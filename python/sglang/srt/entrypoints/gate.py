@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import hmac
+import uuid
 from collections.abc import Callable
 
-from sglang.srt.entrypoints.replies import error_reply
+from sglang.srt.entrypoints.replies import ANTHROPIC_PATHS, error_reply
 from sglang.srt.managers.generation import RequestError
 
 MAX_BODY_BYTES = 10_000_000
 MAX_HELD_BYTES = 256_000_000  # bodies of all requests under way together
 BODY_SECONDS = 60.0  # from the end of the headers to that of the body
+MAX_ID_CHARS = 128  # of X-Request-Id
 LINGER_SECONDS = 2.0  # a client that is refused while it sends is listened to for so long, or it could miss the reply
 OPEN_PATHS = ("/health", "/health_generate")  # need no key: load balancers have none
 STARTING, READY, STOPPING, FAILED = "starting", "ready", "shutting down", "failing"  # states of the server
@@ -30,6 +32,7 @@ class Gate:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return
+        send = _with_request_id(scope, send)
         exchange = _Exchange(self, receive, send)
         self._exchanges.add(exchange)
         try:
@@ -97,6 +100,26 @@ class Gate:
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             return _too_large()
         return None
+
+
+def request_id(given: bytes | None) -> bytes:
+    """The client's, where it can stand in a header and a log line; else one made here."""
+    if given and len(given) <= MAX_ID_CHARS and all(33 <= char <= 126 for char in given):
+        return given
+    return uuid.uuid4().hex.encode()
+
+
+def _with_request_id(scope: dict, send: Callable) -> Callable:
+    """`send` that names the request in its reply: X-Request-Id, and Request-Id, which Anthropic's client reads."""
+    own = request_id(dict(scope["headers"]).get(b"x-request-id"))
+    names = [b"x-request-id", b"request-id"] if scope["path"].startswith(ANTHROPIC_PATHS) else [b"x-request-id"]
+
+    async def send_named(message: dict) -> None:
+        if message["type"] == "http.response.start":
+            message = message | {"headers": [*message["headers"], *((name, own) for name in names)]}
+        await send(message)
+
+    return send_named
 
 
 class _Exchange:

@@ -52,6 +52,7 @@ def make_app(backend: Backend) -> FastAPI:
     app = FastAPI(title="SGLang", openapi_url=None)
     add_error_handlers(app)
     add_generation_routes(app, backend)
+    add_refusals(app, backend)
     add_information_routes(app, backend)
     add_control_routes(app, backend)
     add_profile_routes(app, backend)
@@ -117,6 +118,27 @@ def add_generation_routes(app: FastAPI, backend: Backend) -> None:
     async def count_tokens(request: Request) -> Response:
         body = await read_body(request, CountTokensRequest)
         return await reply_unless_gone(request, MessagesApi(backend.conversation).count_tokens(body))
+
+
+OTHER_WORK = (
+    "/v1/embeddings", "/v1/moderations", "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations",
+    "/v1/images/generations", "/v1/images/edits", "/v1/images/variations",
+)  # fmt: skip
+
+
+def add_refusals(app: FastAPI, backend: Backend) -> None:
+    """What clients ask of other models has an answer that says so."""
+
+    async def refuse(request: Request) -> Response:
+        name = backend.manager.info.served_model_name
+        raise RequestError(
+            f"{request.url.path} is not served: {name} generates text; use /v1/chat/completions, /v1/completions or "
+            "/generate",
+            param="model",
+        )
+
+    for path in OTHER_WORK:
+        app.add_api_route(path, refuse, methods=["POST"])
 
 
 def add_information_routes(app: FastAPI, backend: Backend) -> None:

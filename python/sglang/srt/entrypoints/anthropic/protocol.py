@@ -43,7 +43,7 @@ class OutputConfig(msgspec.Struct, kw_only=True):
     format: Any = None  # refused
 
 
-class CountTokensRequest(unserved_fields(*NOT_SERVED), kw_only=True):
+class CountTokensRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown_fields=True):
     """What a prompt is made of. null means: not given."""
 
     model: str
@@ -55,8 +55,14 @@ class CountTokensRequest(unserved_fields(*NOT_SERVED), kw_only=True):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # SGLang's own
 
+    # Of no effect
+    metadata: Any = None
+    service_tier: Any = None
+    cache_control: Any = None
+    context_management: Any = None
 
-class MessagesRequest(CountTokensRequest, kw_only=True):
+
+class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=True):
     max_tokens: int
     stream: bool | None = None
     stop_sequences: list[str] | None = None

@@ -1,7 +1,8 @@
 """Request bodies of the OpenAI-compatible endpoints, and what all of them share.
 
 A field that would change the answer and is not served is refused by name; one that cannot change it (bookkeeping that
-clients send) is accepted and has no effect; a name unknown to both kinds is an error with the nearest valid one.
+clients send) is accepted and has no effect; what is unknown to both kinds is ignored with
+a line in the log (unknown_fields.py).
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from sglang.srt.utils.shown import shown
 MAX_TOP_LOGPROBS = 20  # OpenAI's own limit
 
 
-class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: Any = None  # padding against traffic analysis; of no effect

@@ -25,7 +25,7 @@ class TextOptions(msgspec.Struct, kw_only=True):
     verbosity: Any = None  # of no effect
 
 
-class ResponsesRequest(unserved_fields(*NOT_SERVED), kw_only=True):
+class ResponsesRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown_fields=True):
     """null means: not given."""
 
     input: str | list[dict[str, Any]]
@@ -44,6 +44,15 @@ class ResponsesRequest(unserved_fields(*NOT_SERVED), kw_only=True):
     reasoning: Reasoning | None = None
     include: list[str] | None = None
     metadata: Any = None
+
+    # Of no effect
+    stream_options: Any = None
+    truncation: Any = None
+    service_tier: Any = None
+    user: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    max_tool_calls: Any = None  # of tools that the server would run
 
     # SGLang's own
     top_k: int | None = None
