@@ -37,6 +37,7 @@ GOOD = {
     "chat_template": ("/c.jinja", "/c.jinja"),
     "default_chat_template_kwargs": ('{"enable_thinking": true}', {"enable_thinking": True}),
     "tool_call_parser": ("gemma4", "gemma4"),
+    "grammar_backend": ("none", "none"),
     "reasoning_parser": ("none", "none"),
     "sampling_defaults": ("openai", "openai"),
     "preferred_sampling_params": ('{"temperature": 0}', {"temperature": 0}),
