@@ -39,7 +39,7 @@ TAIL_LINES = 2000  # output kept a file, to judge a retry and to find unittest's
 TERM_GRACE_S = 5
 POLL_S = 0.05
 # What files of a suite get beside the runner's own environment, and pytest's flags there.
-SUITE_ENV = {WEEKLY_SUITE: {"SGLANG_TEST_OTHER_ARCHS": "1"}}  # sglang.test.triton_compile
+SUITE_ENV = {WEEKLY_SUITE: {"SGLANG_TEST_WEEKLY": "1"}}  # sglang.test.triton_compile
 SUITE_ADDOPTS = {UNIT_SUITE: "-p sglang.test.without_torch"}
 
 _stop = threading.Event()  # the runner is being stopped: files end, none begins
