@@ -5,6 +5,7 @@ or allocate device memory.
 """
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import secrets
@@ -141,6 +142,10 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         )
     if args.dtype == "auto":
         choose("dtype", model_config.dtype, "the checkpoint's type")
+    if args.grammar_backend == "auto":
+        installed = importlib.util.find_spec("xgrammar") is not None
+        reason = "it is installed" if installed else "xgrammar is not installed: requests with grammars are refused"
+        choose("grammar_backend", "xgrammar" if installed else "none", reason)
     if args.attention_backend == "auto":
         gpu = device == "cuda"
         choose("attention_backend", "triton" if gpu else "torch_native", f"default of {device}")

@@ -223,10 +223,11 @@ class ServerArgs:
         choices=PARSERS,
     )
     grammar_backend: str = arg(
-        "xgrammar",
-        help="What makes outputs follow a JSON schema, a regular expression or a grammar; none refuses such requests.",
+        "auto",
+        help="What makes outputs follow a JSON schema, a regular expression or a grammar; none refuses such requests "
+        "(auto: xgrammar if it is installed).",
         group=CHAT,
-        choices=("xgrammar", "none"),
+        choices=("auto", "xgrammar", "none"),
         metavar="BACKEND",
     )
     preferred_sampling_params: dict | None = arg(

@@ -285,6 +285,14 @@ def test_resolve_fills_every_automatic_value_and_says_why(device: str, caplog):
     assert ("graph" in caplog.text) is (device == "cuda")  # a CPU's user has no use for them
 
 
+@pytest.mark.parametrize(("installed", "chosen"), [(True, "xgrammar"), (False, "none")])
+def test_resolve_takes_grammars_where_the_library_is(installed: bool, chosen: str, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    assert resolve(ServerArgs(model_path="/m"), MODEL, "cpu", memory_mib=1024).grammar_backend == chosen
+    typed = ServerArgs(model_path="/m", grammar_backend="none")
+    assert resolve(typed, MODEL, "cpu", memory_mib=1024).grammar_backend == "none"
+
+
 def test_resolve_keeps_what_was_typed():
     typed = ServerArgs(model_path="/m", context_length=100, random_seed=3, chunked_prefill_size=7, device="cpu")
     args = resolve(typed, MODEL, "cpu", memory_mib=1024)

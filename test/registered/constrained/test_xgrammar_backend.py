@@ -133,7 +133,7 @@ def test_without_eos_the_end_is_the_end():
 
 
 def test_without_the_library(monkeypatch):
-    monkeypatch.setattr(xgrammar_backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--grammar-backend none"):
         XGrammarBackend(FOLDER, V, EOS)
 

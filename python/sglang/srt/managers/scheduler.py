@@ -194,7 +194,7 @@ class Scheduler:
         if not 0 <= min(msg.input_ids) <= max(msg.input_ids) < self.limits.vocab_size:
             return _refused(f"token ids must be from 0 to {self.limits.vocab_size - 1}")
         if msg.sampling_params.grammar and self.grammars is None:
-            return _refused("this server compiles no grammars")
+            return _refused("this server compiles no grammars: xgrammar is not installed, or it was switched off")
         if self.limits.max_queued is not None and len(self.waiting) + len(self.compiling) >= self.limits.max_queued:
             return _refused(f"the queue is full ({self.limits.max_queued} requests wait)", status_code=503)
         return None
