@@ -83,7 +83,7 @@ def test_the_routers_fields_pass(post):
     ("path", "body"),
     [
         ("/generate", {"text": ["a", "b"], "rid": ["x", "x"]}),
-        ("/generate", {"text": "a", "strem": 1}),
+        ("/generate", {"text": "a", "guided_json": {"type": "object"}}),
         ("/generate", {"text": LONG, "stream": True}),
         ("/v1/completions", {"prompt": "a", "n": 0}),
         ("/v1/chat/completions", {"messages": []}),
