@@ -14,7 +14,7 @@ from sglang.srt.utils.shown import shown
 logger = logging.getLogger(__name__)
 
 MAX_NAMES = 1000  # told of in the log; clients make them up
-CONSTRAINED = "constrained output is asked for with response_format"
+CONSTRAINED = "constrained output is asked for with response_format, json_schema, regex or ebnf"
 THINKING = 'send chat_template_kwargs: {"enable_thinking": true}'
 PENALTY = "send repetition_penalty"
 
