@@ -109,7 +109,6 @@ def test_by_stage_ends_itself(server, root):
         ({"activities": ["XPU"]}, "activities"),
         ({"profile_prefix": "../x"}, "profile_prefix"),
         ({"profile_by_stage": True}, "needs num_steps"),
-        ({"nonsense": 1}, "nonsense"),
     ],
 )
 def test_wrong_bodies(server, root, body, says):
