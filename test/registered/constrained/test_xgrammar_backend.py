@@ -103,7 +103,7 @@ def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
     "kind,text,message",
     [
         ("json_schema", '{"type": "foo"}', 'json_schema cannot be compiled: Unsupported type "foo"'),
-        ("json_schema", '{"$ref": "#/$defs/x"}', "Cannot find field $defs in #/$defs/x"),
+        ("json_schema", '{"$ref": "#/$defs/x"}', "in #/$defs/x"),
         ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 1}', "minimum greater than maximum"),
         ("json_schema", "false", "cannot accept any value"),
         ("json_schema", '{"$ref": "#"}', "no text matches it"),
