@@ -106,7 +106,7 @@ def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
         ("json_schema", '{"$ref": "#/$defs/x"}', "in #/$defs/x"),
         ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 1}', "minimum greater than maximum"),
         ("json_schema", "false", "cannot accept any value"),
-        ("json_schema", '{"$ref": "#"}', "no text matches it"),
+        ("json_schema", '{"$ref": "#"}', ("no text matches it", "Circular $ref chain")),  # before 0.2.9, and since
         ("json_schema", '{"type": "string", "pattern": "(a"}', "parenthesis is not closed"),
         ("regex", "(a", "regex cannot be compiled: Regex parsing error at position 3: The parenthesis"),
         ("regex", "(?=a)b", "Lookahead is not supported"),
@@ -117,7 +117,8 @@ def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
 def test_what_cannot_be_compiled_says_where(backend, kind, text, message):
     with pytest.raises(GrammarError) as error:
         backend.compile(kind, text)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    messages = (message,) if isinstance(message, str) else message
+    assert any(m in str(error.value) for m in messages) and "\n" not in str(error.value)
     assert ".cc" not in str(error.value)
 
 

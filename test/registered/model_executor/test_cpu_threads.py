@@ -10,6 +10,7 @@ import torch
 
 from sglang.srt.managers.tp_worker import ThreadWorker
 from sglang.srt.model_executor import cpu_threads
+from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
@@ -111,8 +112,8 @@ def test_the_runner_is_made_on_the_thread_that_runs_it():
             threads.append(threading.current_thread())
             return type("Launched", (), {"result": lambda self: step})()
 
-    worker = ThreadWorker(Made)
-    assert worker.submit("a step").result() == "a step"
+    worker, step = ThreadWorker(Made), SimpleNamespace(flags=SamplingFlags(0))
+    assert worker.submit(step).result() is step
     assert threads[0] is threads[1] is not threading.current_thread()
 
 

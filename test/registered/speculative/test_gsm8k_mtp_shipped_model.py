@@ -1,5 +1,5 @@
 """The registered GSM8K test on the shipped model and its drafter: 200 problems, 5 worked examples, drafts on and off.
-Two ranks, on a CPU or on two GPUs; one where there is one GPU. A CPU takes 40 of them, all of them weekly. Stronger
+Two ranks, on a CPU or on two GPUs; one where there is one GPU. A CPU takes 16 of them, all of them weekly. Stronger
 than a score: in batch-invariant mode drafts change no answer at all. Without the mode, which a CPU has no time for
 here, score and accept length have to hold.
 
@@ -23,7 +23,7 @@ from sglang.test.compare_runs import compare, report
 from sglang.test.engine_harness import DEVICE
 from sglang.test.eval_data import load
 
-register_cpu_ci(est_time=75, suite="base-b-test-cpu")
+register_cpu_ci(est_time=50, suite="base-b-test-cpu")
 register_cpu_ci(est_time=300, suite="weekly-test-cpu")
 register_cuda_ci(est_time=120, stage="base-b", runner_config="1-gpu-large")
 register_cuda_ci(est_time=120, stage="extra-a", runner_config="2-gpu-large")
@@ -34,7 +34,7 @@ ACCEPT_LENGTH = {1: 5.08 - 0.3, 3: 5.47 - 0.3}
 START_SECONDS = 120.0
 RANKS = 2 if DEVICE == "cpu" else min(2, torch.cuda.device_count())
 WHOLE = DEVICE == "cuda" or os.environ.get("SGLANG_TEST_WEEKLY") == "1"
-NUM_QUESTIONS = gsm8k_mtp.NUM_QUESTIONS if WHOLE else 40
+NUM_QUESTIONS = gsm8k_mtp.NUM_QUESTIONS if WHOLE else 16
 MODES = [gsm8k_mtp.DETERMINISTIC] if DEVICE == "cpu" else [gsm8k_mtp.DETERMINISTIC, ()]
 Runs = dict[int, gsm8k_mtp.MTPRun]  # by topk, 0 without drafts
 
