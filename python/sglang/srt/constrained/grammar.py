@@ -3,6 +3,7 @@
 A mask is a row of int32 words, a bit a token: bit i % 32 of word i // 32 is set where token i may come next.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -87,7 +88,12 @@ class AfterThought:
             set_bit(mask, self._marks.begin, True)
 
 
-def ends_in_thought(marks: ThoughtMarks, prompt_ids: np.ndarray) -> bool:
-    """Whether the last of the marks in a prompt [N] int64 is one that begins a thought."""
-    places = np.flatnonzero(np.isin(prompt_ids, [marks.begin, marks.end, *marks.others]))
-    return len(places) > 0 and int(prompt_ids[places[-1]]) == marks.begin
+def ends_in_thought(marks: ThoughtMarks, prompt_ids: Sequence[int] | np.ndarray) -> bool:
+    """Whether the last of the marks in a prompt is one that begins a thought. It is near the end of a chat's prompt."""
+    closing = {marks.end, *marks.others}
+    for token_id in reversed(prompt_ids):
+        if token_id == marks.begin:
+            return True
+        if token_id in closing:
+            return False
+    return False

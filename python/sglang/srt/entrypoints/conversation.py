@@ -42,6 +42,8 @@ class Answer:
         self._parser = format and format.parser(generation.prompt_ids, calls, thoughts)
         self._read = 0  # characters of the generation's text
         self._marks = 0
+        self._thoughts = format and format.thought_counter(generation.prompt_ids)
+        self._counted = 0  # output tokens that it has seen
 
     def news(self) -> list[Event]:
         """Events since the last call."""
@@ -85,8 +87,13 @@ class Answer:
 
     @property
     def thought_tokens(self) -> int:
-        g = self.generation
-        return 0 if self._format is None else self._format.count_thought_tokens(g.prompt_ids, g.output_ids)
+        """So far."""
+        if self._thoughts is None:
+            return 0
+        new = self.generation.output_ids[self._counted :]
+        self._thoughts.add(new)
+        self._counted += len(new)
+        return self._thoughts.count
 
 
 class AnswerGroup:

@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 
+from sglang.srt.constrained.grammar import ends_in_thought
 from sglang.srt.managers.io_struct import ThoughtMarks
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Mark, Piece, Text, Thought
 from sglang.srt.parser.gemma4_arguments import END, QUOTE, ArgumentReader, Item
@@ -205,29 +206,30 @@ class Gemma4Format:
         return [*pieces, text[at:]]
 
     def parser(self, prompt_ids: list[int], calls: bool = True, thoughts: bool = True) -> "Gemma4Parser":
-        return Gemma4Parser(self._ends_in_thought(prompt_ids), calls, thoughts)
+        return Gemma4Parser(ends_in_thought(self.thought_marks(False), prompt_ids), calls, thoughts)
 
-    def count_thought_tokens(self, prompt_ids: list[int], output_ids: list[int]) -> int:
-        """Output tokens inside of thoughts, their marks included."""
-        count, inside = 0, self._ends_in_thought(prompt_ids)
-        begin, end = self._ids[CHANNEL], {self._ids[mark] for mark in (CHANNEL_END, CALL, *ENDS)}
-        for token_id in output_ids:
-            if token_id == begin:
-                inside = True
-            elif token_id in end:
-                count += inside and token_id == self._ids[CHANNEL_END]
-                inside = False
-            count += inside
-        return count
+    def thought_counter(self, prompt_ids: list[int]) -> "ThoughtCounter":
+        ends = {self._ids[mark] for mark in (CALL, *ENDS)}
+        inside = ends_in_thought(self.thought_marks(False), prompt_ids)
+        return ThoughtCounter(self._ids[CHANNEL], self._ids[CHANNEL_END], ends, inside)
 
-    def _ends_in_thought(self, ids: list[int]) -> bool:
-        closing = {self._ids[mark] for mark in (CHANNEL_END, CALL, CALL_END, *ENDS)}
-        for token_id in reversed(ids):
-            if token_id == self._ids[CHANNEL]:
-                return True
-            if token_id in closing:
-                return False
-        return False
+
+class ThoughtCounter:
+    """Counts an answer's tokens inside of thoughts, their marks included, as they come."""
+
+    def __init__(self, begin: int, end: int, other_ends: set[int], inside: bool):
+        self.count = 0
+        self._begin, self._end, self._other_ends = begin, end, other_ends
+        self._inside = inside
+
+    def add(self, ids: list[int]) -> None:
+        for token_id in ids:
+            if token_id == self._begin:
+                self._inside = True
+            elif token_id == self._end or token_id in self._other_ends:
+                self.count += self._inside and token_id == self._end
+                self._inside = False
+            self.count += self._inside
 
 
 def split_marks(text: str) -> list[Piece]:
