@@ -96,6 +96,6 @@ class StaticBatch:
         for req in sampled:
             req.pending = 0  # nobody waits for its host copy
         step.table_writes[:0] = self._writes
-        shared = [self._kv.share_prompt(c.req) for c in plan.chunks if not c.req.is_prefilling]
+        shared = [self._kv.share_prompt(c.req) for c in plan.chunks]
         self._writes = [write for write in shared if write is not None]
         return step

@@ -100,6 +100,40 @@ def test_prefix_of_a_running_request_is_shared_at_once():
     check(h, "b", prompt_of(50) + prompt_of(5, seed=1), 4)
 
 
+@pytest.mark.parametrize("shared,own", [(30, 20), (16, 40), (33, 60), (3, 60), (80, 9)])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_long_prompts_share_is_reused_by_the_third(shared: int, own: int, at_once: bool):
+    """The first frees its sliding slots at the branch as it goes on, the second meets the branch and leaves it usable;
+    `at_once`: the third comes while the second is still computing its own part."""
+    h = Harness(full_size=1024, swa_size=128, chunk=16)
+    prompts = [prompt_of(shared) + prompt_of(own, seed=i) for i in range(4)]
+    for name, prompt in zip("abcd", prompts, strict=True):
+        h.add(name, prompt, 4)
+        if name == "b" and at_once:
+            while h.scheduler.running == [] or h.scheduler.running[0].computed < shared:
+                h.step()
+        else:
+            h.run()
+    for name, prompt in zip("abcd", prompts, strict=True):
+        check(h, name, prompt, 4)
+    reused = [h.received[name].finals[0].report.cached_tokens for name in "abcd"]
+    kept = own < 16 and shared % 16 + own <= 16  # the branch lay in the last chunk: its window was still there
+    assert reused == [0, shared if kept else 0, shared, shared]
+
+
+def test_a_branch_inside_a_prefix_is_reused_once_it_has_been_met():
+    """Prompts that follow a cached one for 60 tokens, and later ones that leave it after 35."""
+    h = Harness(full_size=1024, swa_size=128, chunk=16)
+    long, other = prompt_of(100), prompt_of(35) + prompt_of(50, seed=1)
+    other[:35] = long[:35]
+    third = long[:35] + prompt_of(40, seed=2)
+    for name, prompt in (("a", long), ("b", other), ("c", third), ("d", long)):
+        h.add(name, prompt, 4)
+        h.run()
+        check(h, name, prompt, 4)
+    assert [h.received[name].finals[0].report.cached_tokens for name in "abcd"] == [0, 0, 35, 99]
+
+
 def test_same_prompt_twice_in_one_step_keeps_one_copy():
     h = Harness(full_size=512, swa_size=512, chunk=128)
     h.add("a", prompt_of(50), 10)

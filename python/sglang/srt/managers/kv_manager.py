@@ -70,6 +70,7 @@ class KVManager:
         req.node = match.node
         req.computed = req.owned_from = req.swa_start = match.length
         req.swa_released = False
+        req.branch = match.held if match.held > match.length else 0
         return self._write(req, 0, match.full_slots, match.swa_slots) if match.length else None
 
     def _write(self, req: Req, start: int, full_slots: np.ndarray, swa_slots: np.ndarray) -> TableWrite:
@@ -145,13 +146,16 @@ class KVManager:
         slots[:] = 0
 
     def share_prompt(self, req: Req) -> TableWrite | None:
-        """Put the computed tokens into the tree, so that others can start from them; the request keeps a lock.
+        """Put computed tokens into the tree, so that others can start from them; the request keeps a lock. That is the
+        whole prompt once it is through, and before that what it has in common with an earlier one, as soon as it is
+        computed: there others will branch off too, and the window before it is still here.
 
         Where the tree had them already, the request changes over to the tree's slots and its own are freed.
         """
-        if not self.cache.enabled:
+        n = req.branch if req.is_prefilling else req.computed
+        if not self.cache.enabled or not 0 < n <= req.computed:
             return None
-        n = req.computed
+        req.branch = 0
         old_full = self.full_table[req.row, :n].copy()
         old_swa = self.swa_table[req.row, :n].copy()
         done = self.cache.insert(req.token_ids()[:n], req.msg.extra_key, old_full, old_swa, req.owned_from)

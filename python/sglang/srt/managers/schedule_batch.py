@@ -30,7 +30,7 @@ class Req:
 
     __slots__ = (
         "serial", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
-        "row", "node", "owned_from", "swa_start", "swa_released", "prefill_end", "computed", "pending",
+        "row", "node", "owned_from", "swa_start", "swa_released", "branch", "prefill_end", "computed", "pending",
         "report", "finish", "announced", "sent", "out_logprobs", "in_logprobs", "stream_every", "sampling_bits",
         "grammar",
     )  # fmt: skip
@@ -52,6 +52,7 @@ class Req:
         self.owned_from = 0  # slots of positions below are the tree's
         self.swa_start = 0  # first owned position whose sliding slot has not been given back
         self.swa_released = False  # the sliding lock on `node` was given up
+        self.branch = 0  # where it leaves a cached prefix whose sliding window is gone, until that is shared anew
 
         self.prefill_end = 0  # tokens to compute before decoding starts: all that were known at admission
         self.computed = 0

@@ -286,10 +286,9 @@ class Scheduler:
         step.table_writes[:0] = self.table_writes
         self.table_writes = []
         for chunk in plan.chunks:
-            if not chunk.req.is_prefilling:
-                # Whoever reads these slots runs after this step, so the prompt can be shared at once.
-                if write := self.kv.share_prompt(chunk.req):
-                    self.table_writes.append(write)
+            # Whoever reads these slots runs after this step, so the prompt can be shared at once.
+            if write := self.kv.share_prompt(chunk.req):
+                self.table_writes.append(write)
         pending = self.worker.submit(step)
         self.stats.on_launch(plan, self.running, self.waiting, self.kv)
         return InFlight(pending, sampled, [req.in_logprobs for req in logprob_reqs])

@@ -39,9 +39,11 @@ class Match:
     """A reusable prefix. The slots stay the tree's: they are safe to use once `node` is locked, before any evict().
 
     The last min(length, window - 1) of `swa_slots` are live; others may be 0, or be evicted although locked.
+    `held` tokens are cached, `length` of them reusable: beyond those the sliding window before the last is gone.
     """
 
     length: int
+    held: int
     node: Anchor
     full_slots: np.ndarray  # int32 [length]
     swa_slots: np.ndarray  # int32 [length], 0 where dropped
@@ -91,14 +93,13 @@ class RadixCache:
     def match(self, ids: Sequence[int] | np.ndarray, extra_key: str | None = None) -> Match:
         """The longest reusable prefix of `ids` [n]; counts as a use of it. Splits and locks nothing."""
         if not self.enabled:
-            return Match(0, Anchor(self._root, 0), NO_SLOTS, NO_SLOTS)
+            return Match(0, 0, Anchor(self._root, 0), NO_SLOTS, NO_SLOTS)
         self._clock += 1
-        path, length = self._walk(_as_ids(ids), extra_key)
-        if self.swa is not None:
-            path, length = self._reusable(path, length)
+        path, held = self._walk(_as_ids(ids), extra_key)
+        path, length = (path, held) if self.swa is None else self._reusable(path, held)
         self._touch(path, length)
         node = path[-1] if path else self._root
-        return Match(length, Anchor(node, length), *self._slots(path, length))
+        return Match(length, held, Anchor(node, length), *self._slots(path, length))
 
     def evictable(self) -> tuple[int, int]:
         """Full and sliding slots that evict() could free now."""
