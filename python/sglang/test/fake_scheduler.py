@@ -189,6 +189,7 @@ class FakeScheduler:
             # What /metrics reads; of the pools only what running requests hold.
             "num_running_reqs": len(self.running),
             "num_queue_reqs": 0,
+            "num_queue_tokens": 0,
             "num_retracted_reqs": 0,
             "full_capacity": FULL_SIZE,
             "full_used": sum(len(req.msg.input_ids) + len(req.made) for req in self.running.values()),

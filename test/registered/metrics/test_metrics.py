@@ -299,6 +299,7 @@ def test_gauges_of_requests_and_memory():
     busy = gauges(h)
     assert (busy["num_running_reqs"], busy["num_queue_reqs"], busy["num_retracted_reqs"]) == (2, 1, 0)
     assert busy["utilization"] == 1
+    assert state_of(h)["num_queue_tokens"] == 20
     assert busy["num_used_tokens"] == held == 2 * (20 + 3) - 16
     assert busy["full_token_usage"] == busy["num_used_tokens"] / 200
     assert 0 < busy["swa_token_usage"] < 1

@@ -250,6 +250,15 @@ class Backend:
             "internal_states": [await self.manager.internal_state()],
         }
 
+    async def load(self) -> list[dict]:
+        """How busy the server is, in the form that the balancing policies of sglang-router read: one entry, since there
+        are no data-parallel ranks. `num_tokens` are those that requests hold, and those that wait to be computed."""
+        state = await self.manager.internal_state()
+        running, waiting = state["num_running_reqs"], state["num_queue_reqs"]
+        tokens = state["full_used"] + state["num_queue_tokens"]
+        load = {"dp_rank": 0, "num_reqs": running + waiting, "num_waiting_reqs": waiting, "num_tokens": tokens}
+        return [load]
+
     def live_pids(self) -> list[int]:
         return [] if self._supervisor is None else self._supervisor.live_pids()
 

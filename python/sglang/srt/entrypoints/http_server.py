@@ -39,7 +39,7 @@ ABORT_SECONDS = 2.0  # then they are aborted, and their answers go out
 END_MESSAGE = "the server is shutting down"
 LAST_SECONDS = 0.5  # then those who still have none get an error
 KEY_VARIABLE = "SGLANG_API_KEY"
-POLLED_PATHS = (*OPEN_PATHS, "/metrics")  # asked for every few seconds: not in the access log
+POLLED_PATHS = (*OPEN_PATHS, "/metrics", "/get_load")  # asked for every few seconds: not in the access log
 
 
 class HttpServer:

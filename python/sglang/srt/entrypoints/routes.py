@@ -176,6 +176,10 @@ def add_information_routes(app: FastAPI, backend: Backend) -> None:
     add_with_old_name("/model_info", model_info)
     add_with_old_name("/server_info", backend.server_info)
 
+    @app.get("/get_load")
+    async def get_load() -> Response:
+        return json_reply(await backend.load())
+
     def model_card() -> dict:
         info = backend.manager.info
         name = info.served_model_name

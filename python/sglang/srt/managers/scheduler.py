@@ -235,7 +235,9 @@ class Scheduler:
 
     def on_internal_state(self, msg: InternalStateReq) -> None:
         state = self.stats.state() | self.kv.usage()
-        state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(self.waiting) + len(self.compiling)}
+        queued = [*self.waiting, *self.compiling.values()]
+        state |= {"num_running_reqs": len(self.running), "num_queue_reqs": len(queued)}
+        state["num_queue_tokens"] = sum(len(req.prompt) + len(req.output_ids) for req in queued)
         state["num_retracted_reqs"] = sum(req.report.num_retractions > 0 for req in self.waiting)
         state["profile"] = self.profiler.state() if self.profiler else None
         self.send(InternalStateReply(msg.call_id, state))
