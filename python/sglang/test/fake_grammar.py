@@ -24,6 +24,9 @@ class FakeGrammar:
     def ended(self) -> bool:
         return self._at == len(self._sets)
 
+    def needs_mask(self, ahead: int) -> bool:
+        return True
+
     def accept(self, token: int) -> bool:
         if self.ended or token not in self._sets[self._at]:
             return False

@@ -95,32 +95,40 @@ def jobs(server: ServerProcess, count: int) -> list[dict]:
         {"regex": "[0-9]{2,4} (apples|pears)", "sampling_seed": 4, "top_p": 0.9},
         {"ebnf": 'root ::= "yes" | "no" " " [a-z]{3}', "temperature": 0, "frequency_penalty": 0.5},
         {"temperature": 0, "max_new_tokens": 30},
+        {"temperature": 0, "max_new_tokens": 30, "thinking_budget": 4},
     ]
+
+    def ask(i: int) -> dict:
+        text = STORY * (1 + i % 3)
+        return generate(server, f"{text}<|channel>thought\nI" if i % 6 == 5 else text, **forms[i % 6])
+
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(lambda i: generate(server, STORY * (1 + i % 3), **forms[i % 5]), range(count)))
+        return list(pool.map(ask, range(count)))
 
 
 def check(answers: list[dict]) -> None:
     for i, answer in enumerate(answers):
         text = answer["text"]
-        match i % 5:
+        match i % 6:
             case 0 | 1:
                 Reply.model_validate_json(text)
             case 2:
                 assert re.fullmatch("[0-9]{2,4} (apples|pears)", text)
             case 3:
                 assert re.fullmatch("yes|no [a-z]{3}", text)
-        assert answer["meta_info"]["finish_reason"]["type"] == "stop" or i % 5 == 4
+            case 5:
+                assert 101 in answer["output_ids"][:6], "the thought has ended"
+        assert answer["meta_info"]["finish_reason"]["type"] == "stop" or i % 6 > 3
         assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
 
 
 def test_two_ranks_answer_as_one_and_free_ones_are_left_alone(server):
-    want = jobs(server, 10)
+    want = jobs(server, 12)
     check(want)
     alone = generate(server, STORY * 2, temperature=0, max_new_tokens=30)  # request 4 of them
     assert want[4]["output_ids"] == alone["output_ids"]
     with ServerProcess(MODULE, *FLAGS, "--tp-size", "2") as two:
-        got = jobs(two, 10)
+        got = jobs(two, 12)
         bad = two.client.post("/generate", json={"text": "a", "sampling_params": {"regex": "(a"}})
         assert bad.status_code == 400 and "position 3" in bad.json()["message"]
     assert [g["output_ids"] for g in got] == [w["output_ids"] for w in want]
@@ -160,6 +168,69 @@ def test_behind_a_thought(client):
     assert reply.usage.completion_tokens == 4, "no thought was wanted"
 
 
+BEGUN = [*ASK, {"role": "assistant", "content": "<|channel>thought\nI think"}]  # no end of it is in sight
+
+
+@pytest.mark.parametrize("budget", [0, 1, 7])
+def test_a_thought_ends_with_its_budget(client, budget):
+    extra = {"thinking_budget": budget, "continue_final_message": True}
+    reply = client.chat.completions.create(
+        model="m", messages=BEGUN, max_tokens=40, n=2, seed=1, logprobs=True, top_logprobs=2, extra_body=extra
+    )
+    for choice in reply.choices:
+        ids = [entry.token for entry in choice.logprobs.content]
+        end = ids.index("<channel|>")
+        assert end <= budget + 1 and ids[end - 1 : end] in (["\n"], [])
+        assert choice.logprobs.content[end].logprob == 0 or end < budget
+        assert choice.message.content
+        assert choice.message.reasoning_content or budget == 0
+    assert reply.usage.model_extra["reasoning_tokens"] <= 2 * (budget + 2)
+
+
+def test_a_form_follows_the_thought_that_was_ended(client):
+    extra = {"thinking_budget": 3, "continue_final_message": True, "regex": "[0-9]{3}"}
+    reply = client.chat.completions.create(model="m", messages=BEGUN, max_tokens=40, extra_body=extra)
+    assert re.fullmatch("[0-9]{3}", reply.choices[0].message.content)
+    assert reply.usage.completion_tokens <= 3 + 2 + 3 + 1
+
+
+@pytest.mark.parametrize("field", ["sampling_params", "max_thinking_tokens", "custom_params"])
+def test_the_names_of_a_budget(server, field):
+    params = {"max_new_tokens": 20, "temperature": 0}
+    body = {"text": f"{STORY}<|channel>thought\nI", "sampling_params": params}
+    match field:
+        case "sampling_params":
+            params["thinking_budget"] = 2
+        case "custom_params":
+            params["custom_params"] = {"thinking_budget": 2}
+        case _:
+            body["max_thinking_tokens"] = 2
+    assert 101 in server.client.post("/generate", json=body).json()["output_ids"][:4]
+
+
+@pytest.mark.parametrize(
+    "extra,message",
+    [
+        ({"max_thinking_tokens": -1}, "thinking_budget must be an integer from 0"),
+        ({"max_thinking_tokens": 3, "sampling_params": {"thinking_budget": 4}}, "they mean the same"),
+        ({"max_thinking_tokens": [3]}, "max_thinking_tokens is a list, but there is one prompt"),
+        ({"sampling_params": {"thinking_budget": 1.5}}, "got 1.5"),
+    ],
+)
+def test_budgets_that_are_refused(server, extra, message):
+    reply = server.client.post("/generate", json={"text": "a", **extra})
+    assert reply.status_code == 400 and message in reply.json()["message"]
+
+
+def test_budgets_of_a_batch(server):
+    text = f"{STORY}<|channel>thought\nI"
+    params = {"max_new_tokens": 20, "temperature": 0}
+    body = {"text": [text] * 3, "sampling_params": params, "max_thinking_tokens": [0, 3, None]}
+    ids = [answer["output_ids"] for answer in server.client.post("/generate", json=body).json()]
+    ends = [got.index(101) if 101 in got else None for got in ids]
+    assert ends[0] <= 1 and 1 < ends[1] <= 4 and (ends[2] is None or ends[2] > 4)
+
+
 def test_stop_strings_cut_a_form(server):
     answer = generate(server, regex="abc[0-9]{5}", stop=["c"])
     assert answer["text"] == "ab" and answer["meta_info"]["finish_reason"]["matched"] == "c"
@@ -188,7 +259,7 @@ def test_servers_without_grammars(flags, message):
 @pytest.mark.parametrize("flag", ["--enable-deterministic-inference", "--disable-overlap-schedule"])
 def test_other_ways_to_run(flag):
     with ServerProcess(MODULE, *FLAGS, flag) as server:
-        check(jobs(server, 5))
+        check(jobs(server, 6))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ GOOD = {
     "json_schema": ["{}", "true"],
     "regex": ["a+"],
     "ebnf": ['root ::= "a"'],
+    "thinking_budget": [0, 1, 1 << 30],
 }
 NAN, INF = float("nan"), float("inf")
 BAD = {
@@ -78,6 +79,7 @@ BAD = {
     "json_schema": ["{", "[1]", "5", 5, ["{}"], {"a": object()}, '{"a": "\0"}'],
     "regex": [5, ["a"], "a" * 65537, "\ud800"],
     "ebnf": [5, {"root": "a"}, "a\0"],
+    "thinking_budget": [-1, 0.5, True, "5", 1 << 31, [1], {}],
     "custom_params": [[1], "x", {"a": "y" * 70000}, {"a": object()}, {"a": 2**70}, {"a": "\ud800"}],
 }
 
@@ -195,6 +197,15 @@ def test_verify_refuses_ids_outside_the_vocabulary(fields: dict):
 def test_it_travels_as_msgpack():
     params = SamplingParams.from_request({"stop": "a", "logit_bias": {"5": 1}, "sampling_seed": -1})
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+
+
+def test_a_thinking_budget_by_upstreams_name():
+    """Its logit processors read it there."""
+    assert SamplingParams.from_request({"custom_params": {"thinking_budget": 7}}).thinking_budget == 7
+    both = {"thinking_budget": 5, "custom_params": {"thinking_budget": 7}}
+    assert SamplingParams.from_request(both).thinking_budget == 5
+    with pytest.raises(ValueError, match="custom_params.thinking_budget must be an integer from 0"):
+        SamplingParams.from_request({"custom_params": {"thinking_budget": "7"}})
 
 
 if __name__ == "__main__":

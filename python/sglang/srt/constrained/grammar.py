@@ -3,11 +3,11 @@
 A mask is a row of int32 words, a bit a token: bit i % 32 of word i // 32 is set where token i may come next.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
+from sglang.srt.constrained.thoughts import ThoughtTracker
 from sglang.srt.managers.io_struct import ThoughtMarks
 
 WORD_BITS = 32
@@ -23,6 +23,10 @@ class Grammar(Protocol):
     @property
     def ended(self) -> bool:
         """An end token has been accepted; nothing may follow."""
+        ...
+
+    def needs_mask(self, ahead: int) -> bool:
+        """Whether some token may be barred behind the next `ahead` ones, whatever these are."""
         ...
 
     def accept(self, token: int) -> bool:
@@ -54,46 +58,60 @@ def set_bit(mask: np.ndarray, token: int, on: bool) -> None:
 
 
 class AfterThought:
-    """A grammar that begins behind a thought. In the thought all tokens may come but those that would end the answer
-    or begin something else; whether there is a thought is the model's choice, unless the prompt ends in one."""
+    """What may come in a thought and behind it. In the thought all tokens may come but those that would end the answer
+    or begin something else, behind it what `grammar` allows; whether there is a thought is the model's choice, unless
+    the prompt ends in one. Without a grammar anything may come, thoughts again and again.
 
-    def __init__(self, grammar: Grammar, marks: ThoughtMarks, prompt_ids: np.ndarray):
+    After `budget` tokens of thoughts, those of labels and marks not counted, one that is open is closed.
+    """
+
+    def __init__(self, grammar: Grammar | None, marks: ThoughtMarks, prompt_ids: np.ndarray, budget: int | None = None):
         self._grammar = grammar
         self._marks = marks
-        self._inside = ends_in_thought(marks, prompt_ids)
-        self._may_begin = marks.may_begin and not self._inside
+        self._thoughts = ThoughtTracker(marks, prompt_ids)
+        self._may_begin = marks.may_begin and not self._thoughts.inside  # with a grammar
+        self._budget = budget
 
     @property
     def ended(self) -> bool:
-        return self._grammar.ended
+        return self._grammar is not None and self._grammar.ended
+
+    @property
+    def _forced(self) -> int | None:
+        """The only token that may come, where a thought must be closed."""
+        thoughts = self._thoughts
+        if self._budget is None or not thoughts.inside or thoughts.length < self._budget:
+            return None
+        return thoughts.way_out
+
+    def needs_mask(self, ahead: int) -> bool:
+        if self._grammar is not None:
+            return True
+        # A thought that has not begun takes one of those tokens for its mark.
+        most = self._thoughts.length + (ahead if self._thoughts.inside else ahead - 1)
+        return self._budget is not None and most >= self._budget and (self._thoughts.inside or ahead > 0)
 
     def accept(self, token: int) -> bool:
-        if self._inside:
-            self._inside = token != self._marks.end
-            return True
-        begins, self._may_begin = self._may_begin and token == self._marks.begin, False
-        if begins:
-            self._inside = True
-            return True
-        return self._grammar.accept(token)
+        if (forced := self._forced) is not None and token != forced:
+            return False
+        if not self._thoughts.inside and self._grammar is not None:
+            begins, self._may_begin = self._may_begin and token == self._marks.begin, False
+            if not begins:
+                return self._grammar.accept(token)
+        self._thoughts.follow(token)
+        return True
 
     def fill(self, mask: np.ndarray) -> None:
-        if self._inside:
+        if (forced := self._forced) is not None:
+            mask.fill(0)
+            set_bit(mask, forced, True)
+        elif self._grammar is None:
+            mask.fill(-1)
+        elif self._thoughts.inside:
             mask.fill(-1)
             for token in (self._marks.begin, *self._marks.others):
                 set_bit(mask, token, False)
-            return
-        self._grammar.fill(mask)
-        if self._may_begin:
-            set_bit(mask, self._marks.begin, True)
-
-
-def ends_in_thought(marks: ThoughtMarks, prompt_ids: Sequence[int] | np.ndarray) -> bool:
-    """Whether the last of the marks in a prompt is one that begins a thought. It is near the end of a chat's prompt."""
-    closing = {marks.end, *marks.others}
-    for token_id in reversed(prompt_ids):
-        if token_id == marks.begin:
-            return True
-        if token_id in closing:
-            return False
-    return False
+        else:
+            self._grammar.fill(mask)
+            if self._may_begin:
+                set_bit(mask, self._marks.begin, True)

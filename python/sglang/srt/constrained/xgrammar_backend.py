@@ -91,6 +91,9 @@ class XGrammar:
     def ended(self) -> bool:
         return self._matcher.is_terminated()
 
+    def needs_mask(self, ahead: int) -> bool:
+        return True
+
     def accept(self, token: int) -> bool:
         return self._matcher.accept_token(token)
 

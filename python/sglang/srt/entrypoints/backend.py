@@ -131,7 +131,8 @@ class Backend:
             special = None if self.args.parse_special_tokens_in_content else self.tokenizer.special_text
             variables = self.args.default_chat_template_kwargs or {}
             self.chat_writer = ChatWriter(self.tokenizer.chat_template, variables, special)
-        self.manager = TokenizerManager(self.args, info, self.tokenizer, self._to_scheduler.send, self.metrics)
+        marks = self._format and self._format.thought_marks()
+        self.manager = TokenizerManager(self.args, info, self.tokenizer, self._to_scheduler.send, self.metrics, marks)
         self.conversation = Conversation(self.manager, self.chat_writer, self._format)
 
     def _starting(self, messages: list[Message]) -> None:

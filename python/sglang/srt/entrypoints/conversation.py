@@ -42,7 +42,7 @@ class Answer:
         self._parser = format and format.parser(generation.prompt_ids, calls, thoughts)
         self._read = 0  # characters of the generation's text
         self._marks = 0
-        self._thoughts = format and format.thought_counter(generation.prompt_ids)
+        self._thoughts = format and format.thoughts(generation.prompt_ids)
         self._counted = 0  # output tokens that it has seen
 
     def news(self) -> list[Event]:
@@ -91,9 +91,10 @@ class Answer:
         if self._thoughts is None:
             return 0
         new = self.generation.output_ids[self._counted :]
-        self._thoughts.add(new)
+        for token in new:
+            self._thoughts.follow(token)
         self._counted += len(new)
-        return self._thoughts.count
+        return self._thoughts.tokens
 
 
 class AnswerGroup:

@@ -18,7 +18,7 @@ NOT_SERVED = (
     "input_embeds", "positional_embed_overrides", "image_data", "audio_data", "video_data", "use_audio_in_video",
     "modalities", "mm_hashes", "images_config", "max_dynamic_patch", "min_dynamic_patch", "image_max_dynamic_patch",
     "video_max_dynamic_patch", "lora_path", "lora_id", "session_params", "priority", "custom_logit_processor",
-    "max_thinking_tokens", "background", "no_logs", "return_hidden_states", "return_routed_experts",
+    "background", "no_logs", "return_hidden_states", "return_routed_experts",
     "routed_experts_start_len", "return_sampling_mask", "return_flat_raw_top_logprobs",
     "return_flat_raw_top_logprobs_b64", "return_indexer_topk", "return_bytes", "return_entropy",
     "return_prompt_token_ids", "multi_item_delimiter_indices", "bootstrap_host", "bootstrap_port", "bootstrap_room",
@@ -40,6 +40,7 @@ class GenerateRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown
     token_ids_logprob: list[int | list[int] | None] | None = None
     return_text_in_logprobs: bool | None = None
     stream: bool | None = None
+    max_thinking_tokens: int | list[int | None] | None = None  # the sampling parameter thinking_budget
     extra_key: str | list[str] | None = None
     cache_salt: str | list[str] | None = None
     log_metrics: bool | None = None  # false: /metrics does not count this request
@@ -97,6 +98,18 @@ def check_patterns(all_params: list[dict[str, Any]]) -> None:
         )
 
 
+def _with_budget(params: dict[str, Any], budget: int | None) -> dict[str, Any]:
+    if budget is None:
+        return params
+    if params.get("thinking_budget") not in (None, budget):
+        raise RequestError(
+            f"max_thinking_tokens is {budget} and sampling_params.thinking_budget {params['thinking_budget']}: they "
+            "mean the same, give one",
+            param="max_thinking_tokens",
+        )
+    return params | {"thinking_budget": budget}
+
+
 def make_prompts(body: GenerateRequest, defaults: dict[str, Any] | None = None) -> tuple[list[Prompt], bool]:
     """The prompts of a request, and whether it is a batch, which is answered by a list. `defaults` are sampling
     parameters for what the request leaves out."""
@@ -134,12 +147,15 @@ def make_prompts(body: GenerateRequest, defaults: dict[str, Any] | None = None) 
         "token_ids_logprob": per_prompt("token_ids_logprob", None, is_list=nested),
     }
     extra_keys = list(map(cache_key, per_prompt("cache_salt", None), per_prompt("extra_key", None)))
-    given_params = body.sampling_params
+    given_params, budget = body.sampling_params, body.max_thinking_tokens
     if isinstance(given_params, list):
         check_patterns(given_params)
-        params = [sampling_params(values, defaults) for values in per_prompt("sampling_params", {})]
+    if isinstance(given_params, list) or isinstance(budget, list):
+        budgets = per_prompt("max_thinking_tokens", None)
+        given_params = map(_with_budget, per_prompt("sampling_params", {}), budgets)
+        params = [sampling_params(values, defaults) for values in given_params]
     else:
-        params = [sampling_params(given_params or {}, defaults)] * len(items)
+        params = [sampling_params(_with_budget(given_params or {}, budget), defaults)] * len(items)
     prompts = []
     for i, item in enumerate(items):
         options = {name: column[i] for name, column in columns.items()}

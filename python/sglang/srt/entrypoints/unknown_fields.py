@@ -42,6 +42,8 @@ REFUSED = {
     "thinking": THINKING,
     "repeat_penalty": PENALTY,
     "typical_p": "leave it out; top_p, top_k and min_p are served",
+    "thinking_token_budget": "send thinking_budget",
+    "max_thinking_tokens": "send thinking_budget",
     "num_predict": "send max_tokens",
     "max_new_tokens": "send max_tokens, or to /generate in sampling_params",
 }

@@ -49,12 +49,14 @@ class Logprobs(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class ThoughtMarks(msgspec.Struct, array_like=True):
-    """Special tokens around a thought, behind which a grammar begins."""
+    """Tokens around a thought, behind which a grammar begins."""
 
     begin: int
     end: int
-    others: list[int]  # no part of a thought; in a prompt they end one
+    others: list[int]  # special tokens that are no part of a thought, and end one
     may_begin: bool  # the answer may have a thought that the prompt has not begun
+    label: list[int] = []  # what stands behind `begin`, a line of its own
+    newline: int | None = None  # stands before `end`
 
 
 class TokenizedGenerateReq(Message):
@@ -70,7 +72,7 @@ class TokenizedGenerateReq(Message):
     token_ids_logprob: list[int] | None = None
     extra_key: str | None = None  # prefixes are shared only between requests with equal keys
     mark_ids: list[int] = []  # special tokens that have no text and are told of by themselves
-    thought_marks: ThoughtMarks | None = None  # None: the grammar begins with the output
+    thought_marks: ThoughtMarks | None = None  # None: the grammar begins with the output, and no thought has a budget
     created: float = 0.0
 
 

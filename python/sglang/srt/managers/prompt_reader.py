@@ -31,12 +31,13 @@ THREADS = 2  # the library uses all processors for each
 
 
 class PromptReader:
-    """`tokenizer` None: prompts must be ids."""
+    """`tokenizer` None: prompts must be ids. `thinks`: it is known what the model's thoughts look like."""
 
-    def __init__(self, args: ServerArgs, info: ServerInfo, tokenizer: Tokenizer | None):
+    def __init__(self, args: ServerArgs, info: ServerInfo, tokenizer: Tokenizer | None, thinks: bool = False):
         self.args = args
         self.info = info
         self.tokenizer = tokenizer
+        self.thinks = thinks
         self._threads = ThreadPoolExecutor(THREADS, "tokenizer")
         # Longer texts have too many tokens, whatever they are.
         self.max_chars = info.max_req_input_len * tokenizer.longest_token if tokenizer else 0
@@ -100,6 +101,8 @@ class PromptReader:
             raise RequestError("stop strings need a tokenizer, which --skip-tokenizer-init leaves out", param="stop")
         if params.grammar is not None:
             self._check_grammar(params.grammar[0])
+        if params.thinking_budget is not None:
+            self._check_budget()
         try:
             for pattern in params.stop_regex:
                 check_stop_regex(pattern)
@@ -115,6 +118,16 @@ class PromptReader:
         if self.args.speculative_algorithm is not None:
             raise RequestError(
                 f"{kind}: grammars are not supported yet on a server with --speculative-algorithm", param=kind
+            )
+
+    def _check_budget(self) -> None:
+        if not self.thinks:
+            raise RequestError(
+                "thinking_budget: this model's tokenizer has no marks of thoughts", param="thinking_budget"
+            )
+        if self.args.speculative_algorithm is not None:
+            raise RequestError(
+                "thinking_budget is not supported yet on a server with --speculative-algorithm", param="thinking_budget"
             )
 
     def check_ids(self, ids: list[int], param: str) -> None:

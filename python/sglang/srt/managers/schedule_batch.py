@@ -16,7 +16,7 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang.srt.mem_cache.radix_cache import Match
 from sglang.srt.model_executor.step_io import TokenLogprob
-from sglang.srt.sampling.sampling_flags import flag_bits
+from sglang.srt.sampling.sampling_flags import SamplingFlags, flag_bits
 
 PROMPT_TAIL = 8  # prompt tokens the detokenizer sees
 
@@ -69,6 +69,11 @@ class Req:
         self.stream_every = self._stream_every()
         self.sampling_bits = flag_bits(self.params)
         self.grammar: Grammar | None = None  # once it is compiled; before, the request waits apart
+
+    def next_bits(self) -> int:
+        """The SamplingFlags that its next token needs."""
+        masked = self.grammar is not None and self.grammar.needs_mask(self.pending)
+        return self.sampling_bits | (SamplingFlags.MASK if masked else 0)
 
     def count_verify(self, correct: int) -> None:
         """A draft was verified and its first `correct` tokens were accepted."""

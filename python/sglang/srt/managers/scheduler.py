@@ -167,7 +167,15 @@ class Scheduler:
             self.compiling[req.serial] = req
             self.grammars.start(req.serial, *grammar)
         else:
+            if params.thinking_budget is not None:
+                self.mind_thoughts(req)
             self.waiting.append(req)
+
+    def mind_thoughts(self, req: Req) -> None:
+        """Its grammar begins behind a thought, and the thought has an end."""
+        if req.msg.thought_marks is not None:
+            budget = req.params.thinking_budget
+            req.grammar = AfterThought(req.grammar, req.msg.thought_marks, req.prompt, budget)
 
     def on_grammar_ready(self, msg: GrammarReadyReq) -> None:
         if (req := self.compiling.get(msg.serial)) is None:  # it has been aborted
@@ -177,8 +185,7 @@ class Scheduler:
             return
         del self.compiling[req.serial]
         req.grammar = self.grammars.take(req.serial)
-        if req.msg.thought_marks is not None:
-            req.grammar = AfterThought(req.grammar, req.msg.thought_marks, req.prompt)
+        self.mind_thoughts(req)
         self.waiting.append(req)
         self.waiting.sort(key=lambda r: r.order)
 
@@ -193,6 +200,8 @@ class Scheduler:
             )
         if not 0 <= min(msg.input_ids) <= max(msg.input_ids) < self.limits.vocab_size:
             return _refused(f"token ids must be from 0 to {self.limits.vocab_size - 1}")
+        if msg.sampling_params.thinking_budget is not None and msg.thought_marks is None:
+            return _refused("thinking_budget: it is not known what a thought looks like")
         if msg.sampling_params.grammar and self.grammars is None:
             return _refused("this server compiles no grammars: xgrammar is not installed, or it was switched off")
         if self.limits.max_queued is not None and len(self.waiting) + len(self.compiling) >= self.limits.max_queued:
@@ -310,12 +319,12 @@ class Scheduler:
 
     def token_masks(self, reqs: list[Req]) -> TokenMasks:
         """What the next tokens of a launched step may be."""
-        places = [i for i, req in enumerate(reqs) if req.grammar is not None and req.finish is None]
+        places = [i for i, req in enumerate(reqs) if req.finish is None and req.grammar and req.grammar.needs_mask(0)]
         bits = np.empty((len(places), mask_words(self.limits.vocab_size)), dtype=np.int32)
         for row, place in zip(bits, places, strict=True):
             reqs[place].grammar.fill(row)
             if not row.any():
-                message = f"{reqs[place].params.grammar[0]} leads to where no token can follow"
+                message = f"{reqs[place].params.form} leads to where no token can follow"
                 self.finish(reqs[place], _refused(message))
                 row.fill(-1)
         return TokenMasks(np.array(places, dtype=np.int64), bits)
@@ -354,7 +363,7 @@ class Scheduler:
             if logprobs is not None:
                 req.out_logprobs.append(logprobs[index])
             if req.grammar is not None and not req.grammar.accept(token):
-                self.finish(req, _refused(f"every token that {req.params.grammar[0]} allows next is barred"))
+                self.finish(req, _refused(f"every token that {req.params.form} allows next is barred"))
                 return
             if token in req.stop_ids or (req.grammar is not None and req.grammar.ended):
                 self.finish(req, FinishReason("stop", matched=token))

@@ -73,7 +73,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
         out_cache_loc=np.concatenate(full_slots).astype(np.int64),
         out_cache_loc_swa=np.concatenate(swa_slots).astype(np.int64),
         sampled=np.array(sampled, dtype=np.int64),
-        flags=combine([req.sampling_bits for req in sampled_reqs]),
+        flags=combine([req.next_bits() for req in sampled_reqs]),
         admissions=admissions,
         table_writes=writes,
         prompt_logprobs=prompt_logprobs,

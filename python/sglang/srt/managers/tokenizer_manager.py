@@ -30,6 +30,7 @@ from sglang.srt.managers.io_struct import (
     ProfileSettings,
     StartProfileReq,
     StopProfileReq,
+    ThoughtMarks,
     TokenizedGenerateReq,
 )
 from sglang.srt.managers.prompt_reader import MAX_LOGPROBS, PromptReader, prompt_logprobs, too_many_logprobs
@@ -53,7 +54,7 @@ def too_many_generations(count: int) -> RequestError:
 
 class TokenizerManager:
     """`to_scheduler` sends one message. `tokenizer` None: prompts must be ids. `observer` hears of every request but
-    those with log_metrics off."""
+    those with log_metrics off. `thought_marks`: of the model's output; None: it has none."""
 
     def __init__(
         self,
@@ -62,11 +63,13 @@ class TokenizerManager:
         tokenizer: Tokenizer | None,
         to_scheduler: Callable[[Message], None],
         observer: RequestObserver | None = None,
+        thought_marks: ThoughtMarks | None = None,
     ):
         self.args = args
         self.info = info
         self.tokenizer = tokenizer
-        self.reader = PromptReader(args, info, tokenizer)
+        self.thought_marks = thought_marks
+        self.reader = PromptReader(args, info, tokenizer, thought_marks is not None)
         self.to_scheduler = to_scheduler
         self.observer = observer
         self.generations: dict[int, Generation] = {}  # those under way, by serial
@@ -147,6 +150,9 @@ class TokenizerManager:
             changes["sampling_seed"] = (seed + generation.sample) % 2**63
         if self.tokenizer is not None and (ids := self.tokenizer.special_ids_of(params.stop)):
             changes["stop_token_ids"] = [*params.stop_token_ids, *ids]  # the text may not show these tokens
+        marks = prompt.thought_marks
+        if marks is None and params.thinking_budget is not None:
+            marks = self.thought_marks
         if prompt.stream and params.stream_interval is None:
             changes["stream_interval"] = self.args.stream_interval
         self.to_scheduler(
@@ -161,7 +167,7 @@ class TokenizerManager:
                 token_ids_logprob=prompt.token_ids_logprob,
                 extra_key=prompt.extra_key,
                 mark_ids=prompt.mark_ids,
-                thought_marks=prompt.thought_marks,
+                thought_marks=marks,
                 created=generation.created,
             )
         )

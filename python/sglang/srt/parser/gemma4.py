@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 
-from sglang.srt.constrained.grammar import ends_in_thought
+from sglang.srt.constrained.thoughts import ThoughtTracker, thought_start
 from sglang.srt.managers.io_struct import ThoughtMarks
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Mark, Piece, Text, Thought
 from sglang.srt.parser.gemma4_arguments import END, QUOTE, ArgumentReader, Item
@@ -174,8 +174,10 @@ class Gemma4Format:
 
     NAME = "gemma4"
 
-    def __init__(self, ids: dict[Mark, int]):
+    def __init__(self, ids: dict[Mark, int], label: list[int], newline: int | None):
+        """`label`: tokens of LABEL; `newline`: the one of a newline, where it is one."""
         self._ids = ids
+        self._label, self._newline = label, newline
         self._marks = {token_id: mark for mark, token_id in ids.items()}
         self.mark_ids = sorted(self._marks)
 
@@ -185,16 +187,22 @@ class Gemma4Format:
         known = tokenizer.special_by_text
         if not all(mark.text in known for mark in MARKS):
             return None
-        return cls({mark: known[mark.text] for mark in MARKS})
+        newline = tokenizer.encode("\n", add_special_tokens=False)
+        return cls(
+            {mark: known[mark.text] for mark in MARKS},
+            tokenizer.encode(LABEL, add_special_tokens=False),
+            newline[0] if len(newline) == 1 else None,
+        )
 
     def ends_of_calls(self, parallel: bool) -> list[int]:
         """Tokens that end a turn with calls: one waits for results, and without `parallel` one call is enough."""
         return [self._ids[RESULT]] if parallel else [self._ids[RESULT], self._ids[CALL_END]]
 
-    def thought_marks(self, thinks: bool) -> ThoughtMarks:
-        """For a grammar of the answer; `thinks`: the model may begin with a thought."""
+    def thought_marks(self, thinks: bool = True) -> ThoughtMarks:
+        """`thinks` false: with a grammar of the answer, the model may not begin with a thought."""
         others = [token_id for mark, token_id in self._ids.items() if mark not in (CHANNEL, CHANNEL_END, STRING)]
-        return ThoughtMarks(self._ids[CHANNEL], self._ids[CHANNEL_END], sorted(others), thinks)
+        ids = self._ids
+        return ThoughtMarks(ids[CHANNEL], ids[CHANNEL_END], sorted(others), thinks, self._label, self._newline)
 
     def pieces(self, text: str, marks: list[tuple[int, int]]) -> list[Piece]:
         """Text and what stands in it: (characters before, token id)."""
@@ -206,30 +214,10 @@ class Gemma4Format:
         return [*pieces, text[at:]]
 
     def parser(self, prompt_ids: list[int], calls: bool = True, thoughts: bool = True) -> "Gemma4Parser":
-        return Gemma4Parser(ends_in_thought(self.thought_marks(False), prompt_ids), calls, thoughts)
+        return Gemma4Parser(thought_start(self.thought_marks(), prompt_ids) is not None, calls, thoughts)
 
-    def thought_counter(self, prompt_ids: list[int]) -> "ThoughtCounter":
-        ends = {self._ids[mark] for mark in (CALL, *ENDS)}
-        inside = ends_in_thought(self.thought_marks(False), prompt_ids)
-        return ThoughtCounter(self._ids[CHANNEL], self._ids[CHANNEL_END], ends, inside)
-
-
-class ThoughtCounter:
-    """Counts an answer's tokens inside of thoughts, their marks included, as they come."""
-
-    def __init__(self, begin: int, end: int, other_ends: set[int], inside: bool):
-        self.count = 0
-        self._begin, self._end, self._other_ends = begin, end, other_ends
-        self._inside = inside
-
-    def add(self, ids: list[int]) -> None:
-        for token_id in ids:
-            if token_id == self._begin:
-                self._inside = True
-            elif token_id == self._end or token_id in self._other_ends:
-                self.count += self._inside and token_id == self._end
-                self._inside = False
-            self.count += self._inside
+    def thoughts(self, prompt_ids: list[int]) -> ThoughtTracker:
+        return ThoughtTracker(self.thought_marks(), prompt_ids)
 
 
 def split_marks(text: str) -> list[Piece]:

@@ -53,6 +53,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     json_schema: str | None = None  # what the output must match; at most one of the three
     regex: str | None = None
     ebnf: str | None = None
+    thinking_budget: int | None = None  # tokens of thoughts, after which one that is open is closed
 
     @classmethod
     def from_request(cls, given: dict | None, defaults: dict | None = None) -> "SamplingParams":
@@ -72,6 +73,11 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
             if name not in CHECKS:
                 raise ValueError(f"unknown sampling parameter {shown(name)}; known are {', '.join(sorted(CHECKS))}")
         params = cls(**{name: CHECKS[name](name, value) for name, value in merged.items()})
+        if (
+            params.thinking_budget is None
+            and (budget := (params.custom_params or {}).get("thinking_budget")) is not None
+        ):
+            params.thinking_budget = CHECKS["thinking_budget"]("custom_params.thinking_budget", budget)
         if params.min_new_tokens > params.max_new_tokens:
             raise ValueError(f"min_new_tokens {params.min_new_tokens} is above max_new_tokens {params.max_new_tokens}")
         if len(grammars := [name for name in GRAMMAR_FIELDS if getattr(params, name) is not None]) > 1:
@@ -91,6 +97,11 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
             if (text := getattr(self, kind)) is not None:
                 return kind, text
         return None
+
+    @property
+    def form(self) -> str:
+        """The name of what bars tokens, for messages."""
+        return self.grammar[0] if self.grammar else "thinking_budget"
 
     def verify(self, vocab_size: int) -> None:
         """Raises ValueError for token ids outside the vocabulary."""
@@ -262,4 +273,5 @@ CHECKS = {
     "json_schema": _json_schema,
     "regex": _grammar,
     "ebnf": _grammar,
+    "thinking_budget": _int(0, MAX_NEW_TOKENS),
 }

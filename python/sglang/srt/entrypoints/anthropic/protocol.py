@@ -35,7 +35,7 @@ class ToolChoice(msgspec.Struct, kw_only=True):
 
 class Thinking(msgspec.Struct, kw_only=True):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: int | None = None  # checked, and of no effect: a thought ends where the model ends it
+    budget_tokens: int | None = None  # after which a thought is closed
 
 
 class OutputConfig(msgspec.Struct, kw_only=True):

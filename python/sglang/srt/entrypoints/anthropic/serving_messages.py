@@ -104,6 +104,9 @@ class MessagesApi:
         """All but its text."""
         if body.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, got {body.max_tokens}", param="max_tokens")
+        budget = None  # of a model whose thoughts are known by their marks
+        if body.thinking is not None and body.thinking.type == "enabled" and self._manager.thought_marks is not None:
+            budget = body.thinking.budget_tokens
         params = request_params(
             {
                 "max_new_tokens": body.max_tokens,
@@ -114,6 +117,7 @@ class MessagesApi:
                 "sampling_seed": body.seed,
                 "stop_token_ids": body.stop_token_ids,
                 "custom_params": body.custom_params,
+                "thinking_budget": budget,
             },
             self._manager,
             RENAMED,

@@ -66,6 +66,7 @@ class CommonFields(unserved_fields(*NOT_SERVED), kw_only=True):
     json_schema: str | dict[str, Any] | None = None
     regex: str | None = None
     ebnf: str | None = None
+    thinking_budget: int | None = None  # tokens of thoughts
     rid: str | list[str] | None = None
     extra_key: str | None = None
     cache_salt: str | None = None
@@ -90,7 +91,7 @@ RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "samp
 SAME_NAME = (
     "n", "stop", "temperature", "top_p", "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "min_p",
     "repetition_penalty", "stop_token_ids", "stop_regex", "no_stop_trim", "ignore_eos", "skip_special_tokens",
-    "custom_params", "regex", "ebnf",
+    "custom_params", "regex", "ebnf", "thinking_budget",
 )  # fmt: skip
 
 

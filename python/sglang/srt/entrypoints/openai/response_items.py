@@ -62,6 +62,7 @@ class ResponsesRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknow
     custom_params: dict | None = None
     cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    thinking_budget: int | None = None
 
 
 def wire_messages(items: str | list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -117,7 +117,7 @@ class ResponsesApi:
         limit = body.max_output_tokens
         if limit is not None and limit < 1:
             raise RequestError(f"max_output_tokens must be at least 1, got {limit}", param="max_output_tokens")
-        names = ("temperature", "top_p", "top_k", "stop", "stop_token_ids", "custom_params")
+        names = ("temperature", "top_p", "top_k", "stop", "stop_token_ids", "custom_params", "thinking_budget")
         values: dict[str, Any] = {name: getattr(body, name) for name in names}
         values["max_new_tokens"] = self._manager.info.context_length if limit is None else limit
         values["sampling_seed"] = body.seed
