@@ -181,9 +181,8 @@ def add_flags(parser: OneLineParser) -> None:
     add_dataset_arguments(parser)
 
 
-def main(argv: list[str]) -> int:
-    description = "Throughput of the in-process engine."
-    typed, own = parse_with_server_args(argv, "python -m sglang.bench_offline_throughput", description, add_flags)
+def main(argv: list[str], prog: str = "python -m sglang.bench_offline_throughput") -> int:
+    typed, own = parse_with_server_args(argv, prog, "Throughput of the in-process engine.", add_flags)
     with startup_errors():
         rows = make_rows(typed, own)
         if own.result_filename:

@@ -162,9 +162,8 @@ def add_flags(parser: OneLineParser) -> None:
     )
 
 
-def main(argv: list[str]) -> int:
-    description = "Time one static batch without a server."
-    typed, own = parse_with_server_args(argv, "python -m sglang.bench_one_batch", description, add_flags)
+def main(argv: list[str], prog: str = "python -m sglang.bench_one_batch") -> int:
+    typed, own = parse_with_server_args(argv, prog, "Time one static batch without a server.", add_flags)
     setup_logging(typed.log_level, "bench")
     with contextlib.ExitStack() as at_the_end:
         with startup_errors():

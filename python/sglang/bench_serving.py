@@ -18,13 +18,14 @@ from sglang.benchmark import INSTALL
 from sglang.benchmark.datasets import add_dataset_arguments, check_dataset_arguments, count_prompts
 from sglang.srt.utils.server_address import add_server_flags
 
+PROG = "python -m sglang.bench_serving"
 BACKEND_NAMES = ("sglang", "sglang-native", "sglang-oai", "sglang-oai-chat", "vllm", "vllm-chat")
 OBJECTIVES = ("ttft", "tpot", "e2el")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m sglang.bench_serving",
+        prog=prog,
         usage="%(prog)s [--backend NAME] [--base-url URL] [--dataset-name NAME] [other flags]",
         description="Measure a running server: throughput, latencies and failures.",
         epilog="Exit codes: 0 all answered; 1 failures or no server; 2 wrong flags or dataset; 130 Ctrl-C.",
@@ -110,9 +111,9 @@ class _Objectives(argparse.Action):
         setattr(namespace, self.dest, objectives)
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
+def parse_args(argv: list[str], prog: str = PROG) -> argparse.Namespace:
     """Flags, checked against each other as far as that is possible without the server. Exits with 2 for wrong ones."""
-    parser = make_parser()
+    parser = make_parser(prog)
     args = parser.parse_args(argv)
     try:
         check_dataset_arguments(args)
@@ -165,8 +166,8 @@ def _check_writable(file: Path) -> None:
         raise ValueError(f"--output-file {file}: it can't be written there")
 
 
-def main(argv: list[str]) -> int:
-    args = parse_args(argv)
+def main(argv: list[str], prog: str = PROG) -> int:
+    args = parse_args(argv, prog)
     try:
         from sglang.benchmark.serving import run  # late: --help and mistakes need no extra packages
     except ModuleNotFoundError as e:

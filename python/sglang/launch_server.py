@@ -1,8 +1,9 @@
-"""`python -m sglang.launch_server [flags]`: serve a model over HTTP."""
+"""`python -m sglang.launch_server [flags]`, or `sglang serve [MODEL] [flags]`: serve a model over HTTP."""
 
 import sys
+from typing import NoReturn
 
-from sglang.srt.server_args import ServerArgs, prepare_server_args
+from sglang.srt.server_args import ServerArgs, parse_with_server_args
 
 
 def start(args: ServerArgs) -> int:
@@ -14,8 +15,14 @@ def start(args: ServerArgs) -> int:
     return serve(args)
 
 
-if __name__ == "__main__":
-    args = prepare_server_args(sys.argv[1:])  # first: --help and mistakes wait for no slow import, nor an installation
+def main(argv: list[str], prog: str = "python -m sglang.launch_server", model_first: bool = False) -> NoReturn:
+    """Serve until the end of the process. `model_first`: the model may be named without --model-path."""
+    # First: --help and mistakes wait for no slow import, nor an installation.
+    args, _ = parse_with_server_args(argv, prog, "Serve a model over HTTP.", model_first=model_first)
     from sglang.srt.utils.child import run_and_leave
 
     run_and_leave(lambda: start(args))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

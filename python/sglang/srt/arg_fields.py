@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 Check = Callable[[typing.Any], str | None]  # returns what is wrong with the value, None when it is fine
 
+SLIP = 0.75  # least share of letters in common of two words of which one is a slip for the other: prot, port
 _KIND_NAMES = {int: "an integer", float: "a number", str: "text", dict: "a JSON object", bool: "true or false"}
 _METAVARS = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
 
@@ -31,6 +32,7 @@ class ArgSpec:
     aliases: tuple[str, ...] = ()
     off_flag: str | None = None  # only for `bool | None`
     metavar: str | None = None
+    same: tuple[tuple[str, str], ...] = ()  # other spellings of values: (typed, meant)
 
 
 def arg(
@@ -43,10 +45,11 @@ def arg(
     aliases: Iterable[str] = (),
     off_flag: str | None = None,
     metavar: str | None = None,
+    same: dict[str, str] | None = None,
     secret: bool = False,
 ):
-    """Declare a field. `secret` keeps the value out of repr()."""
-    spec = ArgSpec(help, group, check, tuple(choices), tuple(aliases), off_flag, metavar)
+    """Declare a field. `same`: other spellings of its values. `secret` keeps the value out of repr()."""
+    spec = ArgSpec(help, group, check, tuple(choices), tuple(aliases), off_flag, metavar, tuple((same or {}).items()))
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={"arg": spec}, repr=not secret)
     return dataclasses.field(default=default, metadata={"arg": spec}, repr=not secret)
@@ -73,15 +76,25 @@ def name_of(flag: str) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that looks most like `name`, None when none is close. One that starts or ends alike wins ties."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    parts = set(name.strip("-").replace("_", "-").split("-"))
-    shared = {v: len(parts & set(v.strip("-").replace("_", "-").split("-"))) for v in valid}
-    best = max(valid, key=lambda v: shared[v], default=None)
-    return best if best is not None and shared[best] * 2 > len(parts) else None
+    """The valid name that looks most like `name`, None when none is close."""
+    return next(iter(difflib.get_close_matches(name, sorted(valid), n=1)), None)
+
+
+def slip_of(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that `name` is a slip of the finger for: word for word alike, or the same but for dashes and
+    underscores. None where the names merely resemble: such flags of other programs mean something else."""
+    words = name.replace("_", "-").strip("-").split("-")
+
+    def likeness(other: str) -> float:
+        others = other.replace("_", "-").strip("-").split("-")
+        if "".join(words) == "".join(others):
+            return 1
+        if len(words) != len(others):
+            return 0
+        return min(difflib.SequenceMatcher(None, a, b).ratio() for a, b in zip(words, others, strict=True))
+
+    best = max(sorted(valid), key=likeness, default=None)
+    return best if best is not None and likeness(best) >= SLIP else None
 
 
 def specs(cls) -> dict[str, ArgSpec]:
@@ -106,6 +119,11 @@ def all_flags(cls) -> set[str]:
         if spec.off_flag:
             flags.add(spec.off_flag)
     return flags
+
+
+def meant(value, spec: ArgSpec):
+    """The value in the spelling that the field holds."""
+    return dict(spec.same).get(value, value) if isinstance(value, str) else value
 
 
 def convert(name: str, kind: type, text: str):
@@ -141,11 +159,21 @@ def validate(name: str, value, spec: ArgSpec, kind: type, optional: bool) -> Non
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse whose errors are one line on stderr and exit code 2, without the usage text."""
+    """argparse whose errors are one line on stderr and exit code 2, without the usage text. What is in `problems` when
+    an error comes is told with it, so that nobody mends a command flag by flag."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.problems: list[str] = []
 
     def error(self, message: str) -> typing.NoReturn:
         message = message.removeprefix("argument ").replace("ignored explicit argument", "takes no value, got")
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {'. '.join(dict.fromkeys([*self.problems, message]))}\n")
+
+    def stop_for_problems(self) -> None:
+        """End with the problems, if there are any."""
+        if self.problems:
+            self.error(self.problems.pop())
 
 
 class _SwitchAction(argparse.Action):
@@ -189,7 +217,7 @@ def build_parser(cls, prog: str, description: str) -> OneLineParser:
             )
         else:
             if spec.choices:
-                text += f" One of: {', '.join(spec.choices)}."
+                text += f" One of: {', '.join([*spec.choices, *dict(spec.same)])}."
             if field.default not in (None, dataclasses.MISSING):
                 text += f" (default: {field.default})"
             group.add_argument(*flags, dest=field.name, metavar=spec.metavar or _METAVARS[kind], help=text)

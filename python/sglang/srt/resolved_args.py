@@ -152,6 +152,13 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
     elif args.attention_backend == "triton" and device == "cpu":
         raise ValueError("--attention-backend triton needs a GPU; use torch_native or leave it out")
 
+    if args.moe_runner_backend == "auto":
+        values["moe_runner_backend"] = "triton" if values["attention_backend"] == "triton" else "auto"
+    elif device == "cpu":
+        raise ValueError("--moe-runner-backend triton needs a GPU; leave it out")
+    if args.trust_remote_code:
+        logger.warning("--trust-remote-code has no effect: code from a checkpoint is never run")
+
     if args.enable_deterministic_inference:
         if device == "cuda" and values["attention_backend"] != "triton":
             raise ValueError("--enable-deterministic-inference on a GPU needs --attention-backend triton")

@@ -1,13 +1,12 @@
-"""ServerArgs: every flag of the server, declared once, and the command line that fills it.
+"""ServerArgs: every flag of the server, declared once.
 
-It is what the user typed and never changes; resolved_args.py chooses what was left open.
+It is what the user typed and never changes: command_line.py fills it, resolved_args.py chooses what was left open.
 """
 
 import argparse
 import dataclasses
 import ipaddress
 import json
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any, Self
@@ -17,22 +16,18 @@ from sglang.srt.arg_fields import (
     arg,
     at_least,
     between,
-    build_parser,
     convert,
     flag_of,
     kinds,
-    name_of,
-    nearest,
+    meant,
     non_empty,
+    slip_of,
     specs,
     validate,
 )
+from sglang.srt.command_line import parse_fields
 from sglang.srt.speculative.settings import POSITION_OFFSETS
-from sglang.srt.unsupported_flags import UNSUPPORTED, refusal
-
-logger = logging.getLogger(__name__)
-
-MAX_CANDIDATES = 8  # shown of the flags that a beginning could mean
+from sglang.srt.unsupported_flags import refusal
 
 MODEL = "model and tokenizer"
 HTTP = "HTTP server"
@@ -46,8 +41,8 @@ PARALLEL = "parallelism"
 SPECULATION = "speculation"
 
 
-def _only_one(what: str):
-    return lambda value: None if value == 1 else f"only 1 is supported so far ({what})"
+def _only(served: Any, why: str):
+    return lambda value: None if value == served else f"only {served} is supported so far ({why})"
 
 
 def _host_and_port(value: str) -> str | None:
@@ -120,7 +115,11 @@ class ServerArgs:
         help="Type of weights and activations; auto takes the checkpoint's.",
         group=MODEL,
         choices=("auto", "float32", "bfloat16", "float16"),
+        same={"float": "float32", "half": "float16"},
         metavar="DTYPE",
+    )
+    trust_remote_code: bool = arg(
+        False, help="Accepted and without effect: code from a checkpoint is never run.", group=MODEL
     )
     router_logits_dtype: str = arg(
         "model",
@@ -267,6 +266,13 @@ class ServerArgs:
     prefill_max_requests: int | None = arg(
         None, help="Most requests that start in one step (default: no limit).", group=MEMORY, check=at_least(1)
     )
+    kv_cache_dtype: str = arg(
+        "auto",
+        help="Type of the KV cache; auto takes the model's.",
+        group=MEMORY,
+        check=_only("auto", "the cache has the model's own type"),
+        metavar="DTYPE",
+    )
     schedule_policy: str = arg(
         "fcfs",
         help="Order of waiting requests: first come, or longest cached prefix first.",
@@ -280,9 +286,15 @@ class ServerArgs:
         group=MEMORY,
         check=between(0, 100),
     )
-    page_size: int = arg(1, help="KV slots in a page.", group=MEMORY, check=_only_one("larger pages are not in yet"))
+    page_size: int = arg(1, help="KV slots in a page.", group=MEMORY, check=_only(1, "larger pages are not in yet"))
     swa_full_tokens_ratio: float = arg(
         0.8, help="Slots of the sliding pool per slot of the full pool, at most.", group=MEMORY, check=between(0.01, 1)
+    )
+    scheduler_recv_interval: int = arg(
+        1,
+        help="Look for new requests once in so many steps; an idle scheduler always does.",
+        group=MEMORY,
+        check=between(1, 1024),
     )
     enable_mixed_chunk: bool | None = arg(
         None,
@@ -311,6 +323,13 @@ class ServerArgs:
         help="Attention kernels; auto takes triton on a GPU and torch_native on a CPU.",
         group=KERNELS,
         choices=("auto", "triton", "torch_native"),
+        metavar="NAME",
+    )
+    moe_runner_backend: str = arg(
+        "auto",
+        help="Kernels of the experts; auto takes triton on a GPU and torch's own on a CPU.",
+        group=KERNELS,
+        choices=("auto", "triton"),
         metavar="NAME",
     )
     disable_cuda_graph: bool = arg(
@@ -367,7 +386,7 @@ class ServerArgs:
     )
 
     tp_size: int = arg(
-        1, help="GPUs that share the model.", group=PARALLEL, aliases=("--tp", "--tensor-parallel-size"),
+        1, help="GPUs that share the model.", group=PARALLEL, aliases=("--tp", "-tp", "--tensor-parallel-size"),
         check=between(1, 64),
     )  # fmt: skip
     nnodes: int = arg(1, help="Machines that share the model; each runs one server command.", group=PARALLEL,
@@ -467,11 +486,12 @@ class ServerArgs:
                 reason = refusal(name)
                 if reason:
                     raise ValueError(f"{name} {reason}")
-                close = nearest(name, types_of)
+                close = slip_of(name, types_of)
                 raise TypeError(f"unknown server argument {name!r}" + (f"; did you mean {close}?" if close else ""))
             if types_of[name][0] is dict and isinstance(value, str):
                 kwargs[name] = convert(name, dict, value)
-        return cls(**kwargs)
+        spec_of = specs(cls)
+        return cls(**{name: meant(value, spec_of[name]) for name, value in kwargs.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; from_dict() gives back an equal object. Holds the API key: not for logs or replies."""
@@ -495,54 +515,21 @@ def model_folder(args: ServerArgs) -> str:
     return str(shipped_model_path())
 
 
+def parse_with_server_args(
+    argv: list[str],
+    prog: str,
+    description: str,
+    add_flags: Callable[[OneLineParser], None] = lambda parser: None,
+    model_first: bool = False,
+) -> tuple[ServerArgs, argparse.Namespace]:
+    """The server's flags, and the program's own, which `add_flags` gives to the parser. `model_first`: a word that is
+    no flag is the model's path. A mistake ends the process: one line on stderr, exit code 2."""
+    return parse_fields(ServerArgs, argv, prog, description, add_flags, "model_path" if model_first else None)
+
+
 def prepare_server_args(argv: list[str]) -> ServerArgs:
     """Command line -> ServerArgs. A mistake ends the process: one line on stderr, exit code 2."""
     return parse_with_server_args(argv, "python -m sglang.launch_server", "Serve a model over HTTP.")[0]
-
-
-def _whole_flag(parser: OneLineParser, token: str) -> str:
-    """A flag of the command line written out, if it is a unique beginning; anything else as it is. A flag that is not
-    taken ends the process."""
-    typed, equals, value = token.partition("=")
-    actions = parser._option_string_actions
-    if not typed.startswith("--") or typed in actions:
-        return token
-    if reason := refusal(name_of(typed)):
-        parser.error(f"{typed} {reason}")
-    known = {flag: action.dest for flag, action in actions.items()} | {flag_of(name): name for name in UNSUPPORTED}
-    found = sorted(flag for flag in known if flag.startswith(typed)) if typed != "--" else []
-    if not found:
-        close = nearest(typed, actions)
-        parser.error(f"unknown flag {typed}" + (f"; did you mean {close}?" if close else "; --help lists all flags"))
-    if len({known[flag] for flag in found}) > 1:
-        more = f" and {len(found) - MAX_CANDIDATES} more" if len(found) > MAX_CANDIDATES else ""
-        parser.error(f"{typed} could be {', '.join(found[:MAX_CANDIDATES])}{more}; write out the one you mean")
-    if reason := refusal(name_of(found[0])):
-        parser.error(f"{typed}: {found[0]} {reason}")
-    return found[0] + equals + value
-
-
-def parse_with_server_args(
-    argv: list[str], prog: str, description: str, add_flags: Callable[[OneLineParser], None] = lambda parser: None
-) -> tuple[ServerArgs, argparse.Namespace]:
-    """The server's flags, and the program's own, which `add_flags` gives to the parser."""
-    from sglang.version import __version__
-
-    parser = build_parser(ServerArgs, prog, description)
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.argument_default = None  # build_parser leaves absent flags out of the result, which own flags need not
-    add_flags(parser)
-    typed, extra = parser.parse_known_args([_whole_flag(parser, token) for token in argv])
-    if extra:
-        parser.error(f"unexpected argument {extra[0]!r}; flags start with --")
-    types_of = kinds(ServerArgs)
-    own = argparse.Namespace(**{k: v for k, v in vars(typed).items() if k not in types_of})
-    given = {k: v for k, v in vars(typed).items() if k in types_of}
-    try:
-        values = {k: convert(k, types_of[k][0], v) if isinstance(v, str) else v for k, v in given.items()}
-        return ServerArgs(**values), own
-    except (TypeError, ValueError) as e:
-        parser.error(str(e))
 
 
 if __name__ == "__main__":

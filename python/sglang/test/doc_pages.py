@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 RUNS = "<!-- a test runs this -->"  # on the line above a block
 FENCE = re.compile(r"(?m)^(?P<mark><!--[^\n]*-->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL)
-INLINE = re.compile(r"`((?:\.venv/bin/)?(?:python3?|bash|pip|source) [^`]+)`")
+INLINE = re.compile(r"`((?:\.venv/bin/)?(?:python3?|bash|pip|source|sglang) [^`]+)`")
 
 
 @dataclass(frozen=True)

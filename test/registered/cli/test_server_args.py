@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ import pytest
 
 from sglang.srt.arg_fields import all_flags, flag_of, kinds, specs
 from sglang.srt.resolved_args import ResolvedArgs, default_chunked_prefill_size, resolve
-from sglang.srt.server_args import ServerArgs, prepare_server_args
-from sglang.srt.unsupported_flags import refusal
+from sglang.srt.server_args import ServerArgs, parse_with_server_args, prepare_server_args
+from sglang.srt.unsupported_flags import UNSUPPORTED, refusal
+from sglang.srt.vllm_flags import VLLM
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=3, suite="unit-test-cpu")
@@ -49,6 +51,9 @@ GOOD = {
     "max_prefill_tokens": ("100", 100),
     "prefill_max_requests": ("3", 3),
     "schedule_policy": ("lpm", "lpm"),
+    "scheduler_recv_interval": ("16", 16),
+    "kv_cache_dtype": ("auto", "auto"),
+    "moe_runner_backend": ("triton", "triton"),
     "schedule_conservativeness": ("0.3", 0.3),
     "page_size": ("1", 1),
     "swa_full_tokens_ratio": ("0.1", 0.1),
@@ -96,6 +101,9 @@ BAD = {
     "max_prefill_tokens": "0",
     "prefill_max_requests": "0",
     "schedule_policy": "random",
+    "scheduler_recv_interval": "0",
+    "kv_cache_dtype": "fp8_e4m3",
+    "moe_runner_backend": "flashinfer_cutlass",
     "schedule_conservativeness": "-1",
     "page_size": "16",
     "swa_full_tokens_ratio": "2",
@@ -197,10 +205,8 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
     [
         "--lora-paths",
         "--speculative-accept-threshold-single",
-        "--kv-cache-dtype",
         "--dp-size",
         "--quantization",
-        "--trust-remote-code",
         "--cuda-graph-bs",
     ],
 )
@@ -231,13 +237,143 @@ def test_beginnings_that_are_refused(capsys):
     error = one_line_error(["--log-req", "1"], capsys)
     assert "--log-req could be" in error and "--log-requests-level" in error and "--log-requests-format" in error
     assert " more; write out the one you mean" in one_line_error(["--enable"], capsys)
-    assert "--trust-remote: --trust-remote-code is not supported" in one_line_error(["--trust-remote"], capsys)
+    assert "--tool-serv: --tool-server is not supported" in one_line_error(["--tool-serv"], capsys)
     assert "unknown flag --" in one_line_error(["--"], capsys)
     assert "--context-length: expected an integer" in one_line_error(["--context-len", "x"], capsys)
 
 
 def test_no_flag_is_both_taken_and_refused():
     assert not [flag for flag in all_flags(ServerArgs) if refusal(flag[2:].replace("-", "_"))]
+    assert not UNSUPPORTED.keys() & VLLM.keys()
+
+
+def test_what_is_wrong_is_told_at_once(capsys):
+    """A command with three flags that are not taken had to be mended in three goes."""
+    argv = ["--quantization", "fp8", "--port", "x", "--zzzz", "--max-model-len=64", "--dtype", "int4"]
+    error = one_line_error(argv, capsys)
+    for part in (
+        "--quantization is not supported: weights are read",
+        "unknown flag --zzzz; --help lists all flags",
+        "--max-model-len is vLLM's name: here it is --context-length",
+        "--port: expected an integer, got 'x'",
+        "--dtype: 'int4' is not one of",
+    ):
+        assert part in error
+    assert "'fp8'" not in error  # the value of a flag that is not taken is no mistake of its own
+    assert "--quantization is not" in (error := one_line_error(["--quantization", "x", "--port"], capsys))
+    assert "--port: expected one argument" in error
+
+
+def test_flags_of_vllm_name_flags_that_there_are(capsys):
+    for name in VLLM:
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", refusal(name)))
+        assert named <= all_flags(ServerArgs), name
+        assert refusal(name).startswith("is vLLM's") and (named or "leave it out" in refusal(name))
+    for flag in ("--max-model-len", "--max_num_seqs", "--no-enable-prefix-caching"):
+        error = one_line_error([flag, "1"], capsys)
+        assert f"{flag} is vLLM's name: here it is --" in error and "did you mean" not in error
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--prot", "--port"), ("--max_model_len", None), ("--trust_remote_code", "--trust-remote-code"),
+     ("--max-seqs", None), ("--tensor-parallel", None), ("--ctx-size", None), ("--n-gpu-layers", None),
+     ("--enable-flexkv-x", None), ("--max-batch-size", None), ("--max-input-tokens", None)],
+)  # fmt: skip
+def test_hints_are_for_slips_of_the_finger(typed: str, meant: str | None, capsys):
+    """--max-num-seqs was told to be --max-queued-requests, which resembles it and means something else."""
+    if typed == "--tensor-parallel":
+        assert prepare_server_args([typed, "2"]).tp_size == 2
+        return
+    assert ("did you mean" in one_line_error([typed, "1"], capsys)) is (meant is not None)
+    assert meant is None or f"did you mean {meant}?" in one_line_error([typed, "1"], capsys)
+
+
+def test_values_of_upstream_and_vllm_that_mean_ours():
+    for typed, held in (("half", "float16"), ("float", "float32"), ("bfloat16", "bfloat16")):
+        assert prepare_server_args(["--dtype", typed]).dtype == held == ServerArgs.from_kwargs(dtype=typed).dtype
+    assert prepare_server_args(["-tp", "2"]).tp_size == 2
+    assert "half, float" not in one_line_error_of_value("dtype", "int8")
+
+
+def one_line_error_of_value(name: str, value: str) -> str:
+    with pytest.raises(ValueError) as e:
+        ServerArgs.from_kwargs(**{name: value})
+    return str(e.value)
+
+
+def test_remote_code_is_never_run_and_that_is_said(caplog):
+    resolve(ServerArgs(trust_remote_code=True), MODEL, "cpu", memory_mib=1024)
+    assert "--trust-remote-code has no effect: code from a checkpoint is never run" in caplog.text
+
+
+YAML = """
+# as upstream's users write it
+model-path: /m
+port: 8000
+tp: 2
+mem_fraction_static: 0.85
+enable-metrics: true
+log-requests: false
+disable-mixed-chunk: true
+enable-piecewise-cuda-graph: false
+default-chat-template-kwargs: {enable_thinking: true}
+dtype: half
+api-key: null
+"""
+
+
+def test_flags_from_a_file(tmp_path):
+    file = tmp_path / "server.yaml"
+    file.write_text(YAML)
+    args = prepare_server_args(["--config", str(file), "--port", "9000"])
+    assert args == ServerArgs(
+        model_path="/m", port=9000, tp_size=2, mem_fraction_static=0.85, enable_metrics=True, enable_mixed_chunk=False,
+        enable_piecewise_cuda_graph=False, default_chat_template_kwargs={"enable_thinking": True}, dtype="float16",
+    )  # fmt: skip
+    file.write_text("")
+    assert prepare_server_args(["--config", str(file)]) == ServerArgs()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prot: 1", "unknown flag --prot; did you mean --port?"),
+        ("max_model_len: 1", "--max-model-len is vLLM's name: here it is --context-length"),
+        ("quantization: fp8", "--quantization is not supported"),
+        ("port: [1]", "--port: expected an integer, got [1]"),
+        ("port: 'x'", "--port: expected an integer, got 'x'"),
+        ("served-model-name: 4", "--served-model-name: expected text, got 4"),
+        ("enable-metrics: 1", "--enable-metrics: true or false is expected, got 1"),
+        ("port: 1\nport: 2", "line 2: port stands there already, in line 1"),
+        ("tp: 1\ntp-size: 2", "--tp-size stands there twice"),
+        ("version: true", "--version is for the command line only"),
+        ("config: x", "--config is for the command line only"),
+        ("1: 2", "unknown flag --1"),
+        ("- port", "`flag: value` in each line is expected"),
+        ("port", "`flag: value` in each line is expected"),
+        ("a: [", "not valid YAML"),
+        ("x: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("\xff", "not valid YAML"),
+        ("#" * (1 << 20 | 1), "is no file of flags"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(text: str | None, says: str, tmp_path, capsys):
+    file = tmp_path / "server.yaml"
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    assert says in one_line_error(["--config", str(file)], capsys)
+
+
+def test_the_model_may_come_first():
+    def parse(*argv: str) -> ServerArgs:
+        return parse_with_server_args(list(argv), "sglang serve", "", model_first=True)[0]
+
+    assert parse("/m", "--port", "1") == parse("--port", "1", "/m") == parse("--model-path", "/m", "--port", "1")
+    for wrong in (["/m", "/n"], ["/m", "--model-path", "/n"], ["/m", "-x"]):
+        with pytest.raises(SystemExit):
+            parse(*wrong)
 
 
 def test_aliases():

@@ -43,6 +43,8 @@ def program(words: list[str]) -> tuple[str, ...] | None:
     name, rest = words[0].removeprefix(".venv/bin/"), words[1:]
     if name in ("python", "python3") and rest[0] == "-m":
         return None if rest[1] == "pip" else ("-m", rest[1])
+    if name == "sglang":
+        return ("sglang", *rest[: 2 if rest[0] == "bench" else 1])
     if name in ("python", "python3", "bash"):
         return (rest[0],)
     if name in SHELL or name in ("pip", "curl"):
@@ -86,7 +88,10 @@ def call_in_fork(which: tuple[str, ...], output: int) -> int:
         os.dup2(output, 1), os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         sys.argv = [which[-1], "--help"]
-        if which[0] == "-m":
+        if which[0] == "sglang":
+            sys.argv = [*which, "--help"]
+            runpy.run_module("sglang", run_name="__main__", alter_sys=True)
+        elif which[0] == "-m":
             runpy.run_module(which[1], run_name="__main__", alter_sys=True)
         else:
             sys.path.insert(0, str((ROOT / which[0]).parent))

@@ -13,6 +13,7 @@ from sglang.srt.managers.io_struct import (
     InternalStateReply,
     InternalStateReq,
 )
+from sglang.srt.managers.request_stream import once_in
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import expected_output
 from sglang.test.scheduler_harness import VOCAB, Harness, feed_sharing_requests, prompt_of
@@ -315,6 +316,16 @@ def test_the_whole_tree_is_checked_after_a_second_of_idleness_only(monkeypatch):
     with pytest.raises(AssertionError, match="wait for ever"):  # from now on it waits for a message
         h.step()
     assert len(walks) == 1
+
+
+def test_requests_are_looked_for_once_in_some_steps_and_at_once_when_idle():
+    h = Harness()
+    asked = []
+    h.scheduler.receive = once_in(4, lambda block, receive=h.scheduler.receive: asked.append(block) or receive(block))
+    h.add("a", prompt_of(10), 20)
+    h.run()
+    check(h, "a", prompt_of(10), 20)
+    assert asked[0] and sum(not block for block in asked) in (5, 6)  # 21 or 22 steps with work in hand
 
 
 if __name__ == "__main__":

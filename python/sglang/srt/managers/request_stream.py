@@ -39,3 +39,19 @@ def following(group: ProcessGroup) -> Receive:
         return decoder.decode(data) if data else []
 
     return receive
+
+
+def once_in(steps: int, receive: Receive) -> Receive:
+    """`receive`, asked at one of `steps` calls while there is work to go on with, and always when there is none. Ranks
+    skip the same calls, since they have work at the same time."""
+    since = 0
+
+    def receive_seldom(block: bool | float) -> list[Message]:
+        nonlocal since
+        since += 1
+        if not block and since < steps:
+            return []
+        since = 0
+        return receive(block)
+
+    return receive_seldom

@@ -173,6 +173,7 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
     """The scheduler with everything it drives, and the message that says it is ready."""
     from sglang.srt.configs.generation_config import without_effect
     from sglang.srt.managers.io_struct import SchedulerReady
+    from sglang.srt.managers.request_stream import once_in
     from sglang.srt.managers.schedule_policy import SchedulePolicy
     from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
     from sglang.srt.managers.scheduler_stats import SchedulerStats
@@ -185,6 +186,7 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
             ", ".join(f"{name} {value!r}"[:80] for name, value in unread.items()),
         )
     receive, send = connect(process, tp)
+    receive = once_in(args.scheduler_recv_interval, receive)
     make = partial(make_runner, args, model_config) if make_runner else partial(load_runner, args, model_config, tp)
     worker = make_worker(make, args.device)
     runner = worker.runner
