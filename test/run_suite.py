@@ -1,12 +1,13 @@
-"""Runs registered test files, one process a file, and counts what they report.
+"""Runs registered test files, one process a file, and counts what they report and take.
 
     python test/run_suite.py --hw cpu                                  # all CPU suites but the weekly, in their order
     python test/run_suite.py --hw cpu --suite unit-test-cpu            # a minute, no torch
     python test/run_suite.py --hw cuda --suite extra-a-test-2-gpu-large
     python test/run_suite.py --hw cpu --jobs 2 --continue-on-error     # two files at a time, the longest first
 
-Files are test/registered/**/*.py, each executed as `python3 FILE -f`. The last line of the output reads
-`N passed, M failed` (and `, K skipped`). Exit code: 0 when something ran and nothing failed, 1 otherwise, 2 for wrong
+Files are test/registered/**/*.py, each executed as `python3 FILE -f`; with --hw cpu forked from a process that has
+imported what they import, torch above all, unless --fresh is given. The last line of the output reads `N passed, M
+failed` (and `, K skipped`). Exit code: 0 when something ran and nothing failed, 1 otherwise, 2 for wrong
 flags, or --hw cuda without a GPU. Counts come from the XML report that pytest writes, or from unittest's summary; a
 file that ends badly without a failed test in its report counts as one failure.
 """
@@ -18,7 +19,6 @@ import io
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,13 +31,12 @@ from pathlib import Path
 from typing import TextIO
 
 from sglang.test.ci.ci_register import KNOWN_SUITES, UNIT_SUITE, WEEKLY_SUITE, CIRecord, RegistrationError, parse
+from sglang.test.ci.file_process import POLL_S, TERM_GRACE_S, Files
 from sglang.test.ci.kinds import kind_of
 
 REGISTERED = Path(__file__).resolve().parent / "registered"
 BACKENDS = ("cpu", "cuda", "amd", "musa", "npu", "xpu", "mlx")
 TAIL_LINES = 2000  # output kept a file, to judge a retry and to find unittest's summary
-TERM_GRACE_S = 5
-POLL_S = 0.05
 # What files of a suite get beside the runner's own environment, and pytest's flags there.
 SUITE_ENV = {WEEKLY_SUITE: {"SGLANG_TEST_WEEKLY": "1"}}  # sglang.test.triton_compile
 SUITE_ADDOPTS = {UNIT_SUITE: "-p sglang.test.without_torch"}
@@ -64,12 +63,25 @@ class Counts:
 
 
 @dataclasses.dataclass
+class Attempt:
+    counts: Counts
+    note: str  # why the file failed beyond its counts, "" if nothing
+    output: str  # the end of it
+    timed_out: bool
+    cpu_seconds: float  # of its process and the children that this waited for
+
+
+@dataclasses.dataclass
 class FileResult:
     record: CIRecord
-    counts: Counts
-    seconds: float
+    last: Attempt
     attempts: int
-    note: str  # why the file failed beyond its counts, "" if nothing
+    seconds: float
+    cpu_seconds: float  # of all attempts
+
+    @property
+    def counts(self) -> Counts:
+        return self.last.counts
 
 
 def collect(root: Path) -> tuple[list[CIRecord], list[str]]:
@@ -115,37 +127,30 @@ def default_timeout(est_time: float) -> float:
     return max(1.5 * est_time, est_time + 1800)
 
 
-def run_file(
-    path: Path, suite: str, timeout_s: float, shown: TextIO, threads: int | None = None
-) -> tuple[Counts, str, str, bool]:
-    """Execute one file, its output copied to `shown`, torch limited to `threads`. Returns its counts, a note on how it
-    ended badly ("" if it did not), the end of its output, timed out."""
+def run_file(files: Files, path: Path, suite: str, timeout_s: float, shown: TextIO) -> Attempt:
+    """Execute one file, its output copied to `shown`."""
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    timed_out = False
     with tempfile.TemporaryDirectory(prefix="run_suite_") as folder:
         report = Path(folder) / "report.xml"
         flags = [os.environ.get("PYTEST_ADDOPTS", ""), SUITE_ADDOPTS.get(suite, ""), f"--junitxml={report}"]
         env = SUITE_ENV.get(suite, {}) | {"PYTEST_ADDOPTS": " ".join(filter(None, flags))}
-        # sys.executable is this virtualenv's python3. Unbuffered, so that a killed file's last words are seen.
-        process = subprocess.Popen(
-            [sys.executable, "-u", str(path), "-f"],
-            env=({"OMP_NUM_THREADS": str(threads)} if threads else {}) | os.environ | env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        tail: deque[str] = deque(maxlen=TAIL_LINES)
-        reader = threading.Thread(target=_echo, args=(process.stdout, tail, shown), daemon=True)
+        readable, writable = os.pipe()
+        reader = threading.Thread(target=_echo, args=(readable, tail, shown), daemon=True)
         reader.start()
-        timed_out = False
+        try:
+            process = files.start(path, suite, env, writable)
+        except RuntimeError as e:
+            return Attempt(Counts(failed=1), str(e), "", False, 0.0)
+        finally:
+            os.close(writable)
         deadline = time.monotonic() + timeout_s
         try:
             while process.poll() is None and not _stop.wait(POLL_S):
                 if timed_out := time.monotonic() > deadline:
                     break
         finally:  # also when the runner itself is stopped: servers started by the file must not stay
-            _end_tree(process)
+            process.end()
             reader.join(TERM_GRACE_S)
         output = "".join(tail)
         counts = _counts_from_xml(report) or _counts_from_unittest(output)
@@ -161,45 +166,15 @@ def run_file(
     counts = counts or Counts()
     if note and not counts.failed:
         counts.failed = 1
-    return counts, note, output, timed_out
+    return Attempt(counts, note, output, timed_out, process.cpu_seconds)
 
 
-def _echo(stream: TextIO, tail: deque, shown: TextIO) -> None:
-    for line in stream:
-        tail.append(line)
-        shown.write(line)
-        shown.flush()
-
-
-def _end_tree(process: subprocess.Popen) -> None:
-    """End whatever is left of the file's process group, and its descendants in other groups while we can see them."""
-    import psutil  # late: --help must not need an installation
-
-    left: list[psutil.Process] = []
-    if process.poll() is None:
-        try:
-            left = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            pass
-        _signal_group(process.pid, signal.SIGTERM)
-        try:
-            process.wait(TERM_GRACE_S)
-        except subprocess.TimeoutExpired:
-            pass
-    _signal_group(process.pid, signal.SIGKILL)
-    for child in left:
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            pass
-    process.wait()
-
-
-def _signal_group(group: int, number: int) -> None:
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        pass
+def _echo(readable: int, tail: deque, shown: TextIO) -> None:
+    with open(readable, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            tail.append(line)
+            shown.write(line)
+            shown.flush()
 
 
 def _counts_from_xml(report: Path) -> Counts | None:
@@ -225,36 +200,36 @@ def _counts_from_unittest(output: str) -> Counts | None:
     return Counts(max(0, int(ran[-1]) - failed - skipped), failed, skipped)
 
 
-def run_with_retries(record: CIRecord, args: argparse.Namespace, shown: TextIO) -> FileResult:
+def run_with_retries(record: CIRecord, args: argparse.Namespace, files: Files, shown: TextIO) -> FileResult:
     timeout_s = args.timeout_per_file or default_timeout(record.est_time)
     attempts = args.max_attempts if args.enable_retry else 1
-    threads = max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None  # pools must not fight over cores
-    start = time.monotonic()
+    start, cpu_seconds = time.monotonic(), 0.0
     for attempt in range(1, attempts + 1):
-        counts, note, output, timed_out = run_file(record.path, record.suite, timeout_s, shown, threads)
-        if not counts.failed or attempt == attempts or not should_retry(output, timed_out):
+        last = run_file(files, record.path, record.suite, timeout_s, shown)
+        cpu_seconds += last.cpu_seconds
+        if not last.counts.failed or attempt == attempts or not should_retry(last.output, last.timed_out):
             break
         again = f"again in {args.retry_wait_seconds} s"
         print(f"\n[run_suite] attempt {attempt} of {attempts} failed; {again}", file=shown, flush=True)
         if _stop.wait(args.retry_wait_seconds):
             break
         timeout_s += args.retry_timeout_increase
-    return FileResult(record, counts, time.monotonic() - start, attempt, note)
+    return FileResult(record, last, attempt, time.monotonic() - start, cpu_seconds)
 
 
-def run_in_order(chosen: list[CIRecord], args: argparse.Namespace, root: Path) -> Iterator[FileResult]:
+def run_in_order(chosen: list[CIRecord], args: argparse.Namespace, files: Files, root: Path) -> Iterator[FileResult]:
     for number, record in enumerate(chosen, 1):
         print(f"\n[run_suite] {number}/{len(chosen)} {record.suite}: {record.path.relative_to(root)}", flush=True)
-        yield run_with_retries(record, args, sys.stdout)
+        yield run_with_retries(record, args, files, sys.stdout)
 
 
-def run_at_once(chosen: list[CIRecord], args: argparse.Namespace, root: Path) -> Iterator[FileResult]:
+def run_at_once(chosen: list[CIRecord], args: argparse.Namespace, files: Files, root: Path) -> Iterator[FileResult]:
     """`args.jobs` files at a time, the longest first, and one of those that mostly wait beside them; a file's output is
     printed in one piece when it has ended."""
 
     def work(record: CIRecord) -> tuple[FileResult, str]:
         output = io.StringIO()
-        return run_with_retries(record, args, output), output.getvalue()
+        return run_with_retries(record, args, files, output), output.getvalue()
 
     at_work, waiting = ThreadPoolExecutor(args.jobs), ThreadPoolExecutor(1)
     try:
@@ -272,6 +247,13 @@ def run_at_once(chosen: list[CIRecord], args: argparse.Namespace, root: Path) ->
         _stop.clear()
 
 
+def thread_limits(jobs: int) -> dict[str, str]:
+    """The environment in which torch's pools of so many files at a time do not fight over cores."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+
+
 def has_gpu() -> bool:
     import torch  # late: a second that the CPU suites need not wait for
 
@@ -279,21 +261,25 @@ def has_gpu() -> bool:
 
 
 def print_timings(results: list[FileResult], not_run: list[CIRecord], root: Path) -> None:
-    print("\nTIMINGS (seconds, [estimate])")
+    print("\nTIMINGS (seconds, processor seconds, [estimate])")
     for r in results:
         retried = f" after {r.attempts} attempts" if r.attempts > 1 else ""
-        note = f" ({r.note})" if r.note else ""
+        note = f" ({r.last.note})" if r.last.note else ""
         name = r.record.path.relative_to(root)
-        print(f"{r.seconds:9.1f} [{r.record.est_time:g}] {name}: {r.counts}{retried}{note}")
+        print(f"{r.seconds:9.1f} {r.cpu_seconds:7.1f} [{r.record.est_time:g}] {name}: {r.counts}{retried}{note}")
     for record in not_run:
-        print(f"        - [{record.est_time:g}] {record.path.relative_to(root)}: not run")
-    print("BY KIND (seconds, files)")
-    by_kind: dict[str, list[float]] = {}
+        print(f"        -       - [{record.est_time:g}] {record.path.relative_to(root)}: not run")
+    print("BY KIND (seconds, processor seconds, files)")
+    by_kind: dict[str, list[FileResult]] = {}
     for r in results:
-        by_kind.setdefault(kind_of(r.record.path, r.record.suite), []).append(r.seconds)
-    for kind, seconds in sorted(by_kind.items(), key=lambda item: -sum(item[1])):
-        print(f"{sum(seconds):9.1f} [{len(seconds)}] {kind}")
-    print(f"{sum(r.seconds for r in results):9.1f} in all", flush=True)
+        by_kind.setdefault(kind_of(r.record.path, r.record.suite), []).append(r)
+    for kind, of_kind in sorted(by_kind.items(), key=lambda item: -sum(r.cpu_seconds for r in item[1])):
+        print(f"{_sums(of_kind)} [{len(of_kind)}] {kind}")
+    print(f"{_sums(results)} in all", flush=True)
+
+
+def _sums(results: list[FileResult]) -> str:
+    return f"{sum(r.seconds for r in results):9.1f} {sum(r.cpu_seconds for r in results):7.1f}"
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
@@ -304,6 +290,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--timeout-per-file", type=float, help="seconds (default: max(1.5 est, est + 1800))")
     parser.add_argument("--continue-on-error", action="store_true", help="run the other files after a failure")
     parser.add_argument("--jobs", type=int, default=1, help="files to run at a time")
+    parser.add_argument("--fresh", action="store_true", help="a new interpreter for each file (always with --hw cuda)")
     parser.add_argument("--auto-partition-id", type=int, help="this shard, from 0")
     parser.add_argument("--auto-partition-size", type=int, help="number of shards")
     parser.add_argument("--enable-retry", action="store_true", help="retry accuracy, speed and time-out failures")
@@ -355,7 +342,8 @@ def main(argv: list[str], root: Path = REGISTERED) -> int:
     results: list[FileResult] = []
     start = time.monotonic()
     run = run_in_order if args.jobs == 1 else run_at_once
-    with contextlib.closing(run(chosen, args, root)) as finished:
+    files = Files(thread_limits(args.jobs), args.fresh or args.hw != "cpu")
+    with contextlib.closing(files), contextlib.closing(run(chosen, args, files, root)) as finished:
         for result in finished:
             results.append(result)
             total.passed += result.counts.passed

@@ -1,11 +1,14 @@
 """Registrations read from the syntax tree, and the runner on folders of made-up test files."""
 
+import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sglang.test.ci.ci_register import (
@@ -17,7 +20,9 @@ from sglang.test.ci.ci_register import (
     parse,
     register_cpu_ci,
 )
+from sglang.test.ci.file_process import WITH_TORCH, WITH_TRANSFORMERS, WITHOUT_TORCH, preloaded
 from sglang.test.ci.kinds import NO_TORCH, kind_of
+from sglang.test.ci.zygote import Zygote
 
 register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 
@@ -42,8 +47,15 @@ def write(
     return path
 
 
-def run(runner, folder: Path, capsys, *flags: str) -> tuple[int, list[str]]:
-    code = runner.main(["--hw", "cpu", *flags], root=folder)
+@pytest.fixture(autouse=True)
+def no_plugins(monkeypatch):
+    """Made-up files lie outside of this project, whose settings say so."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--disable-plugin-autoload")
+
+
+def run(runner, folder: Path, capsys, *flags: str, fresh: bool = True) -> tuple[int, list[str]]:
+    """Exit code and output. A new interpreter for each of a few small files is faster than a zygote."""
+    code = runner.main(["--hw", "cpu", *(["--fresh"] if fresh else []), *flags], root=folder)
     return code, capsys.readouterr().out.strip().splitlines()
 
 
@@ -217,6 +229,79 @@ def test_a_file_that_crashes_counts_as_a_failure(runner, tmp_path: Path, capsys,
     assert code == 1 and lines[-1] == "0 passed, 1 failed"
 
 
+def test_forked_files_do_not_see_each_other(runner, tmp_path: Path, capsys):
+    """Each begins with torch imported, and otherwise as `python3 FILE -f` does."""
+    body = """
+    import os, signal, sys
+    found = set(sys.modules)
+    def test():
+        assert "torch" in found
+        import torch
+        assert not hasattr(torch, "seen") and "SEEN" not in os.environ
+        torch.seen = os.environ["SEEN"] = "1"
+        assert sys.argv == [sys.modules["__main__"].__file__, "-f"] and sys.path[0] == os.path.dirname(sys.argv[0])
+        assert os.getsid(0) == os.getpid() and os.read(0, 1) == b""
+        assert signal.getsignal(signal.SIGCHLD) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        assert signal.set_wakeup_fd(-1) == -1
+    """
+    for name in "abc":
+        write(tmp_path, f"test_{name}.py", body)
+    code, lines = run(runner, tmp_path, capsys, "--jobs", "2", fresh=False)
+    assert code == 0 and lines[-1] == "3 passed, 0 failed"
+    assert not psutil.Process().children()
+
+
+def test_how_forked_files_end(runner, tmp_path: Path, capsys):
+    unit = f'register_cpu_ci(est_time=1, suite="{UNIT_SUITE}")'
+    for name, body in {
+        "exits": "raise SystemExit(3)\n",
+        "dies": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
+        "works": f"""
+            import atexit, subprocess, sys
+            from pathlib import Path
+            atexit.register(Path({str(tmp_path / "ended")!r}).touch)
+            def test():
+                code = "import time\\nwhile time.process_time() < 1.0: pass"
+                assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+            """,
+    }.items():
+        write(tmp_path, f"test_{name}.py", body, unit)
+    code, lines = run(runner, tmp_path, capsys, "--continue-on-error", fresh=False)
+    told = {line.split()[3].rstrip(":"): line for line in lines if "[1] test_" in line}
+    assert code == 1 and lines[-1] == "1 passed, 2 failed"
+    assert told["test_exits.py"].endswith("0 passed, 1 failed (exit code 3)")
+    assert told["test_dies.py"].endswith("0 passed, 1 failed (killed by SIGKILL)")
+    assert 1.0 <= float(told["test_works.py"].split()[1]) and (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("raise ImportError('it is gone')", "it is gone"),
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), name='lost', daemon=True).start()",
+            "starts threads, which no fork keeps: ['lost']",
+        ),
+    ],
+)
+def test_a_zygote_that_cannot_serve_says_why(tmp_path: Path, capfd, module: str, message: str):
+    (tmp_path / "needed.py").write_text(module)
+    zygote = Zygote(["needed"], os.environ | {"PYTHONPATH": str(tmp_path)})
+    with contextlib.closing(zygote), pytest.raises(RuntimeError, match="the zygote"):
+        zygote.fork(str(tmp_path / "test_a.py"), {}, 2)
+    assert message in capfd.readouterr().err
+
+
+def test_which_zygote_a_file_is_forked_from(tmp_path: Path):
+    """Triton's interpreter is chosen before Triton is imported, which transformers' models do."""
+    models = write(tmp_path, "test_a.py", "from sglang.test import tiny_models")
+    assert preloaded(models, "base-a-test-cpu") == WITH_TRANSFORMERS and preloaded(models, UNIT_SUITE) == WITHOUT_TORCH
+    both = write(tmp_path, "test_b.py", "from sglang.test import triton_testing, tiny_models")
+    neither = write(tmp_path, "test_c.py", "import sys")
+    assert preloaded(both, "base-a-test-cpu") == preloaded(neither, "base-a-test-cpu") == WITH_TORCH
+
+
 def test_nothing_run_is_a_failure(runner, tmp_path: Path, capsys):
     code, lines = run(runner, tmp_path, capsys)
     assert code == 1 and "no test ran" in lines[-2]
@@ -325,14 +410,11 @@ def test_cpu_suites_run_in_stage_order():
     ],
 )
 def test_files_of_the_unit_suite_cannot_import_torch(runner, tmp_path: Path, capsys, load: str, message: str):
-    """Neither when they are read nor later; a file of another suite can."""
-    unit, base = (f'register_cpu_ci(est_time=1, suite="{suite}")' for suite in (UNIT_SUITE, "base-a-test-cpu"))
+    """Neither when they are read nor later."""
     body = f"def test_a(): pass\n{load}\n"
-    write(tmp_path, "test_a.py", body, unit)
+    write(tmp_path, "test_a.py", body, f'register_cpu_ci(est_time=1, suite="{UNIT_SUITE}")')
     code, lines = run(runner, tmp_path, capsys)
     assert code == 1 and "1 failed" in lines[-1] and any(message in line for line in lines)
-    write(tmp_path, "test_a.py", body, base)
-    assert run(runner, tmp_path, capsys)[0] == 0
 
 
 def test_the_weekly_suite_runs_when_it_is_named(runner, tmp_path: Path, capsys):
@@ -373,8 +455,8 @@ def test_times_are_summed_by_kind(runner, tmp_path: Path, capsys):
         write(folder, f"test_{name}.py", "import subprocess\ndef test(): pass\n")
     write(folder, "test_c.py", "def test(): pass\n", f'register_cpu_ci(est_time=1, suite="{UNIT_SUITE}")')
     code, lines = run(runner, folder, capsys)
-    begin = lines.index("BY KIND (seconds, files)")
-    shown = sorted(line.split(" ", 1)[1] for line in map(str.strip, lines[begin + 1 : begin + 3]))
+    begin = lines.index("BY KIND (seconds, processor seconds, files)")
+    shown = sorted(line.split(maxsplit=2)[2] for line in lines[begin + 1 : begin + 3])
     assert code == 0 and shown == ["[1] no torch", "[2] servers and child processes"]
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from sglang.test.ci.ci_register import UNIT_SUITE
 
 PACKAGE = Path(__file__).resolve().parents[2]  # sglang
+COMPILING, INTERPRETER = "compiling", "Triton interpreter"
 KINDS = {  # the first that a file's imports have part in
-    "compiling": {"sglang.test.triton_compile", "sglang.test.stand_in_gpu"},
-    "Triton interpreter": {"sglang.test.triton_testing"},
+    COMPILING: {"sglang.test.triton_compile", "sglang.test.stand_in_gpu"},
+    INTERPRETER: {"sglang.test.triton_testing"},
     "servers and child processes": {"subprocess", "multiprocessing"},
     "engine in process": {"sglang.test.engine_harness", "sglang.test.scheduler_harness"},
     "torch": {"torch"},
