@@ -96,5 +96,13 @@ def test_a_pool_takes_what_is_used_of_it(dtype):
     assert process.memory_info().rss - before < 64 << 20
 
 
+def test_empty_shells_need_no_compiler(monkeypatch):
+    """Some operations on the meta device make torch import its compiler, or sympy: seconds of every start."""
+    for name in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes"):
+        monkeypatch.setitem(sys.modules, name, None)  # what an import finds, and raises ImportError for
+    assert refusal(monkeypatch, 80 * GB, mem_fraction_static=0.9) is None
+    assert refusal(monkeypatch, 80 * GB, None, speculative_algorithm="NEXTN") is None
+
+
 if __name__ == "__main__":
     sys.exit(pytest.main([__file__, "-x", "-q"]))

@@ -53,17 +53,20 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: RopeConfig, head_dim: int, max_position: int):
         super().__init__()
         dtype, device = torch.get_default_dtype(), torch.get_default_device()
-        # float32 until the last rounding, whatever the model dtype: bf16 frequencies are off by whole turns
-        inv_freq = inverse_frequencies(config, head_dim).to(device)
         cos = torch.empty(max_position, head_dim // 2, dtype=dtype)
-        sin = torch.empty_like(cos)
+        sin = torch.empty(max_position, head_dim // 2, dtype=dtype)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        # float32 until the last rounding, whatever the model dtype: bf16 frequencies are off by whole turns
+        inv_freq = inverse_frequencies(config, head_dim)
+        if device.type == "meta":  # an empty shell, for which torch would load its compiler: seconds
+            return
+        inv_freq = inv_freq.to(device)
         for start in range(0, max_position, 8192):  # in blocks, or the float32 angles would need 3x the tables' memory
             end = min(start + 8192, max_position)
             angles = torch.arange(start, end, dtype=torch.float32)[:, None] * inv_freq
             cos[start:end] = angles.cos()
             sin[start:end] = angles.sin()
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [T] -> cos, sin [T, head_dim], once a step for all layers of the kind."""
