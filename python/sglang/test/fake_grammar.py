@@ -1,11 +1,15 @@
-"""Grammars and a manager of grammars without a library, and a worker that heeds masks: for tests of scheduling."""
+"""Grammars without a library, and a worker that heeds masks: for tests of scheduling."""
+
+from concurrent.futures import Future
 
 import numpy as np
 
-from sglang.srt.constrained.grammar import Grammar, GrammarError, set_bit
+from sglang.srt.constrained.grammar import GrammarError, set_bit
+from sglang.srt.managers.grammar_manager import GrammarManager
 from sglang.srt.model_executor.step_io import HeldStep, StepInput, TokenMasks
 from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.test.fake_worker import ContextWorker, Done, next_token
+from sglang.test.scheduler_harness import Harness
 
 
 def allowed(mask: np.ndarray, vocab_size: int) -> set[int]:
@@ -39,35 +43,59 @@ class FakeGrammar:
             set_bit(mask, token, True)
 
 
-class FakeBackend:
-    """Reads grammars like "1,2 7" as the sets of a FakeGrammar; "bad" can't be compiled."""
+class FakeCompiled:
+    nbytes = 100
 
-    def __init__(self, end: int):
-        self._end = end
-
-    def compile(self, kind: str, text: str) -> Grammar:
+    def __init__(self, kind: str, text: str, end: int):
         if text == "bad":
             raise GrammarError(f"{kind} cannot be compiled: bad at 1")
-        return FakeGrammar(
-            [set(map(int, part.split(","))) if part != "-" else set() for part in text.split()], self._end
-        )
+        self._sets = [set(map(int, part.split(","))) if part != "-" else set() for part in text.split()]
+        self._end = end
+
+    def begin(self) -> FakeGrammar:
+        return FakeGrammar(self._sets, self._end)
 
 
-class FakeGrammarManager:
-    """Compiles when asked; when a grammar counts as ready, a test says by a GrammarReadyReq."""
+class FakeBackend:
+    """Reads grammars like "1,2 7" as the sets of a FakeGrammar; "bad" can't be compiled. One is compiled when release()
+    says so, or at once."""
 
-    def __init__(self, backend: FakeBackend):
-        self._backend = backend
-        self.held: dict[int, tuple[str, str]] = {}
+    def __init__(self, end: int, at_once: bool = False):
+        self._end, self._at_once = end, at_once
+        self.held: dict[tuple[str, str], Future] = {}
+        self.compiles = 0
+        self.loads = 0
 
-    def start(self, serial: int, kind: str, text: str) -> None:
-        self.held[serial] = kind, text
+    def compile(self, kind: str, text: str) -> Future:
+        self.compiles += 1
+        self.held[kind, text] = future = Future()
+        if self._at_once:
+            self.release(kind, text)
+        return future
 
-    def take(self, serial: int) -> Grammar:
-        return self._backend.compile(*self.held.pop(serial))
+    def release(self, kind: str, text: str) -> None:
+        future = self.held.pop((kind, text))
+        try:
+            result = FakeCompiled(kind, text, self._end)
+        except Exception as e:
+            future.set_exception(e)
+        else:
+            future.set_result((result, text.encode()))
 
-    def drop(self, serial: int) -> None:
-        del self.held[serial]
+    def prepare(self) -> None:
+        pass
+
+    def load(self, kind: str, text: str, data: bytes) -> FakeCompiled:
+        assert data == text.encode()
+        self.loads += 1
+        return FakeCompiled(kind, text, self._end)
+
+
+def give_grammars(h: Harness, end: int, at_once: bool = True) -> FakeBackend:
+    """Let the harness's scheduler have grammars, whose outputs end with the token `end`."""
+    backend = FakeBackend(end, at_once)
+    h.scheduler.grammars = GrammarManager(backend, lambda message: h.inbox.append(message))
+    return backend
 
 
 def masked_token(context: list[int], mask: set[int], vocab_size: int) -> int:

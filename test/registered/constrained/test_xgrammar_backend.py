@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from sglang.srt.constrained import xgrammar_backend
+from sglang.srt.constrained import xgrammar_backend, xgrammar_compile
 from sglang.srt.constrained.grammar import GrammarError, mask_words
 from sglang.srt.constrained.xgrammar_backend import XGrammarBackend
 from sglang.srt.server_args import ServerArgs, model_folder
@@ -15,7 +15,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_grammar import allowed
 
-register_cpu_ci(est_time=12, suite="base-a-test-cpu")
+register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 
 FOLDER = model_folder(ServerArgs())
 EOS = [1, 106, 50]
@@ -30,6 +30,11 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def backend():
     return XGrammarBackend(FOLDER, V, EOS)
+
+
+def begin(backend, kind: str, text: str):
+    compiled, _ = backend.compile(kind, text).result(120)
+    return compiled.begin()
 
 
 def next_tokens(grammar) -> set[int]:
@@ -57,14 +62,14 @@ CASES = [
 
 @pytest.mark.parametrize("kind,text,good,bad", CASES)
 def test_what_matches_and_what_does_not(backend, tokenizer, kind, text, good, bad):
-    grammar = backend.compile(kind, text)
+    grammar = begin(backend, kind, text)
     for token in tokenizer.encode(good, False):
         assert token in next_tokens(grammar)
         assert grammar.accept(token) and not grammar.ended
     assert next_tokens(grammar) >= set(EOS)
     assert grammar.accept(EOS[1]) and grammar.ended
 
-    grammar = backend.compile(kind, text)
+    grammar = begin(backend, kind, text)
     assert not all(grammar.accept(token) for token in tokenizer.encode(bad, False))
     before = next_tokens(grammar)
     assert not grammar.accept(tokenizer.special_ids_of(["<|tool_call>"])[0])
@@ -76,7 +81,7 @@ def test_what_matches_and_what_does_not(backend, tokenizer, kind, text, good, ba
 def test_any_walk_stays_inside(backend, tokenizer, kind, text, good, bad, seed):
     """Random tokens of each mask are accepted; none is special, but for the end tokens, or beyond the tokenizer."""
     rng = random.Random(seed)
-    grammar = backend.compile(kind, text)
+    grammar = begin(backend, kind, text)
     for _ in range(60):
         tokens = next_tokens(grammar)
         others = tokens - set(EOS)
@@ -89,13 +94,13 @@ def test_any_walk_stays_inside(backend, tokenizer, kind, text, good, bad, seed):
 
 
 def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
-    grammar = backend.compile("json_schema", json.dumps(PERSON))
+    grammar = begin(backend, "json_schema", json.dumps(PERSON))
     assert grammar.accept(tokenizer.encode("{", False)[-1])
     newline = tokenizer.encode("\n", False)[-1]
     count = 0
     while grammar.accept(newline):
         count += 1
-        assert count <= xgrammar_backend.MAX_WHITESPACE
+        assert count <= xgrammar_compile.MAX_WHITESPACE
     assert count >= 8, "indenting must be possible"
 
 
@@ -116,20 +121,45 @@ def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
 )
 def test_what_cannot_be_compiled_says_where(backend, kind, text, message):
     with pytest.raises(GrammarError) as error:
-        backend.compile(kind, text)
+        begin(backend, kind, text)
     messages = (message,) if isinstance(message, str) else message
     assert any(m in str(error.value) for m in messages) and "\n" not in str(error.value)
     assert ".cc" not in str(error.value)
 
 
-def test_one_that_takes_too_much_memory(backend, monkeypatch):
-    monkeypatch.setattr(xgrammar_backend, "MAX_COMPILED_BYTES", 100)
-    with pytest.raises(GrammarError, match="takes .* bytes when it is compiled, at most 100"):
-        backend.compile("regex", "[a-z]{50}")
+def test_another_rank_reads_what_the_first_has_compiled(backend):
+    compiled, data = backend.compile("json_schema", json.dumps(PERSON)).result(120)
+    other = XGrammarBackend(FOLDER, V, EOS)
+    other.prepare()
+    read = other.load("json_schema", json.dumps(PERSON), data)
+    assert read.nbytes == compiled.nbytes > 0
+    rng, one, two = random.Random(5), compiled.begin(), read.begin()
+    for _ in range(60):
+        tokens = next_tokens(one)
+        assert next_tokens(two) == tokens
+        token = rng.choice(sorted(tokens - set(EOS) or tokens))
+        assert one.accept(token) and two.accept(token)
+        if one.ended:
+            break
+
+
+def test_limits(monkeypatch):
+    """The library cannot be interrupted, and takes minutes over ".*" so often; others take what they take alone."""
+    monkeypatch.setattr(xgrammar_backend, "COMPILE_SECONDS", 3.0)
+    monkeypatch.setattr(xgrammar_backend, "MAX_COMPILED_BYTES", 100_000)
+    backend = XGrammarBackend(FOLDER, V, EOS)
+    begin(backend, "regex", "[0-9]")
+    slow = [backend.compile("regex", ".*" * (n + 3000)) for n in range(3)]
+    assert begin(backend, "regex", "[0-9]{3}") and not any(future.done() for future in slow)
+    with pytest.raises(GrammarError, match="takes .* bytes when it is compiled, at most 100000"):
+        begin(backend, "regex", ".*" * 50)
+    for future in slow:
+        with pytest.raises(GrammarError, match="regex cannot be compiled: it takes more than 3 s"):
+            future.result(60)
 
 
 def test_without_eos_the_end_is_the_end():
-    grammar = XGrammarBackend(FOLDER, V, []).compile("regex", "[0-9]")
+    grammar = begin(XGrammarBackend(FOLDER, V, []), "regex", "[0-9]")
     assert grammar.accept(min(next_tokens(grammar))) and grammar.ended
 
 

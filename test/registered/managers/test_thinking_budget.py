@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sglang.srt.constrained.grammar import AfterThought, mask_words
-from sglang.srt.managers.io_struct import GrammarReadyReq, ThoughtMarks
+from sglang.srt.managers.io_struct import ThoughtMarks
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.fake_grammar import FakeBackend, FakeGrammarManager, MaskedWorker, allowed, masked_token
+from sglang.test.fake_grammar import FakeGrammar, MaskedWorker, allowed, give_grammars, masked_token
 from sglang.test.fake_worker import expected_output
 from sglang.test.scheduler_harness import Harness
 
@@ -25,10 +25,11 @@ def harness(**settings) -> Harness:
     sizes = {"full_size": 160, "swa_size": 100, "window": 8, "rows": 8, "max_len": 128} | {
         name: settings.pop(name) for name in ("full_size", "swa_size") if name in settings
     }
-    grammars = FakeGrammarManager(FakeBackend(VOCAB - 1))
     worker = MaskedWorker(vocab_size=VOCAB, **sizes)
     settings = {"vocab_size": VOCAB, "conservativeness": 0.1} | settings
-    return Harness(**sizes, worker=worker, grammars=grammars, **settings)
+    h = Harness(**sizes, worker=worker, **settings)
+    give_grammars(h, VOCAB - 1)
+    return h
 
 
 def expected(prompt: list[int], count: int, budget: int, grammar=None) -> list[int]:
@@ -79,8 +80,8 @@ def test_with_a_grammar_behind_the_thought(overlap: bool):
     for i, budget in enumerate([0, 1, 5]):
         prompt = [9, 10 + i, BEGIN]
         h.add(f"g{i}", prompt, 60, params={"regex": "8,9 10", "thinking_budget": budget}, thought_marks=MARKS)
-        h.inbox.append(GrammarReadyReq(h.serial(f"g{i}")))
-        wanted[f"g{i}"] = expected(prompt, 60, budget, FakeBackend(VOCAB - 1).compile("regex", "8,9 10"))
+        h.step()
+        wanted[f"g{i}"] = expected(prompt, 60, budget, FakeGrammar([{8, 9}, {10}], VOCAB - 1))
     h.run()
     assert {name: got.ids for name, got in h.received.items()} == wanted
     assert all(got.finals[0].finish.type == "stop" for got in h.received.values())

@@ -3,6 +3,7 @@
 A mask is a row of int32 words, a bit a token: bit i % 32 of word i // 32 is set where token i may come next.
 """
 
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -38,11 +39,30 @@ class Grammar(Protocol):
         ...
 
 
-class GrammarBackend(Protocol):
-    """Compiles grammars. Calls may come from several threads."""
+class Compiled(Protocol):
+    """A grammar that any number of requests may use."""
 
-    def compile(self, kind: str, text: str) -> Grammar:
-        """A grammar at its beginning; `kind` is json_schema, regex or ebnf. Raises GrammarError."""
+    nbytes: int  # of memory, the same on all ranks
+
+    def begin(self) -> Grammar:
+        """A request's grammar at its beginning."""
+        ...
+
+
+class GrammarBackend(Protocol):
+    """Compiles grammars. `kind` is json_schema, regex or ebnf."""
+
+    def compile(self, kind: str, text: str) -> "Future[tuple[Compiled, bytes]]":
+        """The grammar, and what load() makes the same of on another rank. Returns at once. The future fails with
+        GrammarError where the grammar is at fault; work on one that is cancelled ends."""
+        ...
+
+    def prepare(self) -> None:
+        """Begin to load what load() needs. Returns at once."""
+        ...
+
+    def load(self, kind: str, text: str, data: bytes) -> Compiled:
+        """The grammar that another rank has compiled; may wait for what prepare() loads."""
         ...
 
 

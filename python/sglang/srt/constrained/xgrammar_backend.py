@@ -1,84 +1,85 @@
-"""Grammars compiled by the xgrammar library, for the tokens of a tokenizer folder. Its only user of the library."""
+"""Grammars of the xgrammar library, compiled in a process of their own (xgrammar_compile.py)."""
 
-import functools
 import importlib.util
-import os
-import re
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 
 import numpy as np
 
-from sglang.srt.constrained.grammar import GrammarError, mask_words
-from sglang.srt.utils.shown import cut
-from sglang.srt.utils.tokenizer import Tokenizer
+from sglang.srt.constrained.compile_process import CompileProcess, CompilerSettings
+from sglang.srt.constrained.grammar import Compiled
+from sglang.srt.constrained.xgrammar_compile import new_matcher, tokenizer_info
 
-CACHE_BYTES = 256 << 20  # of compiled grammars: one of an ordinary schema has some ten thousand
 MAX_COMPILED_BYTES = 64 << 20
-COMPILE_THREADS = max(1, min(8, (os.cpu_count() or 1) // 4))  # for one grammar; other requests are being served
-MAX_WHITESPACE = 20  # in a row between a JSON text's parts: enough to indent, and none goes on for ever
-# What the library puts before its messages: time of day, source file, the check that failed.
-_PREFIX = re.compile(r"^\[[0-9:]+\] \S+: (?:Check failed: \([^)]*\)\)? is false: )?")
+COMPILE_SECONDS = 30.0  # for one grammar, with the time in the queue
+MODULE = "sglang.srt.constrained.xgrammar_compile"
 
 
 class XGrammarBackend:
-    """`vocab_size`: columns of the logits; `eos_token_ids` end an answer. The library and the tokenizer are loaded by
-    the first compile(). Raises ValueError where there is no library."""
+    """`vocab_size`: columns of the logits; `eos_token_ids` end an answer. The library and the tokenizer are loaded when
+    the first grammar comes. Raises ValueError where there is no library."""
 
     def __init__(self, tokenizer_folder: str, vocab_size: int, eos_token_ids: Iterable[int]):
         if importlib.util.find_spec("xgrammar") is None:
             raise ValueError("--grammar-backend xgrammar: pip install xgrammar, or start with --grammar-backend none")
-        self._folder = tokenizer_folder
-        self._vocab_size = vocab_size
-        self._eos_token_ids = sorted(token for token in eos_token_ids if token < vocab_size)
-        self._loading = threading.Lock()
-
-    @functools.cached_property
-    def _compiler(self):
-        import xgrammar  # late: it takes seconds, and most servers never see a grammar
-
-        tokenizer = Tokenizer(self._folder)
-        # Special tokens have no text here: no grammar can ask for one. Ids beyond the tokenizer's have none either.
-        texts = [
-            b"" if i in tokenizer.special_ids or i >= tokenizer.size else bytes(tokenizer.token_bytes(i))
-            for i in range(self._vocab_size)
-        ]
-        info = xgrammar.TokenizerInfo(
-            texts, xgrammar.VocabType.RAW, vocab_size=self._vocab_size, stop_token_ids=self._eos_token_ids
+        eos_token_ids = sorted(token for token in eos_token_ids if token < vocab_size)
+        self._settings = CompilerSettings(
+            tokenizer_folder, vocab_size, eos_token_ids, MAX_COMPILED_BYTES, COMPILE_SECONDS
         )
-        return xgrammar.GrammarCompiler(info, max_threads=COMPILE_THREADS, cache_limit_bytes=CACHE_BYTES)
+        self._process = CompileProcess(MODULE, self._settings, self._read)
+        self._info: Future | None = None
+        self._lock = threading.Lock()
 
-    def compile(self, kind: str, text: str) -> "XGrammar":
+    def compile(self, kind: str, text: str) -> "Future[tuple[Compiled, bytes]]":
         """See GrammarBackend."""
-        with self._loading:
-            compiler = self._compiler
+        return self._process.compile(kind, text)
+
+    def prepare(self) -> None:
+        """See GrammarBackend."""
+        if self._info is None:
+            self._info = Future()
+            threading.Thread(target=self._load_info, name="grammar-load", daemon=True).start()
+
+    def load(self, kind: str, text: str, data: bytes) -> Compiled:
+        """See GrammarBackend."""
+        self.prepare()
+        return self._unpack(self._info.result(), data)
+
+    def _load_info(self) -> None:
+        try:
+            self._info.set_result(tokenizer_info(self._settings))
+        except Exception as e:  # whoever waits for it raises
+            self._info.set_exception(e)
+
+    def _read(self, first: bytes, data: bytes) -> tuple[Compiled, bytes]:
+        """On threads of CompileProcess."""
         import xgrammar
 
-        compile = {
-            "json_schema": functools.partial(compiler.compile_json_schema, max_whitespace_cnt=MAX_WHITESPACE),
-            "regex": compiler.compile_regex,
-            "ebnf": compiler.compile_grammar,
-        }[kind]
-        try:
-            compiled = compile(text)
-        except (RuntimeError, ValueError) as e:  # the library's own errors are of both kinds
-            raise GrammarError(f"{kind} cannot be compiled: {_reason(str(e))}") from e
-        if compiled.memory_size_bytes > MAX_COMPILED_BYTES:
-            raise GrammarError(
-                f"{kind} takes {compiled.memory_size_bytes} bytes when it is compiled, at most {MAX_COMPILED_BYTES} "
-                "are possible: use a simpler one"
-            )
-        matcher = xgrammar.GrammarMatcher(
-            compiled,
-            override_stop_tokens=self._eos_token_ids or None,
-            terminate_without_stop_token=not self._eos_token_ids,
+        with self._lock:
+            if self._info is None:
+                self._info = Future()
+                self._info.set_result(xgrammar.TokenizerInfo.deserialize_json(first.decode()))
+        return self._unpack(self._info.result(), data), data
+
+    def _unpack(self, info, data: bytes) -> "XGrammarCompiled":
+        import xgrammar
+
+        return XGrammarCompiled(
+            xgrammar.CompiledGrammar.deserialize_json(data.decode(), info), self._settings.eos_token_ids
         )
-        grammar = XGrammar(matcher)
-        first = np.zeros(mask_words(self._vocab_size), dtype=np.int32)
-        grammar.fill(first)
-        if not first.any():
-            raise GrammarError(f"{kind} cannot be compiled: no text matches it")
-        return grammar
+
+
+class XGrammarCompiled:
+    """See Compiled."""
+
+    def __init__(self, compiled, eos_token_ids: list[int]):
+        self._compiled, self._eos_token_ids = compiled, eos_token_ids
+        self.nbytes: int = compiled.memory_size_bytes
+
+    def begin(self) -> "XGrammar":
+        """See Compiled."""
+        return XGrammar(new_matcher(self._compiled, self._eos_token_ids))
 
 
 class XGrammar:
@@ -99,9 +100,3 @@ class XGrammar:
 
     def fill(self, mask: np.ndarray) -> None:
         self._matcher.fill_next_token_bitmask(mask[None], 0)
-
-
-def _reason(message: str) -> str:
-    """What of the library's message is of use to who wrote the grammar."""
-    line = _PREFIX.sub("", message.strip().splitlines()[0]) if message.strip() else "unknown reason"
-    return cut(line, 300)

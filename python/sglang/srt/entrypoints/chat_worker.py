@@ -7,17 +7,17 @@ the HTTP process's side; this file as a program is the other one.
 
 import asyncio
 import signal
-import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
 from sglang.srt.entrypoints.chat_prompt import Turn, chat_prompt
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate, load_renderer
+from sglang.srt.utils.frames import read_frame, write_frame
 from sglang.srt.utils.special_text import SpecialText
 
 INLINE_BYTES = 16384  # of a chat as JSON: smaller ones take some milliseconds and are written on the event loop
@@ -115,10 +115,10 @@ class _Worker:
         """For a thread. Raises EOFError when the process ends before it has answered."""
         try:
             if self._settings is not None:
-                _write(self._process.stdin, self._settings)
+                write_frame(self._process.stdin, self._settings)
                 self._settings = None
-            _write(self._process.stdin, data)
-            reply = _read(self._process.stdout)
+            write_frame(self._process.stdin, data)
+            reply = read_frame(self._process.stdout)
         except (OSError, ValueError) as e:  # ValueError: closed by end()
             raise EOFError from e
         if reply is None:
@@ -128,22 +128,6 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(struct.pack(">I", len(data)))
-    file.write(data)
-    file.flush()
-
-
-def _read(file: BinaryIO) -> bytes | None:
-    """The next message; None at the end."""
-    head = file.read(4)
-    if len(head) < 4:
-        return None
-    (size,) = struct.unpack(">I", head)
-    data = file.read(size)
-    return data if len(data) == size else None
 
 
 # ---- the process ----------------------------------------------------------------------------------------------------
@@ -171,15 +155,15 @@ def main() -> None:
     signal.signal(signal.SIGPROF, _out_of_time)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what libraries print must not get between the answers
-    data = _read(source)
+    data = read_frame(source)
     if data is None:
         return
     settings = msgspec.msgpack.decode(data, type=WriterSettings)
     template = ChatTemplate(settings.source, settings.special_tokens, settings.tool_source)
     special = None if settings.special_texts is None else SpecialText(settings.special_texts, settings.secret)
     load_renderer()
-    while (data := _read(source)) is not None:  # the end: the server has gone
-        _write(sink, msgspec.msgpack.encode(_answer(data, template, special, settings)))
+    while (data := read_frame(source)) is not None:  # the end: the server has gone
+        write_frame(sink, msgspec.msgpack.encode(_answer(data, template, special, settings)))
 
 
 if __name__ == "__main__":

@@ -91,10 +91,12 @@ class StopReq(Message):
 
 
 class GrammarReadyReq(Message):
-    """From rank 0 to all: the grammar of a request has been compiled, or why it can't be had."""
+    """From rank 0 to all: a grammar has been compiled, or why it can't be had."""
 
-    serial: int
+    job: int  # as GrammarManager counts them
     error: str | None = None
+    status_code: int = 400  # with an error
+    data: bytes = b""  # the compiled grammar, for the other ranks
 
 
 class FlushCacheReq(Message):

@@ -147,7 +147,7 @@ def make_grammar_manager(args, model_config, process: ProcessConfig, tp):
 
     backend = XGrammarBackend(args.tokenizer_path, model_config.vocab_size, model_config.eos_token_ids)
     announce = Sender(os.path.join(process.ipc_dir, "scheduler")).send if tp.rank == 0 else None
-    return GrammarManager(backend, announce)
+    return GrammarManager(backend, announce, shared=tp.size > 1)
 
 
 def resolve_and_join(typed, process: ProcessConfig):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from sglang.srt.constrained.grammar import Grammar
+from sglang.srt.constrained.grammar import AfterThought, Compiled, Grammar
 from sglang.srt.managers.io_struct import (
     FinishReason,
     Logprobs,
@@ -69,6 +69,13 @@ class Req:
         self.stream_every = self._stream_every()
         self.sampling_bits = flag_bits(self.params)
         self.grammar: Grammar | None = None  # once it is compiled; before, the request waits apart
+
+    def begin_grammar(self, compiled: Compiled | None) -> None:
+        """What the output must look like: `compiled`, behind a thought if there is one, and the thought has an end."""
+        self.grammar = compiled and compiled.begin()
+        if self.msg.thought_marks is not None:
+            budget = self.params.thinking_budget
+            self.grammar = AfterThought(self.grammar, self.msg.thought_marks, self.prompt, budget)
 
     def next_bits(self) -> int:
         """The SamplingFlags that its next token needs."""

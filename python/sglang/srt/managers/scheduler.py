@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sglang.srt.constrained.grammar import AfterThought, mask_words
+from sglang.srt.constrained.grammar import mask_words
 from sglang.srt.managers.grammar_manager import GrammarManager
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -164,29 +164,23 @@ class Scheduler:
         self.arrivals += 1
         self.by_serial[req.serial] = req
         if grammar := req.params.grammar:
-            self.compiling[req.serial] = req
-            self.grammars.start(req.serial, *grammar)
-        else:
-            if params.thinking_budget is not None:
-                self.mind_thoughts(req)
-            self.waiting.append(req)
-
-    def mind_thoughts(self, req: Req) -> None:
-        """Its grammar begins behind a thought, and the thought has an end."""
-        if req.msg.thought_marks is not None:
-            budget = req.params.thinking_budget
-            req.grammar = AfterThought(req.grammar, req.msg.thought_marks, req.prompt, budget)
+            compiled = self.grammars.start(req.serial, *grammar)
+            if compiled is None:
+                self.compiling[req.serial] = req
+                return
+            req.begin_grammar(compiled)
+        elif params.thinking_budget is not None:
+            req.begin_grammar(None)
+        self.waiting.append(req)
 
     def on_grammar_ready(self, msg: GrammarReadyReq) -> None:
-        if (req := self.compiling.get(msg.serial)) is None:  # it has been aborted
-            return
-        if msg.error is not None:
-            self.finish(req, _refused(msg.error))
-            return
-        del self.compiling[req.serial]
-        req.grammar = self.grammars.take(req.serial)
-        self.mind_thoughts(req)
-        self.waiting.append(req)
+        serials, compiled = self.grammars.finished(msg)
+        for req in (self.compiling.pop(serial) for serial in serials):
+            self.waiting.append(req)
+            if compiled is None:
+                self.finish(req, _refused(msg.error, msg.status_code))
+            else:
+                req.begin_grammar(compiled)
         self.waiting.sort(key=lambda r: r.order)
 
     def refusal(self, msg: TokenizedGenerateReq) -> FinishReason | None:
