@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from sglang.srt.arg_fields import OneLineParser
+from sglang.srt.model_loader.hub import with_folders
 from sglang.srt.server_args import ServerArgs, model_folder, parse_with_server_args
 from sglang.srt.utils.child import STARTUP_FAILED, startup_errors
 
@@ -184,6 +185,7 @@ def add_flags(parser: OneLineParser) -> None:
 def main(argv: list[str], prog: str = "python -m sglang.bench_offline_throughput") -> int:
     typed, own = parse_with_server_args(argv, prog, "Throughput of the in-process engine.", add_flags)
     with startup_errors():
+        typed = with_folders(typed, print)
         rows = make_rows(typed, own)
         if own.result_filename:
             open(own.result_filename, "a").close()  # it must not fail after the run

@@ -23,6 +23,7 @@ from typing import TextIO
 from sglang.benchmark.bench_ranks import leading, other_ranks
 from sglang.benchmark.static_bench import Bench, Case, Run
 from sglang.srt.arg_fields import OneLineParser
+from sglang.srt.model_loader.hub import with_folders
 from sglang.srt.server_args import parse_with_server_args
 from sglang.srt.utils.child import run_and_leave, setup_logging, startup_errors
 from sglang.srt.utils.flag_types import at_least
@@ -167,6 +168,7 @@ def main(argv: list[str], prog: str = "python -m sglang.bench_one_batch") -> int
     setup_logging(typed.log_level, "bench")
     with contextlib.ExitStack() as at_the_end:
         with startup_errors():
+            typed = with_folders(typed, print)
             results = None
             if not own.correctness_test:
                 results = at_the_end.enter_context(open(own.result_filename, "a"))

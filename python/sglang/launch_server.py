@@ -7,6 +7,11 @@ from sglang.srt.server_args import ServerArgs, parse_with_server_args
 
 
 def start(args: ServerArgs) -> int:
+    from sglang.srt.model_loader.hub import with_folders
+    from sglang.srt.utils.child import say, startup_errors
+
+    with startup_errors():
+        args = with_folders(args, say)
     if args.node_rank > 0:
         from sglang.srt.entrypoints.worker_node import serve
     else:

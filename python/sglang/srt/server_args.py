@@ -81,7 +81,8 @@ class ServerArgs:
 
     model_path: str | None = arg(
         None,
-        help="Folder of a Hugging Face checkpoint. Without it the small model inside the package is served.",
+        help="Folder of a Hugging Face checkpoint, or OWNER/MODEL of the hub, which is fetched. Without it the small "
+        "model inside the package is served.",
         group=MODEL,
         aliases=("--model",),
         check=non_empty,
@@ -89,7 +90,21 @@ class ServerArgs:
     )
     tokenizer_path: str | None = arg(
         None,
-        help="Folder of the tokenizer; the model's folder if not given.",
+        help="Folder of the tokenizer, or a model of the hub; the model's if not given.",
+        group=MODEL,
+        check=non_empty,
+        metavar="PATH",
+    )
+    revision: str | None = arg(
+        None,
+        help="Branch, tag or commit of a model of the hub (default: main).",
+        group=MODEL,
+        check=non_empty,
+        metavar="NAME",
+    )
+    download_dir: str | None = arg(
+        None,
+        help="Folder for what is fetched from the hub (default: its own cache, see HF_HOME).",
         group=MODEL,
         check=non_empty,
         metavar="PATH",
@@ -405,8 +420,13 @@ class ServerArgs:
         group=SPECULATION, aliases=("--speculative-algo",), choices=("NEXTN", "EAGLE"), metavar="NAME",
     )  # fmt: skip
     speculative_draft_model_path: str | None = arg(
-        None, help="Folder of the target's drafter, a Gemma4Assistant checkpoint; the model in the package has one.",
+        None, help="Folder of the target's drafter, a Gemma4Assistant checkpoint, or its name at the hub; the model in "
+        "the package has one.",
         group=SPECULATION, aliases=("--speculative-draft-model",), check=non_empty, metavar="PATH",
+    )  # fmt: skip
+    speculative_draft_model_revision: str | None = arg(
+        None, help="Branch, tag or commit of a drafter of the hub (default: main).", group=SPECULATION,
+        check=non_empty, metavar="NAME",
     )  # fmt: skip
     speculative_num_steps: int | None = arg(
         None, help="Tokens drafted in a row (auto: 3).", group=SPECULATION, check=between(1, 32)

@@ -20,7 +20,6 @@ _NO_LORA = "is not supported: LoRA adapters are not served; leave it out"
 _NO_HICACHE = "is not supported: the KV cache has no host tier; leave it out"
 _NO_DISAGG = "is not supported: prefill and decode run in one server; leave it out"
 _NO_TOOLS = "is not supported: tools are the client's to run; leave it out"
-_LOCAL = "is not supported: models are local folders; download the checkpoint first and give its path"
 _FAMILIES = "is not supported: it belongs to model families that are not served; leave it out"
 _DEBUG = "is not supported: it looks into upstream's own parts; leave it out"
 _NO_GRPC = "is not supported: requests come over HTTP; leave it out"
@@ -106,7 +105,7 @@ _BY_REASON: dict[str, str] = {
         disable_flashinfer_cutlass_moe_fp4_allgather
     """,
     _NO_SPEC: """
-        speculative_draft_model_revision speculative_draft_load_format
+        speculative_draft_load_format
         speculative_accept_threshold_single speculative_accept_threshold_acc
         speculative_attention_mode speculative_token_map speculative_draft_attention_backend
         speculative_draft_model_quantization speculative_moe_runner_backend speculative_ngram_max_match_window_size
@@ -153,7 +152,7 @@ _BY_REASON: dict[str, str] = {
         disaggregation_decode_polling_interval disaggregation_decode_enable_radix_cache
         disaggregation_decode_extra_slots optimistic_prefill_attempts enable_pdmux pdmux_config_path sm_group_num
     """,
-    _LOCAL: "revision download_dir tokenizer_revision",
+    "is not supported: a tokenizer is of its model's --revision; leave it out": "tokenizer_revision",
     _SAFETENSORS: """
         quantization quantization_param_path torchao_config modelopt_quant modelopt_checkpoint_restore_path
         enable_fp32_lm_head model_loader_extra_config quantize_and_serve model_config_parser

@@ -1,6 +1,7 @@
 """The command `sglang` and what it starts: help without torch, mistakes, the script that pyproject.toml declares."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -69,6 +70,17 @@ def test_help_needs_no_torch(words: str, shows: str):
 def test_mistakes(words: str, says: str, monkeypatch, capsys):
     assert call(monkeypatch, *words.split()) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_model_that_can_not_be_had_ends_the_start():
+    words = ["serve", "google/gemma-4-E2B-it", "--download-dir", "/nowhere", "--revision", "v1"]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "sglang", *words], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --model-path google/gemma-4-E2B-it is not a folder, and as a model of the hub it can't be had: "
+        "HF_HUB_OFFLINE is set, and /nowhere does not hold all of it\n",
+    )
 
 
 def test_no_command_shows_the_commands(monkeypatch, capsys):

@@ -22,6 +22,8 @@ register_cpu_ci(est_time=3, suite="unit-test-cpu")
 GOOD = {
     "model_path": ("/m", "/m"),
     "tokenizer_path": ("/t", "/t"),
+    "revision": ("v1.0", "v1.0"),
+    "download_dir": ("/cache", "/cache"),
     "load_format": ("dummy", "dummy"),
     "context_length": ("2048", 2048),
     "dtype": ("float32", "float32"),
@@ -73,6 +75,7 @@ GOOD = {
     "dist_init_addr": ("10.0.0.1:5000", "10.0.0.1:5000"),
     "speculative_algorithm": ("NEXTN", "NEXTN"),
     "speculative_draft_model_path": ("/d", "/d"),
+    "speculative_draft_model_revision": ("main", "main"),
     "speculative_num_steps": ("5", 5),
     "speculative_eagle_topk": ("3", 3),
     "speculative_num_draft_tokens": ("12", 12),

@@ -60,10 +60,6 @@ def test_503_while_starting(start):
         (fake(startup_error="the model file is cut short"), "error: the model file is cut short"),
         (fake(startup_exit=7), "error: the scheduler process ended with exit code 7 while the server was starting"),
         (["--model-path", "/no/such/model"], "error: --model-path /no/such/model: no such folder"),
-        (
-            ["--model-path", "google/gemma-4-E2B-it"],
-            "`hf download google/gemma-4-E2B-it --local-dir gemma-4-E2B-it` does, then give gemma-4-E2B-it",
-        ),
         (["--tokenizer-path", "/tmp"], "error: no tokenizer.json in /tmp"),
         (["--chat-template", "/no/template"], "error: --chat-template /no/template"),
         (["--host", "no.such.host.invalid"], "error: --host no.such.host.invalid"),

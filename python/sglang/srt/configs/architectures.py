@@ -4,9 +4,10 @@ A table of names, so that reading it imports no model; a family that fails to im
 """
 
 from importlib import import_module
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Entry(NamedTuple):
@@ -63,7 +64,12 @@ def _load(path: str) -> type:
     return getattr(import_module(module), name)
 
 
-def model_class(architectures: list[str]) -> type[nn.Module]:
+def check_known(architectures: list[str], drafter: bool = False) -> None:
+    """ValueError, which lists the supported ones, for a model (or a drafter) that is not served."""
+    _drafter_entry(architectures) if drafter else _entry(architectures)
+
+
+def model_class(architectures: list[str]) -> "type[nn.Module]":
     """The model class of the first known architecture; ValueError lists the supported ones."""
     return _load(_entry(architectures).model)
 
@@ -73,7 +79,7 @@ def config_class(architectures: list[str]) -> type:
     return _load(_entry(architectures).config)
 
 
-def drafter_class(architectures: list[str]) -> type[nn.Module]:
+def drafter_class(architectures: list[str]) -> "type[nn.Module]":
     """model_class for drafters; its instances are made with (DrafterConfig, the target's ModelConfig, tp)."""
     return _load(_drafter_entry(architectures).model)
 

@@ -3,7 +3,6 @@ is true of no family that we serve refused by its name."""
 
 import difflib
 import json
-import re
 from pathlib import Path
 
 from sglang.srt.configs import fields
@@ -16,7 +15,7 @@ TOP_FIELDS = (
     "architectures", "model_type", "text_config", "dtype", "torch_dtype", "eos_token_id", "tie_word_embeddings",
     "quantization_config",
 )  # fmt: skip
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # OWNER/MODEL
+FOLDER_FORM = "give a local folder in Hugging Face format"
 PLAIN = "only plain bfloat16, float16 or float32 weights are served; take the model before it was quantized"
 
 
@@ -24,20 +23,12 @@ def read_config(path: str, what: str) -> dict:
     """The folder's config.json; `what` names the path in an error. ValueError for a folder that is no plain model's."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"{what} {path!r} is not a folder; {how_to_get(path)}")
+        raise ValueError(f"{what} {path!r} is not a folder; {FOLDER_FORM}")
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{what} {path!r} holds adapter_config.json: adapters are not served; merge it into its model")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{what} {path!r} has no config.json; give a local folder in Hugging Face format")
+        raise ValueError(f"{what} {path!r} has no config.json; {FOLDER_FORM}")
     return read_json(folder / "config.json")
-
-
-def how_to_get(path: str) -> str:
-    """What to do about a folder that is not there; a name of the hub's is told how to fetch."""
-    if HUB_NAME.fullmatch(path):
-        folder = path.rpartition("/")[2]
-        return f"models are not downloaded: `hf download {path} --local-dir {folder}` does, then give {folder}"
-    return "give a local folder in Hugging Face format"
 
 
 def read_json(path: Path) -> dict:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 import sglang
-from sglang.srt.configs.config_file import how_to_get
+from sglang.srt.configs.config_file import FOLDER_FORM
 from sglang.srt.entrypoints.chat_worker import ChatWriter
 from sglang.srt.entrypoints.conversation import Conversation
 from sglang.srt.managers.generation import Prompt, RequestError
@@ -74,7 +74,7 @@ class Backend:
         """Start the processes. Raises ValueError for a model folder or tokenizer that cannot be used."""
         folder = model_folder(self.args)
         if not os.path.isdir(folder):
-            raise ValueError(f"--model-path {folder}: no such folder; {how_to_get(folder)}")
+            raise ValueError(f"--model-path {folder}: no such folder; {FOLDER_FORM}")
         warn_of_unread()
         self._supervisor = supervisor = ProcessSupervisor(self._child_died)
         args = self.args

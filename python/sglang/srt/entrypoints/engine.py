@@ -18,6 +18,7 @@ from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.io_struct import ProfileSettings
 from sglang.srt.managers.process_supervisor import SCHEDULER_MODULE
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.model_loader.hub import with_folders
 from sglang.srt.server_args import ServerArgs
 
 # Upstream's order of generate()'s arguments.
@@ -38,7 +39,7 @@ class Engine:
     """
 
     def __init__(self, *, scheduler_module: str = SCHEDULER_MODULE, **server_args: Any):
-        self.server_args = ServerArgs.from_kwargs(**{"log_level": "error", **server_args})
+        self.server_args = with_folders(ServerArgs.from_kwargs(**{"log_level": "error", **server_args}))
         if self.server_args.node_rank > 0:
             raise ValueError("node_rank: an Engine is node 0; start the others with python -m sglang.launch_server")
         if self.server_args.enable_metrics:

@@ -13,7 +13,10 @@ from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.child import ProcessConfig
 
-OWN = ("model_path", "tokenizer_path", "served_model_name", "node_rank", "log_level")  # a machine may have its own
+OWN = (  # a machine may have its own
+    "model_path", "tokenizer_path", "speculative_draft_model_path", "download_dir", "served_model_name", "node_rank",
+    "log_level",
+)  # fmt: skip
 
 
 def join(args: ServerArgs, process: ProcessConfig, device: str) -> TensorParallel:

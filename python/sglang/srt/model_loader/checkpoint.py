@@ -25,19 +25,7 @@ class TensorInfo:
 def checkpoint_files(folder: Path) -> list[Path]:
     """The weight files: model.safetensors, which comes before an index as in transformers, or the shards the index
     names. ValueError says what is wrong."""
-    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{folder / INDEX} has no weight_map")
-        names = set(weight_map.values()) if all(isinstance(v, str) for v in weight_map.values()) else {None}
-        for name in names:
-            if name is None or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-                raise ValueError(
-                    f"{folder / INDEX} names {name!r} as a shard; a shard is a .safetensors file beside it"
-                )
-        files = [folder / name for name in sorted(names)]
-    else:
-        files = [folder / SINGLE]
+    files = [folder / name for name in weight_names(folder)]
     for file in files:
         if not file.is_file():
             found = sorted(
@@ -48,6 +36,22 @@ def checkpoint_files(folder: Path) -> list[Path]:
                 f"(weight files in the folder: {', '.join(found[:10]) or 'none'})"
             )
     return files
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Names of the weight files, which need not be there yet. ValueError for an index that names something else."""
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{folder / INDEX} has no weight_map")
+        names = set(weight_map.values()) if all(isinstance(v, str) for v in weight_map.values()) else {None}
+        for name in names:
+            if name is None or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+                raise ValueError(
+                    f"{folder / INDEX} names {name!r} as a shard; a shard is a .safetensors file beside it"
+                )
+        return sorted(names)
+    return [SINGLE]
 
 
 def open_shard(file: Path) -> safe_open:
