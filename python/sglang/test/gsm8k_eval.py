@@ -118,21 +118,25 @@ class _Generated(msgspec.Struct):
 
 
 class EvalClient:
-    """Asks one server in one form. Temperature 0, one reply a question. Every failure is an EvalError."""
+    """Asks one server in one form, one reply a question. `sampling` goes into every request beside temperature 0, or
+    in its place. Every failure is an EvalError."""
 
-    def __init__(self, http: httpx.AsyncClient, form: str, shots: list[Question], max_tokens: int):
+    def __init__(self, http: httpx.AsyncClient, form: str, shots: list[Question], max_tokens: int, sampling: dict):
         self.http = http
         self.shots = shots
         self.max_tokens = max_tokens
+        self.sampling = {"temperature": 0} | sampling
         self.model = ""
         self.ask = {"chat": self._chat, "completion": self._completion, "generate": self._generate}[form]
 
-    async def find_model(self) -> None:
-        self.model = (await self._request("GET", "/v1/models", _Models)).data[0].id
+    async def find_model(self, name: str | None) -> None:
+        """`name`, or the server's own."""
+        self.model = name or (await self._request("GET", "/v1/models", _Models)).data[0].id
 
     async def _chat(self, index: int, question: Question) -> Answer:
-        messages = [{"role": "user", "content": question.question}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
+        text = few_shot_prompt(self.shots, question) if self.shots else question.question
+        messages = [{"role": "user", "content": text}]
+        body = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens, **self.sampling}
         reply = await self._request("POST", "/v1/chat/completions", _Chat, body)
         choice = reply.choices[0]
         text = choice.message.content or ""
@@ -140,13 +144,13 @@ class EvalClient:
 
     async def _completion(self, index: int, question: Question) -> Answer:
         prompt = few_shot_prompt(self.shots, question)
-        body = {"model": self.model, "prompt": prompt, "temperature": 0, "max_tokens": self.max_tokens, "stop": STOP}
+        body = {"model": self.model, "prompt": prompt, "max_tokens": self.max_tokens, "stop": STOP, **self.sampling}
         reply = await self._request("POST", "/v1/completions", _Completion, body)
         choice = reply.choices[0]
         return self._grade(index, question, choice.text, reply.usage.completion_tokens, choice.finish_reason)
 
     async def _generate(self, index: int, question: Question) -> Answer:
-        params = {"temperature": 0, "max_new_tokens": self.max_tokens, "stop": STOP}
+        params = {"max_new_tokens": self.max_tokens, "stop": STOP, **self.sampling}
         body = {"text": few_shot_prompt(self.shots, question), "sampling_params": params}
         reply = await self._request("POST", "/generate", _Generated, body)
         meta = reply.meta_info
@@ -178,12 +182,14 @@ async def evaluate_async(
     concurrency: int,
     max_tokens: int,
     output_file: str | Path | None,
+    sampling: dict,
+    model: str | None,
 ) -> Result:
     gate = asyncio.Semaphore(concurrency)
     limits = httpx.Limits(max_connections=concurrency)
     async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT, limits=limits, trust_env=False) as http:
-        client = EvalClient(http, form, shots, max_tokens)
-        await client.find_model()
+        client = EvalClient(http, form, shots, max_tokens, sampling)
+        await client.find_model(model)
 
         answers: list[Answer] = []
         with open_answers(output_file) as files, tqdm(total=len(questions), disable=None, unit="question") as bar:
@@ -218,15 +224,21 @@ def evaluate(
     concurrency: int = 32,
     max_tokens: int = 512,
     output_file: str | Path | None = None,
+    sampling: dict | None = None,
+    model: str | None = None,
 ) -> Result:
     """Ask the server all questions, `concurrency` at a time, and write each answer to `output_file` (see open_answers).
+    Greedy unless `sampling`, fields by the form's own names, says otherwise; in a chat worked examples stand before the
+    question in the user's turn.
 
     A request that fails, or that the server aborts, ends the run with an EvalError that says how far it came; the
     answers before it are in the file. Raises ValueError for arguments that can't be.
     """
-    if concurrency < 1 or form not in FORMS or (form == "chat" and shots):
-        raise ValueError(f"form {form} with {len(shots or [])} worked examples, {concurrency} at a time, can't be")
-    run = evaluate_async(base_url, questions, form, shots or [], concurrency, max_tokens, output_file)
+    if concurrency < 1 or form not in FORMS:
+        raise ValueError(f"form {form}, {concurrency} at a time, can't be")
+    run = evaluate_async(
+        base_url, questions, form, shots or [], concurrency, max_tokens, output_file, sampling or {}, model
+    )
     try:
         return asyncio.run(run)
     except (EvalError, httpx.InvalidURL) as e:
