@@ -16,10 +16,12 @@ from typing import Any
 
 from sglang.benchmark import INSTALL
 from sglang.benchmark.datasets import add_dataset_arguments, check_dataset_arguments, count_prompts
+from sglang.benchmark.unserved_flags import add_unserved
 from sglang.srt.utils.server_address import add_server_flags
 
 PROG = "python -m sglang.bench_serving"
 BACKEND_NAMES = ("sglang", "sglang-native", "sglang-oai", "sglang-oai-chat", "vllm", "vllm-chat")
+NATIVE = ("sglang", "sglang-native")
 OBJECTIVES = ("ttft", "tpot", "e2el")
 
 
@@ -34,6 +36,7 @@ def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     server.add_argument("--backend", choices=BACKEND_NAMES, default="sglang", help="its kind and endpoint (sglang)")
     add_server_flags(server, "(30000; of vllm and vllm-chat 8000)")
     server.add_argument("--model", help="name to ask for; the server's own if not given")
+    server.add_argument("--served-model-name", metavar="NAME", help="the same; it goes before --model")
     server.add_argument("--tokenizer", metavar="FOLDER", help="holds tokenizer.json; the server's own if not given")
     server.add_argument(
         "--header", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of every request; a key of "
@@ -60,6 +63,11 @@ def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     request.add_argument("--disable-ignore-eos", action="store_true", help="let answers end where the model ends them")
     request.add_argument("--disable-stream", action="store_true", help="whole answers: no TTFT, TPOT and ITL")
     request.add_argument("--return-logprob", action="store_true", help="ask for the output tokens' log-probabilities")
+    request.add_argument("--top-logprobs-num", type=int, metavar="N", help="of the N likeliest tokens too")
+    request.add_argument("--token-ids-logprob", type=int, nargs="+", metavar="ID", help="of these tokens too")
+    request.add_argument(
+        "--logprob-start-len", type=int, metavar="N", help="of the prompt's tokens from there on; -1 none"
+    )
     request.add_argument(
         "--extra-request-body", type=_json_object, default={}, metavar="JSON", help="fields to put into every body"
     )
@@ -68,6 +76,8 @@ def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
         "--output-file", metavar="FILE", help="JSON lines, appended to ({backend}_{MMDD}_{prompts}_{in}_{out}.jsonl)"
     )
     output.add_argument("--output-details", action="store_true", help="lengths, times and texts of each request too")
+    output.add_argument("--cache-report", action="store_true", help="how many prompt tokens came from the prefix cache")
+    output.add_argument("--print-requests", action="store_true", help="each request when it has ended, a line of JSON")
     output.add_argument("--plot-throughput", action="store_true", help="a chart (PNG) beside the output file")
     output.add_argument("--tag", help="a text for the record")
     output.add_argument(
@@ -78,10 +88,13 @@ def make_parser(prog: str = PROG) -> argparse.ArgumentParser:
     output.add_argument("--allow-failures", action="store_true", help="exit with 0 although some requests failed")
     profile = parser.add_argument_group("profile")
     profile.add_argument("--profile", action="store_true", help="have the server write a torch profile of the run")
-    profile.add_argument("--profile-num-steps", type=int, metavar="N", help="only the first N steps")
+    profile.add_argument("--profile-num-steps", "--profile-steps", type=int, metavar="N", help="only the first N steps")
+    profile.add_argument("--profile-start-step", type=int, metavar="N", help="from the server's step N on")
+    profile.add_argument("--profile-prefix", metavar="TEXT", help="in front of the traces' file names")
     profile.add_argument("--profile-by-stage", action="store_true", help="prefill and decode apart")
     profile.add_argument("--profile-activities", nargs="+", choices=("CPU", "GPU"), help="(all that the server has)")
     profile.add_argument("--profile-output-dir", metavar="DIR", help="on the server's host; the server's own choice")
+    add_unserved(parser)
     return parser
 
 
@@ -127,7 +140,10 @@ def parse_args(argv: list[str], prog: str = PROG) -> argparse.Namespace:
 
 def _check(args: argparse.Namespace) -> None:
     chat = args.backend.endswith("-chat")
-    for name, least in (("max_concurrency", 1), ("warmup_requests", 0), ("profile_num_steps", 1)):
+    for name, least in (
+        ("max_concurrency", 1), ("warmup_requests", 0), ("profile_num_steps", 1), ("profile_start_step", 0),
+        ("top_logprobs_num", 0), ("logprob_start_len", -1),
+    ):  # fmt: skip
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
@@ -141,6 +157,14 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--top-p is {args.top_p}; above 0 and up to 1 are possible")
     if bad := [header for header in args.header if not header.partition("=")[1] or header.startswith("=")]:
         raise ValueError(f"--header {bad[0]}: NAME=VALUE is expected")
+    for name in ("top_logprobs_num", "token_ids_logprob", "logprob_start_len"):
+        flag = f"--{name.replace('_', '-')}"
+        if getattr(args, name) is not None and not args.return_logprob:
+            raise ValueError(f"{flag} needs --return-logprob")
+        if getattr(args, name) is not None and name != "top_logprobs_num" and args.backend not in NATIVE:
+            raise ValueError(f"{flag} is of /generate: it needs --backend sglang")
+    if args.dataset_name == "openai" and not chat:
+        raise ValueError("--dataset-name openai holds chats: it needs --backend sglang-oai-chat or vllm-chat")
     if chat and args.tokenize_prompt:
         raise ValueError(f"--tokenize-prompt sends token ids, which --backend {args.backend} does not take")
     if chat and args.apply_chat_template:

@@ -31,6 +31,7 @@ class RequestOptions:
     ignore_eos: bool = True
     stream: bool = True
     return_logprob: bool = False
+    logprobs: dict[str, Any] = field(default_factory=dict)  # how: fields of /generate
     extra_body: dict[str, Any] = field(default_factory=dict)
     incremental: bool = False  # /generate streams only what is new (--incremental-streaming-output)
 
@@ -49,7 +50,7 @@ def generate_body(row: DatasetRow, options: RequestOptions) -> dict[str, Any]:
         },
         "stream": options.stream,
     }
-    return body | ({"return_logprob": True} if options.return_logprob else {})
+    return body | ({"return_logprob": True, **options.logprobs} if options.return_logprob else {})
 
 
 def openai_body(row: DatasetRow, options: RequestOptions) -> dict[str, Any]:
@@ -67,13 +68,17 @@ def openai_body(row: DatasetRow, options: RequestOptions) -> dict[str, Any]:
 
 def completions_body(row: DatasetRow, options: RequestOptions) -> dict[str, Any]:
     body = openai_body(row, options) | {"prompt": row.prompt, "max_tokens": row.output_len}
-    return body | ({"logprobs": 1} if options.return_logprob else {})
+    return body | ({"logprobs": options.logprobs.get("top_logprobs_num", 1)} if options.return_logprob else {})
 
 
 def chat_body(row: DatasetRow, options: RequestOptions) -> dict[str, Any]:
-    messages = [{"role": "user", "content": row.prompt}]
-    body = openai_body(row, options) | {"messages": messages, "max_completion_tokens": row.output_len}
-    return body | ({"logprobs": True} if options.return_logprob else {})
+    messages = row.messages or [{"role": "user", "content": row.prompt}]
+    body = openai_body(row, options) | {"messages": messages, "max_completion_tokens": row.output_len} | row.fields
+    if options.return_logprob:
+        body["logprobs"] = True
+        if top := options.logprobs.get("top_logprobs_num"):
+            body["top_logprobs"] = top
+    return body
 
 
 def merged(body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +98,7 @@ class FinishReason(msgspec.Struct):
 class MetaInfo(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -105,9 +111,14 @@ class GenerateText(msgspec.Struct):
     text: str = ""
 
 
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
 
 
 class Message(msgspec.Struct):
@@ -194,6 +205,7 @@ class GenerateReader(AnswerReader):
         if meta.completion_tokens > self._tokens:
             self._came(meta.completion_tokens - self._tokens, now)
         self.result.prompt_len = meta.prompt_tokens or self.result.prompt_len
+        self.result.cached_tokens = meta.cached_tokens
         if not self.options.incremental:
             self._kept.clear()
         self._kept.append(data)
@@ -239,6 +251,8 @@ class OpenAIReader(AnswerReader):
         else:
             self.result.output_len = self._usage.completion_tokens
             self.result.prompt_len = self._usage.prompt_tokens or self.result.prompt_len
+            if self._usage.prompt_tokens_details is not None:
+                self.result.cached_tokens = self._usage.prompt_tokens_details.cached_tokens
 
 
 def raise_if_error(error: Any) -> None:
@@ -291,7 +305,8 @@ async def send(
     reader = backend.reader(result, options)
     result.sent_at = time.perf_counter()
     try:
-        async with session.post(url + backend.path, data=data, allow_redirects=False) as reply:
+        headers = row.headers or None
+        async with session.post(url + backend.path, data=data, headers=headers, allow_redirects=False) as reply:
             if reply.status != 200:
                 raise AnswerError(f"HTTP {reply.status}: {error_message(await reply.read())}")
             if options.stream:

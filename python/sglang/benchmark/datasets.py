@@ -4,10 +4,12 @@
 """
 
 import argparse
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,17 +19,24 @@ from sglang.test.eval_data import SHIPPED_COUNT, few_shot_prompt, question_set
 DEFAULT_NUM_PROMPTS = 1000
 RE_ENCODINGS = 10  # tries to find a text of a wanted length
 NO_FILE = ("random-ids", "generated-shared-prefix")
+OPENAI_OUTPUT = 256  # tokens to ask for where a request of an openai file does not say; upstream's number
+OF_THE_RUN = ("messages", "model", "max_tokens", "max_completion_tokens", "stream", "stream_options")
+ROUTING_KEY = "X-SMG-Routing-Key"  # header of sglang-router's
 MIN_TURN_TOKENS = 2  # shorter prompts and answers of a conversation are noise
 
 
 @dataclass(frozen=True)
 class DatasetRow:
     """One prompt, text or token ids. `prompt_len` counts its tokens, with the special ones that a server adds to text;
-    `output_len` is how many tokens to ask for."""
+    `output_len` is how many tokens to ask for. A chat of several messages has them in `messages`, and what else its
+    request says in `fields`."""
 
     prompt: str | list[int]
     prompt_len: int
     output_len: int
+    messages: list[dict[str, Any]] | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class PromptTokenizer(Protocol):
@@ -48,8 +57,12 @@ class PromptTokenizer(Protocol):
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("prompts")
-    data.add_argument("--dataset-name", choices=tuple(SAMPLERS), default="sharegpt", help="default: sharegpt")
-    data.add_argument("--dataset-path", default="", metavar="FILE", help="file of random, sharegpt, custom or gsm8k")
+    data.add_argument(
+        "--dataset-name", default="sharegpt", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (sharegpt)"
+    )
+    data.add_argument(
+        "--dataset-path", default="", metavar="FILE", help="file of random, sharegpt, custom, openai or gsm8k"
+    )
     data.add_argument(
         "--num-prompts",
         type=int,
@@ -64,6 +77,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="put sharegpt, custom and gsm8k prompts through the tokenizer's chat template before sending",
     )
+    data.add_argument("--prompt-suffix", default="", metavar="TEXT", help="sharegpt, custom: behind each prompt")
     data.add_argument("--random-input-len", type=int, default=1024, metavar="TOKENS", help="random, random-ids (1024)")
     data.add_argument("--random-output-len", type=int, default=1024, metavar="TOKENS", help="random, random-ids (1024)")
     data.add_argument(
@@ -74,7 +88,10 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         help="lengths are uniform from R x length to length; 1 makes all equal (0.0)",
     )
     data.add_argument(
-        "--sharegpt-output-len", type=int, metavar="TOKENS", help="sharegpt, custom: instead of the answer's own length"
+        "--sharegpt-output-len",
+        type=int,
+        metavar="TOKENS",
+        help="sharegpt, custom, openai: instead of the answer's own length",
     )
     data.add_argument(
         "--sharegpt-context-len", type=int, metavar="TOKENS", help="sharegpt, custom: leave longer conversations out"
@@ -85,6 +102,18 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     gsp.add_argument("--gsp-system-prompt-len", type=int, default=2048, metavar="TOKENS", help="(2048)")
     gsp.add_argument("--gsp-question-len", type=int, default=128, metavar="TOKENS", help="(128)")
     gsp.add_argument("--gsp-output-len", type=int, default=256, metavar="TOKENS", help="(256)")
+    gsp.add_argument(
+        "--gsp-range-ratio", type=float, default=1.0, metavar="R", help="lengths are uniform from R x length (1.0)"
+    )
+    gsp.add_argument("--gsp-ordered", action="store_true", help="group by group, not shuffled")
+    gsp.add_argument(
+        "--gsp-group-distribution", choices=("uniform", "zipf"), default="uniform",
+        help="zipf: group of rank r is drawn with a probability as 1/r^alpha",
+    )  # fmt: skip
+    gsp.add_argument("--gsp-zipf-alpha", type=float, metavar="A", help="of zipf, above 0")
+    gsp.add_argument(
+        "--gsp-send-routing-key", action="store_true", help="a router's header, the same for the prompts of a group"
+    )
     gsm8k = parser.add_argument_group("gsm8k (shipped problems, or a GSM8K file by --dataset-path)")
     gsm8k.add_argument(
         "--gsm8k-num-shots", type=int, default=5, metavar="N", help="worked examples first; none in a chat (5)"
@@ -94,6 +123,10 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_dataset_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError that names the flag, its value and what is possible."""
+    if args.dataset_name in DATASETS_NOT_SERVED:
+        raise ValueError(f"--dataset-name {args.dataset_name} {DATASETS_NOT_SERVED[args.dataset_name]}")
+    if args.dataset_name not in SAMPLERS:
+        raise ValueError(f"--dataset-name {args.dataset_name} is none of {', '.join(SAMPLERS)}")
     positive = (
         "num_prompts", "random_input_len", "random_output_len", "sharegpt_output_len", "sharegpt_context_len",
         "gsp_num_groups", "gsp_prompts_per_group", "gsp_system_prompt_len", "gsp_question_len", "gsp_output_len",
@@ -108,6 +141,15 @@ def check_dataset_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"{_flag(name)} is {getattr(args, name)}; it must be at least 0")
     if not 0 <= args.random_range_ratio <= 1:
         raise ValueError(f"--random-range-ratio is {args.random_range_ratio}; 0 to 1 are possible")
+    if not 0 <= args.gsp_range_ratio <= 1:
+        raise ValueError(f"--gsp-range-ratio is {args.gsp_range_ratio}; 0 to 1 are possible")
+    alpha = args.gsp_zipf_alpha
+    if (alpha is not None) != (args.gsp_group_distribution == "zipf"):
+        raise ValueError("--gsp-group-distribution zipf and --gsp-zipf-alpha go together")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise ValueError(f"--gsp-zipf-alpha is {alpha}; it must be above 0")
+    if args.prompt_suffix and args.dataset_name not in ("sharegpt", "custom"):
+        raise ValueError(f"--prompt-suffix is for sharegpt and custom, not for --dataset-name {args.dataset_name}")
     if args.apply_chat_template and args.dataset_name not in ("sharegpt", "custom", "gsm8k"):
         raise ValueError(f"--apply-chat-template would change the lengths that --dataset-name {args.dataset_name} sets")
     out, context = args.sharegpt_output_len, args.sharegpt_context_len
@@ -182,8 +224,9 @@ class Source:
         bytes_of = self.tokenizer.bytes_of
         return np.array([i for i in range(self.tokenizer.size) if i not in special and is_text(bytes_of(i))])
 
-    def length(self, longest: int) -> int:
-        shortest = max(1, int(longest * self.args.random_range_ratio))
+    def length(self, longest: int, ratio: float | None = None) -> int:
+        """Uniform from `ratio`, or --random-range-ratio, times the longest."""
+        shortest = max(1, int(longest * (self.args.random_range_ratio if ratio is None else ratio)))
         return int(self.rng.integers(shortest, longest, endpoint=True))
 
     def row(self, ids: list[int], length: int, output_len: int) -> DatasetRow:
@@ -274,7 +317,7 @@ def sample_custom(source: Source) -> list[DatasetRow]:
         if not record.prompt or output_len is None or output_len < 1:
             raise ValueError(f'{where} needs a "prompt" and an "output_len" of at least 1 (or --sharegpt-output-len)')
         if isinstance(record.prompt, str):
-            rows.append(source.text_row(record.prompt, output_len))
+            rows.append(source.text_row(record.prompt + args.prompt_suffix, output_len))
         elif source.chat or args.apply_chat_template:
             raise ValueError(f"{where} has token ids, which cannot be put into a chat")
         elif min(record.prompt) < 0:
@@ -292,7 +335,7 @@ def _conversation_rows(source: Source, records: list[Conversation]) -> list[Data
         if len(rows) == source.num_prompts:
             break
         answer_ids = source.tokenizer.encode(answer.text, add_special_tokens=False)
-        row = source.text_row(prompt.text, args.sharegpt_output_len or len(answer_ids))
+        row = source.text_row(prompt.text + args.prompt_suffix, args.sharegpt_output_len or len(answer_ids))
         too_short = min(row.prompt_len, len(answer_ids)) < MIN_TURN_TOKENS
         too_long = args.sharegpt_context_len and row.prompt_len + row.output_len > args.sharegpt_context_len
         if not too_short and not too_long:
@@ -308,27 +351,65 @@ def _enough(rows: list[DatasetRow], source: Source) -> list[DatasetRow]:
 
 
 def sample_shared_prefix(source: Source) -> list[DatasetRow]:
-    """Groups of prompts that share a long beginning, shuffled."""
-    args, allowed = source.args, source.ordinary_ids()
+    """Groups of prompts that share a long beginning, shuffled unless --gsp-ordered. Which group a prompt is of does not
+    change its question."""
+    args, allowed, ratio = source.args, source.ordinary_ids(), source.args.gsp_range_ratio
 
-    def random_ids(length: int) -> list[int]:
-        return source.rng.choice(allowed, 2 * length).tolist()
-
-    rows = []
-    for _ in range(args.gsp_num_groups):
-        system = random_ids(args.gsp_system_prompt_len)
-        questions = [random_ids(args.gsp_question_len) for _ in range(args.gsp_prompts_per_group)]
+    def text(longest: int) -> str | list[int]:
+        length = source.length(longest, ratio)
+        ids = source.rng.choice(allowed, 2 * length).tolist()
         if args.tokenize_prompt:
-            head = system[: args.gsp_system_prompt_len]
-            prompts = [head + question[: args.gsp_question_len] for question in questions]
-            rows += [DatasetRow(ids, len(ids), args.gsp_output_len) for ids in prompts]
-            continue
-        head, _ = text_of_length(system, args.gsp_system_prompt_len, source.tokenizer, special=False)
-        for question in questions:
-            tail, _ = text_of_length(question, args.gsp_question_len, source.tokenizer, special=False)
-            rows.append(source.text_row(f"{head}\n\n{tail}", args.gsp_output_len))
-    source.rng.shuffle(rows)
+            return ids[:length]
+        return text_of_length(ids, length, source.tokenizer, special=False)[0]
+
+    heads = [text(args.gsp_system_prompt_len) for _ in range(args.gsp_num_groups)]
+    rows = []
+    for group in groups_of_prompts(args):
+        tail, output_len = text(args.gsp_question_len), source.length(args.gsp_output_len, ratio)
+        if args.tokenize_prompt:
+            ids = heads[group] + tail
+            row = DatasetRow(ids, len(ids), output_len)
+        else:
+            row = source.text_row(f"{heads[group]}\n\n{tail}", output_len)
+        if args.gsp_send_routing_key:
+            row = dataclasses.replace(row, headers={ROUTING_KEY: f"{args.seed}_{group}"})
+        rows.append(row)
+    if not args.gsp_ordered:
+        source.rng.shuffle(rows)
     return rows
+
+
+def groups_of_prompts(args: argparse.Namespace) -> list[int]:
+    """The group of each prompt: as many in each, or drawn by Zipf's law from a generator of its own."""
+    groups, count = np.arange(args.gsp_num_groups), count_prompts(args)
+    if args.gsp_group_distribution == "uniform":
+        return np.repeat(groups, args.gsp_prompts_per_group).tolist()
+    weights = (groups + 1.0) ** -args.gsp_zipf_alpha
+    return np.random.default_rng(args.seed).choice(groups, count, p=weights / weights.sum()).tolist()
+
+
+def sample_openai(source: Source) -> list[DatasetRow]:
+    """Chats of a file, each line the body of a request: its messages, max_tokens, and whatever else it says."""
+    args = source.args
+    if not source.chat:
+        raise ValueError("--dataset-name openai holds chats: it needs --backend sglang-oai-chat or vllm-chat")
+    rows = []
+    for number, record in enumerate(read_records(args.dataset_path, dict[str, Any])[: source.num_prompts], 1):
+        where = f"--dataset-path {args.dataset_path}: record {number}"
+        messages = record.get("messages")
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            raise ValueError(f'{where} needs "messages", a list of objects')
+        asked = record.get("max_completion_tokens", record.get("max_tokens"))
+        output_len = args.sharegpt_output_len or (OPENAI_OUTPUT if asked is None else asked)
+        if type(output_len) is not int or output_len < 1:
+            raise ValueError(f"{where}: max_tokens must be an integer of at least 1, got {output_len!r}")
+        try:
+            prompt = source.tokenizer.render_chat(messages)
+        except ValueError:  # the server is asked all the same: this only counts its tokens beforehand
+            prompt = "\n".join(str(message.get("content")) for message in messages)
+        fields = {k: v for k, v in record.items() if k not in OF_THE_RUN}
+        rows.append(DatasetRow(prompt, len(source.tokenizer.encode(prompt, False)), output_len, messages, fields))
+    return _enough(rows, source)
 
 
 def sample_gsm8k(source: Source) -> list[DatasetRow]:
@@ -351,5 +432,15 @@ SAMPLERS: dict[str, Callable[[Source], list[DatasetRow]]] = {
     "random": sample_random,
     "random-ids": sample_random_ids,
     "generated-shared-prefix": sample_shared_prefix,
+    "openai": sample_openai,
     "gsm8k": sample_gsm8k,
+}
+IN_A_FILE = "needs the hub, and nothing is downloaded: put its prompts into a file of --dataset-name custom or openai"
+DATASETS_NOT_SERVED = {
+    "image": "is not served: only text is measured",
+    "mmmu": "is not served: only text is measured",
+    "mooncake": "is not served: its traces name blocks of hidden texts",
+    "longbench_v2": IN_A_FILE,
+    "agentic-trace": IN_A_FILE,
+    "speed-bench": IN_A_FILE,
 }

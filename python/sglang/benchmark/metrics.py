@@ -26,6 +26,7 @@ class RequestResult:
     text: str = ""
     error: str = NOT_FINISHED  # empty: the answer is complete
     lost_connection: bool = False  # it failed below HTTP: the server may be gone
+    cached_tokens: int | None = None  # of the prompt, from the prefix cache; None: the server does not say
     counted_chunks: bool = False  # no usage came: output_len is the number of chunks
 
     @property
@@ -93,6 +94,20 @@ def metrics(
     if objectives:
         numbers["request_goodput"] = rate(sum(keeps(r, objectives) for r in done))
     return numbers
+
+
+def cache_report(results: Sequence[RequestResult]) -> dict[str, Any]:
+    """Tokens of complete answers' prompts, and how many of them came from the prefix cache; null where no server says
+    it. Names are upstream's."""
+    done = [r for r in results if r.ok]
+    prompt = sum(r.prompt_len for r in done)
+    said = [r.cached_tokens for r in done if r.cached_tokens is not None]
+    cached = sum(said) if said else None
+    return {
+        "total_prompt_tokens": prompt,
+        "total_cached_tokens": cached,
+        "cache_hit_rate_pct": round(100 * cached / prompt, 2) if said and prompt else None,
+    }
 
 
 def keeps(result: RequestResult, objectives: dict[str, float]) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from sglang.benchmark.load import Outcome
-from sglang.benchmark.metrics import RequestResult, per_second, token_times
+from sglang.benchmark.metrics import RequestResult, cache_report, per_second, token_times
 
 WIDTH = 50
 SHOWN_ERRORS = 3
@@ -51,6 +51,8 @@ def make_record(
         "interrupted": outcome.stopped,
         "error_counts": error_counts(outcome.results),
     }
+    if args.cache_report:
+        record["cache_report"] = cache_report(outcome.results)
     return record | (details(outcome.results) if args.output_details else {})
 
 
@@ -73,6 +75,7 @@ def details(results: Sequence[RequestResult]) -> dict[str, list]:
         "ttfts": [r.ttft for r in results],
         "itls": [r.itls for r in results],
         "generated_texts": [r.text for r in results],
+        "cached_tokens": [r.cached_tokens for r in results],
         "errors": [r.error for r in results],
     }
 
@@ -123,6 +126,11 @@ def result_block(record: dict[str, Any]) -> str:
         for kind in ("Mean", "Median", "P90", "P95", "P99"):
             add(f"{kind} {name} (ms)", record[f"{kind.lower()}_{figure}_ms"])
     add("Max ITL (ms)", record["max_itl_ms"])
+    if report := record.get("cache_report"):
+        lines.append(f"{'Cache Hit Details':-^{WIDTH}}")
+        add("Total prompt tokens", report["total_prompt_tokens"])
+        add("Total cached tokens", report["total_cached_tokens"])
+        add("Cache hit rate (%)", report["cache_hit_rate_pct"])
     return "\n".join([*lines, "=" * WIDTH])
 
 

@@ -21,6 +21,7 @@ from sglang.benchmark.load import Outcome, Stop, arrival_times, run_load
 from sglang.benchmark.metrics import RequestResult, metrics
 from sglang.benchmark.report import failure_lines, make_record, plot_throughput, result_block, save_record
 from sglang.benchmark.server import BenchServer, ServedModel, ServerProblem
+from sglang.srt.model_loader.hub import tokenizer_folder
 from sglang.srt.utils.server_address import server_url
 from sglang.srt.utils.tokenizer import Tokenizer
 
@@ -28,6 +29,9 @@ WARMUP_TOKENS = 32  # an answer of a warm-up is not longer
 REQUEST_SECONDS = 6 * 3600.0
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+LOGPROB_FIELDS = ("top_logprobs_num", "token_ids_logprob", "logprob_start_len")
 
 
 class WrongInput(Exception):
@@ -61,7 +65,8 @@ async def _run(args: argparse.Namespace) -> int:
         server = BenchServer(session, url, backend)
         await server.wait_ready(args.ready_check_timeout_sec)
         info = await server.info()
-        model = ServedModel(args.model, None) if args.model else await server.model()
+        asked_for = args.served_model_name or args.model
+        model = ServedModel(asked_for, None) if asked_for else await server.model()
         try:
             tokenizer = await find_tokenizer(args, server, model.name)
             rows = get_dataset(args, tokenizer, (info or {}).get("vocab_size"), backend.is_chat)
@@ -94,7 +99,7 @@ def headers(args: argparse.Namespace) -> dict[str, str]:
 async def find_tokenizer(args: argparse.Namespace, server: BenchServer, model: str) -> Tokenizer | None:
     """That of --tokenizer, else the server's if its folder is on this machine. Raises ValueError for a bad folder."""
     if args.tokenizer:
-        return Tokenizer(args.tokenizer)
+        return Tokenizer(tokenizer_folder("--tokenizer", args.tokenizer, print))
     folder = await server.tokenizer_path() or model
     return Tokenizer(folder) if Path(folder, "tokenizer.json").is_file() else None
 
@@ -121,6 +126,7 @@ def request_options(args: argparse.Namespace, model: str, info: dict[str, Any] |
         ignore_eos=not args.disable_ignore_eos,
         stream=not args.disable_stream,
         return_logprob=args.return_logprob,
+        logprobs={name: value for name in LOGPROB_FIELDS if (value := getattr(args, name)) is not None},
         extra_body=args.extra_request_body,
         incremental=bool((info or {}).get("incremental_streaming_output")),
     )
@@ -139,6 +145,8 @@ async def prepare(args: argparse.Namespace, server: BenchServer, row: DatasetRow
         wanted = {
             "activities": args.profile_activities,
             "num_steps": args.profile_num_steps,
+            "start_step": args.profile_start_step,
+            "profile_prefix": args.profile_prefix,
             "profile_by_stage": args.profile_by_stage or None,
             "output_dir": args.profile_output_dir,
         }
@@ -153,6 +161,8 @@ async def measure(
 
     async def send_one(row: DatasetRow, result: RequestResult) -> None:
         await send(server.session, server.url, server.backend, row, options, result)
+        if args.print_requests:
+            tqdm.write(request_line(row, result))
         if result.lost_connection and stop.reason is None and await server.is_gone():
             stop.set(f"the server at {server.url} is gone")
 
@@ -160,6 +170,14 @@ async def measure(
     hidden = True if args.disable_tqdm else None  # None: on a terminal only
     with signals_stop(stop), tqdm(total=len(rows), unit="req", disable=hidden) as bar:
         return await run_load(rows, arrivals, send_one, stop, args.max_concurrency, lambda result: bar.update())
+
+
+def request_line(row: DatasetRow, result: RequestResult) -> str:
+    """What came of a request, as one line of JSON; a prompt of ids as ids."""
+    shown = {"prompt": row.messages or row.prompt, "text": result.text, "error": result.error}
+    times = {"latency": result.latency, "ttft": result.ttft}
+    lengths = {"prompt_len": result.prompt_len, "output_len": result.output_len}
+    return msgspec.json.encode(lengths | times | shown).decode()
 
 
 @contextlib.contextmanager

@@ -19,16 +19,18 @@ encode = msgspec.json.encode
 class SseServer:
     """Answers of `max_tokens` tokens. Attributes may be changed at any time:
 
-    `chunk_tokens`: tokens in each chunk. `usage`: running (in every chunk), final or none. `incremental`: /generate
-    streams only what is new. `faults`: what to do to the n-th answer (the first is 0): refuse (HTTP 500), error (event
-    in the stream), abort (finish reason), cut (connection closed within the stream), silent (stream ends unmarked),
-    garbage (a chunk that is not JSON), empty (no token), die (the whole server, within the stream), hang (until it
-    stops). `requests` holds (path, body, headers) of the answers asked for, `orders` those of other POSTs.
+    `chunk_tokens`: tokens in each chunk. `usage`: running (in every chunk), final or none. `cached_tokens`: told of
+    each prompt unless None. `incremental`: /generate streams only what is new. `faults`: what to do to the n-th answer
+    (the first is 0): refuse (HTTP 500), error (event in the stream), abort (finish reason), cut (connection closed
+    within the stream), silent (stream ends unmarked), garbage (a chunk that is not JSON), empty (no token), die (the
+    whole server, within the stream), hang (until it stops). `requests` holds (path, body, headers) of the answers
+    asked for, `orders` those of other POSTs.
     """
 
     def __init__(self, tokenizer_path: str | None = None, **server_info: Any):
         self.chunk_tokens = 1
         self.usage = "running"
+        self.cached_tokens: int | None = None
         self.incremental = False
         self.faults: dict[int, str] = {}
         self.requests: list[tuple[str, dict, dict]] = []
@@ -168,7 +170,11 @@ class Form:
         return chunk if self.path == "/generate" else chunk | {"usage": self._usage(self.tokens)}
 
     def _usage(self, sent: int) -> dict:
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": sent}
+        usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": sent}
+        if (cached := self.server.cached_tokens) is None:
+            return usage
+        told = {"cached_tokens": cached}
+        return usage | (told if self.path == "/generate" else {"prompt_tokens_details": told})
 
     def _chunk(self, new: int, sent: int) -> dict:
         last = sent == self.tokens

@@ -121,6 +121,68 @@ def test_body_of_chat(server, bench, folder):
     assert body["ignore_eos"] is False and body["logprobs"] is True
 
 
+def test_log_probabilities_that_are_asked_for(server, bench, folder):
+    flags = ("--return-logprob", "--top-logprobs-num", "3")
+    own = ("--token-ids-logprob", "4", "5", "--logprob-start-len", "0")
+    body = body_of(server, bench, "--tokenize-prompt", *flags, *own)
+    assert (body["top_logprobs_num"], body["token_ids_logprob"], body["logprob_start_len"]) == (3, [4, 5], 0)
+    assert body_of(server, bench, "--backend", "sglang-oai", "--tokenize-prompt", *flags)["logprobs"] == 3
+    body = body_of(server, bench, "--backend", "sglang-oai-chat", "--tokenizer", folder, *flags)
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 3)
+
+
+def test_chats_of_a_file(server, bench, folder, tmp_path):
+    """Each request is as its line says, but for what the run decides."""
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the apples"}]
+    line = {"model": "other", "messages": messages, "max_tokens": 7, "tools": [{"type": "function"}], "temperature": 1,
+            "stream": False}  # fmt: skip
+    path = tmp_path / "chats.jsonl"
+    path.write_text((json.dumps(line) + "\n") * 5)
+    flags = ("--backend", "sglang-oai-chat", "--dataset-name", "openai", "--dataset-path", str(path))
+    assert bench(server, *flags, "--tokenizer", folder, "--served-model-name", "m") == 0
+    body = server.requests[-1][1]
+    assert body["messages"] == messages and body["tools"] == line["tools"] and body["temperature"] == 1
+    assert (body["model"], body["max_completion_tokens"], body["stream"]) == ("m", 7, True) and "max_tokens" not in body
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cache_report(server, bench, folder, capsys, backend):
+    flags = ("--backend", backend, *RANDOM, *LENGTHS, "--tokenizer", folder, "--cache-report", "--output-details")
+    assert bench(server, *flags) == 0
+    nothing = {"total_prompt_tokens": 100, "total_cached_tokens": None, "cache_hit_rate_pct": None}
+    assert bench.records[-1]["cache_report"] == nothing
+    assert f"{'Total cached tokens:':<40} n/a" in capsys.readouterr().out
+    server.cached_tokens = 15
+    assert bench(server, *flags) == 0
+    record = bench.records[-1]
+    assert record["cache_report"] == {
+        "total_prompt_tokens": 100, "total_cached_tokens": 75, "cache_hit_rate_pct": 75.0,
+    }  # fmt: skip
+    assert record["cached_tokens"] == [15] * 5
+    assert f"{'Cache hit rate (%):':<40} 75.00" in capsys.readouterr().out
+
+
+def test_requests_are_printed_as_they_end(server, bench, capsys):
+    server.faults = {2: "refuse"}
+    flags = (*RANDOM, *LENGTHS, "--tokenize-prompt", "--print-requests", "--max-concurrency", "1", "--allow-failures")
+    assert bench(server, *flags) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert len(lines) == 5 and [bool(line["error"]) for line in lines] == [False, True, False, False, False]
+    assert len(lines[0]["prompt"]) == lines[0]["prompt_len"] == 20 and lines[0]["output_len"] == 7
+    assert lines[0]["text"] == "x" * 7 and 0 < lines[0]["ttft"] <= lines[0]["latency"]
+
+
+def test_prompts_of_a_group_share_a_routing_key(server, bench):
+    gsp = ("--dataset-name", "generated-shared-prefix", "--gsp-num-groups", "2", "--gsp-prompts-per-group", "3",
+           "--gsp-system-prompt-len", "8", "--gsp-question-len", "4", "--gsp-output-len", "3")  # fmt: skip
+    flags = ("--num-prompts", "6", *gsp, "--tokenize-prompt", "--gsp-send-routing-key", "--warmup-requests", "0")
+    assert bench(server, *flags) == 0
+    heads: dict[str, set] = {}
+    for _, body, sent in server.requests:
+        heads.setdefault(sent["X-SMG-Routing-Key"], set()).add(tuple(body["input_ids"][:8]))
+    assert set(heads) == {"42_0", "42_1"} and all(len(found) == 1 for found in heads.values())
+
+
 @pytest.mark.parametrize("backend", ("sglang", "sglang-oai", "sglang-oai-chat"))
 def test_without_stream(server, bench, capsys, backend):
     assert bench(server, "--backend", backend, *RANDOM, *LENGTHS, "--disable-stream", "--output-details") == 0
@@ -287,8 +349,10 @@ def test_profile(server, bench):
         "/t",
     )
     server.orders.clear()
+    flags = (*flags, "--profile-start-step", "9", "--profile-prefix", "p")
     assert bench(server, *RANDOM, *LENGTHS, "--profile", *flags, "--profile-output-dir", "/t") == 0
     body = {"num_steps": 4, "profile_by_stage": True, "activities": ["CPU"], "output_dir": "/t"}
+    body |= {"start_step": 9, "profile_prefix": "p"}
     assert server.orders == [("/start_profile", body), ("/stop_profile", {})]
 
 

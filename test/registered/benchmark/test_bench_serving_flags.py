@@ -1,12 +1,14 @@
 """Flags of bench_serving: defaults, mistakes, missing packages, and what its help costs."""
 
 import math
+import re
 import subprocess
 import sys
 
 import pytest
 
-from sglang.bench_serving import main, parse_args
+from sglang.bench_serving import main, make_parser, parse_args
+from sglang.benchmark.unserved_flags import UNSERVED
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=3, suite="unit-test-cpu")
@@ -45,7 +47,56 @@ WRONG = {
     "--sharegpt-output-len 9 --sharegpt-context-len 10": "leaves no room for a prompt",
     "--profile-num-steps 0": "--profile-num-steps is 0",
     "--backend magic": "invalid choice",
+    "--dataset-name magic": "--dataset-name magic is none of sharegpt, custom",
+    "--dataset-name image": "--dataset-name image is not served: only text is measured",
+    "--dataset-name mmmu": "only text is measured",
+    "--dataset-name mooncake": "--dataset-name mooncake is not served",
+    "--dataset-name longbench_v2": "--dataset-name longbench_v2 needs the hub, and nothing is downloaded: put",
+    "--dataset-name agentic-trace": "needs the hub",
+    "--dataset-name speed-bench": "needs the hub",
+    "--dataset-name openai": "it needs --backend sglang-oai-chat",
+    "--top-logprobs-num 2": "--top-logprobs-num needs --return-logprob",
+    "--return-logprob --top-logprobs-num -1": "--top-logprobs-num is -1",
+    "--return-logprob --token-ids-logprob 2 --backend sglang-oai": "--token-ids-logprob is of /generate",
+    "--return-logprob --logprob-start-len -2": "--logprob-start-len is -2",
+    "--profile-start-step -1": "--profile-start-step is -1",
+    "--prompt-suffix x": "--prompt-suffix is for sharegpt and custom",
+    "--gsp-range-ratio 2": "--gsp-range-ratio is 2.0",
+    "--gsp-zipf-alpha 2": "go together",
+    "--gsp-group-distribution zipf": "go together",
+    "--gsp-group-distribution zipf --gsp-zipf-alpha nan": "--gsp-zipf-alpha is nan",
 }
+
+# of SGLang 0.5.17
+UPSTREAM = """
+    backend base-url host port ready-check-timeout-sec dataset-name dataset-path dataset-offset agentic-max-turns
+    speed-bench-category speed-bench-output-len model served-model-name tokenizer num-prompts sharegpt-output-len
+    sharegpt-context-len random-input-len random-output-len random-range-ratio image-count image-resolution
+    random-image-count image-format image-content request-rate use-trace-timestamps max-concurrency output-file
+    output-details print-requests disable-tqdm disable-stream return-logprob top-logprobs-num token-ids-logprob
+    logprob-start-len return-routed-experts cache-report seed disable-ignore-eos temperature top-p extra-request-body
+    apply-chat-template profile plot-throughput profile-activities profile-start-step profile-steps profile-num-steps
+    profile-by-stage profile-stages profile-output-dir profile-prefix lora-name lora-request-distribution
+    lora-zipf-alpha prompt-suffix pd-separated profile-prefill-url profile-decode-url flush-cache warmup-requests
+    tokenize-prompt gsp-num-groups gsp-prompts-per-group gsp-system-prompt-len gsp-question-len gsp-output-len
+    gsp-range-ratio gsp-fast-prepare gsp-send-routing-key gsp-num-turns gsp-ordered gsp-group-distribution
+    gsp-zipf-alpha mooncake-slowdown-factor mooncake-num-rounds mooncake-workload fake-prefill tag header
+""".split()
+
+
+def test_every_flag_of_upstream_is_taken_or_refused_with_a_reason(capsys):
+    assert len(UPSTREAM) == 83
+    taken = make_parser()._option_string_actions
+    assert {f"--{name}" for name in UPSTREAM} <= taken.keys()
+    assert UNSERVED.keys() <= {f"--{name}" for name in UPSTREAM}
+    shown = make_parser().format_help()
+    for flag, reason in UNSERVED.items():
+        for words in ([flag], [flag, "1"]):
+            with pytest.raises(SystemExit) as ended:
+                parse_args(words)
+            error = capsys.readouterr().err
+            assert ended.value.code == 2 and f"{flag} is not supported: {reason}" in error
+        assert not re.search(rf"{flag}(?![\w-])", shown)
 
 
 @pytest.mark.parametrize("flags", WRONG)

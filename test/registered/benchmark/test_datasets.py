@@ -19,6 +19,8 @@ CHATS = [
 ]
 PROBLEMS = [{"question": f"{i} and {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(9)]
 
+REQUESTS = [{"messages": [{"role": "user", "content": f"{'the apples ' * i}?"}], "max_tokens": i} for i in range(1, 9)]
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Tokenizer:
@@ -41,7 +43,8 @@ def make(tokenizer, tmp_path):
 
 
 def file_of(name: str):
-    return {"sharegpt": json.dumps(CHATS), "random": json.dumps(CHATS), "custom": CHATS, "gsm8k": PROBLEMS}.get(name)
+    chats = json.dumps(CHATS)
+    return {"sharegpt": chats, "random": chats, "custom": CHATS, "gsm8k": PROBLEMS}.get(name)
 
 
 def small(name: str) -> tuple[str, ...]:
@@ -50,7 +53,7 @@ def small(name: str) -> tuple[str, ...]:
     return ("--num-prompts", "4", "--random-input-len", "30", "--random-output-len", "9")
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "openai"])
 @pytest.mark.parametrize("ids", [False, True])
 def test_rows_of_every_dataset(make, tokenizer, name, ids):
     """A row's length is that of its prompt as a server counts it, and the seed alone decides."""
@@ -158,6 +161,65 @@ def test_wrong_custom_prompts(make, row, message):
 def test_ids_do_not_go_into_a_chat(make):
     with pytest.raises(ValueError, match="record 1 has token ids, which cannot be put into a chat"):
         make("--dataset-name", "custom", "--num-prompts", "1", file=[{"prompt": [3], "output_len": 1}], chat=True)
+
+
+def groups(rows, prefix: int) -> list[tuple[int, ...]]:
+    return [tuple(row.prompt[:prefix]) for row in rows]
+
+
+def test_shared_prefixes_in_order_and_of_different_lengths(make):
+    flags = ("--dataset-name", "generated-shared-prefix", "--tokenize-prompt", "--gsp-num-groups", "3",
+             "--gsp-prompts-per-group", "40", "--gsp-system-prompt-len", "8", "--gsp-question-len", "20",
+             "--gsp-output-len", "30")  # fmt: skip
+    found = groups(make(*flags, "--gsp-ordered"), 8)
+    assert [found.index(each) for each in found] == [0] * 40 + [40] * 40 + [80] * 40
+    shuffled = groups(make(*flags), 8)
+    assert sorted(shuffled) == sorted(found) and shuffled != found
+    rows = make(*flags, "--gsp-range-ratio", "0.5")
+    assert {row.output_len for row in rows} == set(range(15, 31))
+    assert 4 + 10 <= min(row.prompt_len for row in rows) < max(row.prompt_len for row in rows) <= 8 + 20
+
+
+def test_groups_drawn_by_zipfs_law(make):
+    """Group r gets a share as 1/r^2 of 1 + 1/4 + 1/9; questions are those of the uniform run."""
+    flags = ("--dataset-name", "generated-shared-prefix", "--tokenize-prompt", "--gsp-ordered", "--gsp-num-groups", "3",
+             "--gsp-prompts-per-group", "200", "--gsp-system-prompt-len", "8", "--gsp-question-len", "4")  # fmt: skip
+    even = make(*flags)
+    drawn = make(*flags, "--gsp-group-distribution", "zipf", "--gsp-zipf-alpha", "2")
+    heads = list(dict.fromkeys(groups(even, 8)))
+    shares = [groups(drawn, 8).count(head) / 600 for head in heads]
+    assert shares == pytest.approx([36 / 49, 9 / 49, 4 / 49], abs=0.05)
+    assert [row.prompt[8:] for row in drawn] == [row.prompt[8:] for row in even]
+
+
+def test_a_suffix_ends_each_prompt(make):
+    rows = make("--dataset-name", "custom", "--num-prompts", "2", "--prompt-suffix", " and you", file=CHATS)
+    assert all(row.prompt.endswith("? and you") for row in rows)
+    rows = make("--dataset-name", "sharegpt", "--num-prompts", "2", "--prompt-suffix", "!", file=CHATS)
+    assert all(row.prompt.endswith("?!") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({}, 'record 1 needs "messages", a list of objects'),
+        ({"messages": ["x"]}, 'record 1 needs "messages", a list of objects'),
+        (REQUESTS[0] | {"max_tokens": 0}, "max_tokens must be an integer of at least 1"),
+        (REQUESTS[0] | {"max_tokens": "9"}, "max_tokens must be an integer"),
+    ],
+)  # fmt: skip
+def test_chats_that_can_not_be(make, record: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        make("--dataset-name", "openai", "--num-prompts", "1", file=[record], chat=True)
+
+
+def test_chats_need_a_chat(make):
+    rows = make("--dataset-name", "openai", "--num-prompts", "3", file=REQUESTS, chat=True)
+    assert [row.output_len for row in rows] == [1, 2, 3] and rows[0].messages == REQUESTS[0]["messages"]
+    assert make("--dataset-name", "openai", "--num-prompts", "1", file=[{"messages": REQUESTS[0]["messages"]}],
+                chat=True)[0].output_len == 256  # fmt: skip
+    with pytest.raises(ValueError, match="it needs --backend sglang-oai-chat"):
+        make("--dataset-name", "openai", "--num-prompts", "3", file=REQUESTS)
 
 
 def test_shared_prefixes(make):

@@ -55,6 +55,11 @@ def with_folders(args: ServerArgs, tell: Tell = lambda text: None) -> ServerArgs
     return dataclasses.replace(args, **changes)
 
 
+def tokenizer_folder(flag: str, path: str, tell: Tell) -> str:
+    """`path`, or the folder of the hub's tokenizer of this name. ValueError as with_folders()."""
+    return fetch(flag, path, None, None, TOKENIZER_FILES, tell) if is_hub_name(path) else path
+
+
 def fetch_model(name: str, revision: str | None, args: ServerArgs, tell: Tell) -> str:
     """The folder of a model's files; of its weights too unless they are made up. ValueError as with_folders()."""
     flag, wanted = "--model-path", (*CONFIG_FILES, *TOKENIZER_FILES)
