@@ -1,7 +1,8 @@
-"""Turns word problems into training rows: tokens, loss weights and document numbers of a fixed length.
+"""Turns word problems and talks into training rows: tokens, loss weights and document numbers of a fixed length.
 
-Two forms are mixed, as the model is used: chat turns, and `Question: ... / Answer: ...` with up to six worked
-examples before. Documents are packed whole into rows; each begins with <bos> and attends only to itself.
+Three forms are mixed, as the model is used: chat turns with a problem; `Question: ... / Answer: ...` with up to six
+worked examples before; and talks with tools or JSON (`tool_talks`). Documents are packed whole into rows; each begins
+with <bos> and attends only to itself.
 """
 
 import json
@@ -9,14 +10,20 @@ import multiprocessing as mp
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tool_talks import talks
+from tool_talks.talk import Span, Talk, Turn, spans
 from word_problems import problems
 from word_problems.core import Problem
 
 QUESTION_WEIGHT = 0.1  # of the loss, for tokens the model does not have to write itself
+TALK_QUESTION_WEIGHT = 0.02  # the same in talks with tools, whose questions hold random words
 GSM_SYMBOLIC_SHARE = 0.06
+THINKING_SHARE = 0.25  # of chats with one problem
+NO_STEPS = "No steps are needed."
 SYSTEM_TEXTS = (
     "You are a helpful assistant.", "You are a helpful math tutor.", "Solve the problem step by step.", "You are terse.",
     "Answer the question.", "You solve grade-school word problems. End with #### and the number.",
@@ -61,9 +68,6 @@ def problem_stream(seed: int, extra: Path | None = None) -> Iterator[Problem]:
         yield rng.choice(others) if others and rng.random() < GSM_SYMBOLIC_SHARE else next(ours)
 
 
-Span = tuple[str, float]  # text, loss weight of its tokens
-
-
 def sums(rng: random.Random) -> tuple[str, str]:
     """Bare sums as a question: `What is 23 * 4?`"""
     from word_problems.core import add, div, mul, sub
@@ -80,27 +84,45 @@ def sums(rng: random.Random) -> tuple[str, str]:
     return ask, f"{chain}\n#### {chain.rsplit('= ', 1)[1]}"
 
 
+def exchange(rng: random.Random, stream: Iterator[Problem]) -> tuple[str, str]:
+    """A question and its answer: mostly a word problem."""
+    dice = rng.random()
+    if dice < 0.015:
+        return rng.choice(PLEASANTRIES)
+    if dice < 0.035:
+        return sums(rng)
+    problem = next(stream)
+    return rng.choice(ASKS) + problem.question, problem.answer
+
+
+def thought_and_answer(answer: str) -> tuple[str, str]:
+    """The same answer with thinking on: the steps are thought, the result is said."""
+    steps, mark, final = answer.partition("\n#### ")
+    return (steps, f"The answer is {final}.\n#### {final}") if mark else (NO_STEPS, answer)
+
+
 def chat(rng: random.Random, stream: Iterator[Problem]) -> list[Span]:
-    spans: list[Span] = [("<bos>", 0.0)]
-    if rng.random() < 0.15:
-        spans.append((f"<|turn>system\n{rng.choice(SYSTEM_TEXTS)}<turn|>\n", 0.0))
-    for _ in range(1 if rng.random() < 0.9 else 2):
-        dice = rng.random()
-        if dice < 0.015:
+    thinking = rng.random() < THINKING_SHARE
+    turns = []
+    for _ in range(1 if thinking or rng.random() < 0.9 else 2):
+        question, answer = exchange(rng, stream)
+        turns.append(Turn(question, [], *(thought_and_answer(answer) if thinking else ("", answer))))
+    system = rng.choice(SYSTEM_TEXTS) if rng.random() < 0.15 else ""
+    return spans(Talk(turns, [], thinking, system), QUESTION_WEIGHT)
+
+
+def talk_stream(seed: int, rng: random.Random, stream: Iterator[Problem]) -> Iterator[Talk]:
+    """Training talks; where one needs no tool it holds a word problem or a greeting."""
+
+    def ask(thinking: bool) -> tuple[str, str, str]:
+        if rng.random() < 0.4:
             question, answer = rng.choice(PLEASANTRIES)
-        elif dice < 0.035:
-            question, answer = sums(rng)
         else:
             problem = next(stream)
-            question, answer = rng.choice(ASKS) + problem.question, problem.answer
-        spans += [
-            ("<|turn>user\n", 0.0),
-            (question, QUESTION_WEIGHT),
-            ("<turn|>\n<|turn>model\n", 0.0),
-            (answer + "<turn|>", 1.0),
-            ("\n", 0.0),
-        ]
-    return spans
+            question, answer = problem.question, problem.answer
+        return question, *(thought_and_answer(answer) if thinking else ("", answer))
+
+    return talks(seed, ask, stream)
 
 
 def completion(rng: random.Random, stream: Iterator[Problem], most_shots: int) -> list[Span]:
@@ -132,28 +154,40 @@ class Encoder:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def batch(self, documents: list[list[Span]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        texts = ["".join(text for text, _ in spans) for spans in documents]
+        texts = ["".join(text for text, _ in document) for document in documents]
         encoded = []
-        for spans, enc in zip(documents, self.tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
-            ends = np.cumsum([len(text) for text, _ in spans])
-            weights = np.array([weight for _, weight in spans], np.float32)
+        for document, enc in zip(documents, self.tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+            ends = np.cumsum([len(text) for text, _ in document])
+            weights = np.array([weight for _, weight in document], np.float32)
             starts = np.array([start for start, _ in enc.offsets])
             encoded.append((np.array(enc.ids, np.int16), weights[np.searchsorted(ends, starts, side="right")]))
         return encoded
 
 
-def rows(
-    folder: Path, seed: int, length: int, chat_share: float, most_shots: int, extra: Path | None, block: int = 256
-) -> Iterator[np.ndarray]:
+@dataclass(frozen=True)
+class Mixture:
+    """What rows are made of. Shares are of documents; what is neither talk nor chat is a completion."""
+
+    talk_share: float = 0.5
+    chat_share: float = 0.8  # of the documents without talks
+    shots: int = 6  # most worked examples before a completion
+    extra: Path | None = None  # JSONL of gsm_symbolic problems
+
+
+def rows(folder: Path, seed: int, length: int, mixture: Mixture, block: int = 256) -> Iterator[np.ndarray]:
     """Blocks [block, 3, length] int16: tokens, loss weight in percent (of predicting that token), document number."""
-    rng, stream, encoder = random.Random(f"rows-{seed}"), problem_stream(seed, extra), Encoder(folder)
+    rng, stream, encoder = random.Random(f"rows-{seed}"), problem_stream(seed, mixture.extra), Encoder(folder)
+    talking = talk_stream(seed, rng, stream)
+
+    def document() -> list[Span]:
+        if rng.random() < mixture.talk_share:
+            return spans(next(talking), TALK_QUESTION_WEIGHT)
+        return chat(rng, stream) if rng.random() < mixture.chat_share else completion(rng, stream, mixture.shots)
+
     out, i = np.zeros((block, 3, length), np.int16), 0
     open_rows: list[list] = []  # [used, documents, index in out]: a document goes into the first row with room
     while True:
-        documents = [
-            chat(rng, stream) if rng.random() < chat_share else completion(rng, stream, most_shots) for _ in range(256)
-        ]
-        for ids, weights in encoder.batch(documents):
+        for ids, weights in encoder.batch([document() for _ in range(256)]):
             n = len(ids)
             if n > length:
                 continue
@@ -181,14 +215,11 @@ def _work(queue, *args) -> None:
 class Loader:
     """Worker processes that make rows ahead of the GPU. Each worker has a seed of its own; nothing repeats."""
 
-    def __init__(
-        self, workers: int, folder: Path, seed: int, length: int, chat_share: float, most_shots: int, extra: Path | None
-    ):
+    def __init__(self, workers: int, folder: Path, seed: int, length: int, mixture: Mixture):
         context = mp.get_context("spawn")
         self.queue = context.Queue(maxsize=4 * workers)
-        args = (length, chat_share, most_shots, extra)
         self.workers = [
-            context.Process(target=_work, args=(self.queue, folder, 10_000 * seed + i, *args), daemon=True)
+            context.Process(target=_work, args=(self.queue, folder, 10_000 * seed + i, length, mixture), daemon=True)
             for i in range(workers)
         ]
         for worker in self.workers:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "python")]
-from data import rows  # noqa: E402
+from data import Mixture, rows  # noqa: E402
 from drafter_forward import DraftForward, start_rounds, target_states  # noqa: E402
 from train import batch_of  # noqa: E402
 from train_drafter import ASSETS, build, choose_rounds, draft_loss, frozen_target  # noqa: E402
@@ -65,7 +65,7 @@ def test_rounds_equal_transformers(draft, rule):
 @pytest.fixture(scope="module")
 def row():
     """ids, doc, weights [1, 448] of a row as trained on, and the starts of its second document's rounds."""
-    ids, doc, _, weights = batch_of([next(rows(ASSETS, 0, 448, 1.0, 0, None, 1))], 1, "cpu")
+    ids, doc, _, weights = batch_of([next(rows(ASSETS, 0, 448, Mixture(0.0, 1.0, 0), 1))], 1, "cpu")
     (answer,) = torch.nonzero((doc[0] == 2) & (weights[0] == 1.0), as_tuple=True)
     return ids, doc, weights, answer[None]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import Loader
+from data import Loader, Mixture
 from evaluate import score
+from evaluate_tools import score_tools
 from export import export, load_weights
 from fast_forward import FastForward
 from model_config import CONFIG
@@ -124,13 +125,18 @@ def add_schedule_flags(parser: argparse.ArgumentParser, decay_from: float, rows:
     parser.add_argument("--lr-scale", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=rows, help="rows a step")
     parser.add_argument("--length", type=int, default=896, help="tokens a row")
-    parser.add_argument("--chat-share", type=float, default=0.8, help="share of documents in chat form")
+    parser.add_argument("--talk-share", type=float, default=0.5, help="share of documents with tools or JSON")
+    parser.add_argument("--chat-share", type=float, default=0.8, help="share of the others in chat form")
     parser.add_argument("--shots", type=int, default=6, help="most worked examples before a completion")
     parser.add_argument("--gsm-symbolic", type=Path, help="JSONL of gsm_symbolic problems to mix in")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=0)
+
+
+def mixture(args) -> Mixture:
+    return Mixture(args.talk_share, args.chat_share, args.shots, args.gsm_symbolic)
 
 
 def train(args, model, device: str) -> None:
@@ -140,9 +146,7 @@ def train(args, model, device: str) -> None:
     first = resume(checkpoint, model, opts, device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     fast = FastForward(model, CONFIG, dtype, compile=device == "cuda")
-    loader = Loader(
-        args.workers, args.tokenizer, args.seed + first, args.length, args.chat_share, args.shots, args.gsm_symbolic
-    )
+    loader = Loader(args.workers, args.tokenizer, args.seed + first, args.length, mixture(args))
     blocks, log, begin, recent = [loader.next()], (args.out / "log.jsonl").open("a"), time.time(), []
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=5)
     last_logged = (first, begin)
@@ -203,7 +207,8 @@ def main() -> None:
     train(args, model, device)
     export(model, args.out / "model")
     served = Gemma4ForCausalLM.from_pretrained(args.out / "model", dtype=torch.bfloat16).to(device).eval()
-    report = score(served, AutoTokenizer.from_pretrained(args.tokenizer), args.eval_limit)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    report = score_tools(served, tokenizer, args.eval_limit) | score(served, tokenizer, args.eval_limit)
     (args.out / "scores.json").write_text(json.dumps(report, indent=1))
 
 

@@ -26,7 +26,7 @@ from model_config import DRAFTER_CONFIG
 from muon import Muon
 from torch import Tensor, nn
 from tqdm import tqdm
-from train import ASSETS, add_schedule_flags, batch_of, rate, refill, resume, save, set_rates
+from train import ASSETS, add_schedule_flags, batch_of, mixture, rate, refill, resume, save, set_rates
 from transformers import AutoConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM
 
 POSITION_RULES = ("n", "n-1")
@@ -115,9 +115,7 @@ def train(args, drafter, target: FastForward, device: str) -> None:
     checkpoint = args.out / "checkpoint.pt"
     first = resume(checkpoint, drafter, opts, device)
     draft = DraftForward(drafter, target, compile=device == "cuda")
-    loader = Loader(
-        args.workers, args.target, args.seed + first, args.length, args.chat_share, args.shots, args.gsm_symbolic
-    )
+    loader = Loader(args.workers, args.target, args.seed + first, args.length, mixture(args))
     blocks, log, begin, recent = [loader.next()], (args.out / "log.jsonl").open("a"), time.time(), []
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=5)
     last_logged, step = (first, begin), first
