@@ -6,6 +6,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import anthropic
 import openai
 import pydantic
 import pytest
@@ -77,6 +78,33 @@ def test_a_stream(client):
         model="m", messages=ASK, response_format=FORM, max_tokens=LONG, temperature=0, stream=True
     )
     Reply.model_validate_json("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+
+
+@pytest.mark.parametrize("field", ["output_config", "output_format"])
+def test_anthropics_forms(server, field):
+    form = {"type": "json_schema", "schema": SCHEMA}
+    extra = {"output_config": {"format": form}} if field == "output_config" else {"output_format": form}
+    options = {"model": "m", "messages": ASK, "max_tokens": LONG, "extra_body": {**extra, "temperature": 0}}
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        if field == "output_config":
+            (block,) = client.messages.create(**options).content
+        else:
+            with client.messages.stream(**options) as stream:
+                (block,) = stream.get_final_message().content
+        Reply.model_validate_json(block.text)
+
+
+def test_forms_of_responses(client):
+    parsed = client.responses.parse(model="m", input=ASK, text_format=Reply, max_output_tokens=LONG, temperature=0)
+    assert isinstance(parsed.output_parsed, Reply)
+    assert parsed.text.format.type == "json_schema"
+    with client.responses.stream(
+        model="m", input=ASK, text_format=Reply, max_output_tokens=LONG, temperature=0
+    ) as stream:
+        assert stream.get_final_response().output_parsed == parsed.output_parsed
+    extra = {"text": {"format": {"type": "json_object"}}}
+    reply = client.responses.create(model="m", input=ASK, max_output_tokens=4, extra_body=extra)
+    assert reply.output_text.lstrip().startswith("{")
 
 
 def test_json_object(client):

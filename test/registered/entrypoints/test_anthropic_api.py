@@ -186,6 +186,14 @@ def test_a_tool_loop_is_the_chat_that_openai_clients_send(ask, server):
     assert server.client.post("/tokenize", json=body).json()["tokens"] == ids
 
 
+def test_a_budget_and_a_form_reach_the_scheduler(ask, server):
+    ask("Yes.<turn|>", thinking={"type": "enabled", "budget_tokens": 1024}, extra_body={"output_format": FORM})
+    params = server.internal_state()["last_request"]
+    assert (params["thinking_budget"], params["json_schema"]) == (1024, '{"type":"object"}')
+    ask("Yes.<turn|>", thinking={"type": "adaptive"})
+    assert "thinking_budget" not in server.internal_state()["last_request"]
+
+
 def test_an_answer_begun_by_the_client_is_continued(ask, server):
     ask("Yes.<turn|>", messages=[*ASK, {"role": "assistant", "content": "It is"}])
     ids = server.internal_state()["last_request"]["input_ids"]
@@ -197,6 +205,8 @@ def test_an_answer_begun_by_the_client_is_continued(ask, server):
 GOOD = {"model": "m", "messages": ASK, "max_tokens": 4}
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x"}}
 RESULT = {"type": "tool_result", "tool_use_id": "c9", "content": "x"}
+DONE = {"role": "user", "content": [{**RESULT, "tool_use_id": "c1"}]}
+FORM = {"type": "json_schema", "schema": {"type": "object"}}
 SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search"}
 
 
@@ -237,7 +247,18 @@ SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search"}
         ({"temperature": -1}, "temperature"),
         ({"stop_sequences": ["x"] * 99}, "stop_sequences holds 99 strings"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers is not supported"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format is not served yet"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format of type json_schema has no sch"),
+        ({"output_config": {"format": {"type": "text"}}}, "output_config.format has the type 'text'"),
+        ({"output_format": "json"}, "output_format has the type None"),
+        ({"output_config": {"format": FORM}, "output_format": FORM}, "output_config.format and output_format are both"),
+        (
+            {"messages": [*ASK, USE, {"role": "user", "content": "no"}]},
+            "messages[1].content[0].id is 'c1', but no tool_result in the next message has that id",
+        ),
+        (
+            {"messages": [*ASK, USE, DONE, {"role": "assistant", "content": "x"}, DONE]},
+            "messages[4].content[0].tool_use_id is 'c1', but no tool_use before it has that id",
+        ),
         ({"messages": [{"role": "user", "content": "word " * 70000}]}, "longer than the model's context length"),
     ],
 )
@@ -292,7 +313,7 @@ def request(*messages: dict, **fields) -> MessagesRequest:
     return msgspec.convert({"model": "m", "messages": list(messages), "max_tokens": 4, **fields}, MessagesRequest)
 
 
-def test_messages_of_one_role_are_one_turn_and_results_keep_their_place():
+def test_messages_of_one_role_are_one_turn_and_results_follow_their_calls():
     uses = [{"type": "tool_use", "id": f"c{i}", "name": "f", "input": {}} for i in range(2)]
     results = [
         {"type": "tool_result", "tool_use_id": "c0"},
@@ -304,7 +325,7 @@ def test_messages_of_one_role_are_one_turn_and_results_keep_their_place():
             {"role": "user", "content": "a"},
             {"role": "user", "content": [text]},
             {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}, *uses]},
-            {"role": "user", "content": [*results, text]},
+            {"role": "user", "content": [results[0], text, results[1]]},
         )
     )
     assert [m["role"] for m in wire] == ["user", "assistant", "tool", "tool", "user"]

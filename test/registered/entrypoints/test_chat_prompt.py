@@ -204,6 +204,8 @@ def test_shipped_template_writes_what_the_published_one_does(chat):
         Tokenizer(str(shipped_model_path())).require_chat_template().render(chat["messages"], tools, opened, variables)
     )
     assert rendered == chat["prompt"]
+    if chat["messages"][-1].get("tool_calls"):  # which is refused where an answer is to follow, and written alike
+        opened = False
     fields = {"tools": tools, "add_generation_prompt": opened, "chat_template_kwargs": variables}
     served = prompt_of(SHIPPED, on_the_wire(chat["messages"]), **fields)
     if "content and a call" in chat["name"]:  # the turn would be over before the model has answered
@@ -269,6 +271,7 @@ def test_arguments_that_are_no_object_are_named(arguments):
     assert caught.value.status == 400 and len(caught.value.message) < 250
 
 
+ASK = {"role": "user", "content": "Go"}
 LAST = {"role": "assistant", "content": "Begun"}
 
 
@@ -288,13 +291,104 @@ LAST = {"role": "assistant", "content": "Begun"}
         ([{"role": "tool", "content": [{"type": "image_url"}]}], {}, "only parts of type text"),
         ([{"role": "user", "content": {"a": 1}}], {}, "content must be text or a list of parts"),
         ([{"role": "user", "content": ["bare"]}], {}, "only parts of type text"),
-        ([{"role": "tool", "content": "5"}], {}, "must follow the call that it answers"),
+        ([{"role": "tool", "content": "5", "tool_call_id": {}}], {}, "tool_call_id must be text"),
+        ([LAST | {"reasoning": 5}], {}, r"messages\[0\].reasoning must be text"),
+        ([LAST | {"reasoning_content": ["a"]}], {}, "reasoning_content must be text"),
+        ([ASK], {"reasoning_effort": "much"}, "the reasoning effort is 'much'; one of none, minimal"),
     ],
 )
 def test_refused_in_words_of_our_own(messages, fields, says):
     with pytest.raises(RequestError, match=says) as caught:
         prompt_of(SHIPPED, messages, **fields)
     assert caught.value.status == 400
+
+
+CALLED = {"role": "assistant", "content": None, "tool_calls": [call("f", 1), call("g", 2)]}
+
+
+def result(number: int, content="5") -> dict:
+    return {"role": "tool", "tool_call_id": f"c{number}", "content": content}
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([result(1)], "messages[0] is a tool's result, but no call stands before it"),
+        ([ASK, LAST, result(1)], "messages[2] is a tool's result, but no call stands before it"),
+        ([ASK, CALLED, result(3)], "messages[2].tool_call_id is 'c3', but the calls before it are 'c1', 'c2'"),
+        ([ASK, CALLED], "messages[1].tool_calls[0] ('c1') has no result"),
+        ([ASK, CALLED, result(1), ASK], "messages[1].tool_calls[1] ('c2') has no result"),
+        ([ASK, CALLED, result(1), result(1)], "messages[1].tool_calls[1] ('c2') has no result"),
+        ([ASK, CALLED, CALLED, result(1), result(2)], "messages[1].tool_calls[0] ('c1') has no result"),
+        ([ASK, CALLED, result(2), result(1), ASK, result(1)], "messages[5] is a tool's result"),
+    ],
+)
+@pytest.mark.parametrize("template", ["shipped", "strings"])
+def test_a_history_with_a_gap_is_refused(template, messages, says):
+    with pytest.raises(RequestError) as caught:
+        prompt_of(TEMPLATES[template][0], messages)
+    assert caught.value.message.startswith(says) and caught.value.status == 400
+
+
+def test_results_come_in_any_order_and_by_no_name():
+    two = [ASK, CALLED, result(2, "two"), result(1, "one")]
+    assert 'response:g{value:<|"|>two<|"|>}' in prompt_of(SHIPPED, two)
+    unnamed = {"role": "tool", "content": "5"}
+    assert prompt_of(SHIPPED, [ASK, CALLED, unnamed, unnamed]).count("response:unknown{") == 2
+    no_ids = {**CALLED, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    assert "response:unknown{" in prompt_of(SHIPPED, [ASK, no_ids, result(1)])
+    answered = CALLED | {"tool_responses": [{"name": "f", "response": {"a": 1}}]}
+    assert "response:f{a:1}" in prompt_of(SHIPPED, [ASK, answered, ASK])
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        ({"sky": "rain", "hist": [1, 2.5]}, '{hist:[1,2.5],sky:<|"|>rain<|"|>}'),
+        ([{"sky": "rain"}, {"sky": None}], '{value:<|"|>[{"sky": "rain"}, {"sky": null}]<|"|>}'),
+        ([1, 2], '{value:<|"|>[1, 2]<|"|>}'),
+        (5, '{value:<|"|>5<|"|>}'),
+        (True, '{value:<|"|>true<|"|>}'),
+        (None, '{value:<|"|><|"|>}'),
+        ([], '{value:<|"|><|"|>}'),
+        (["a", {"type": "text", "text": "b"}], '{value:<|"|>a b<|"|>}'),
+    ],
+)
+def test_results_of_any_json(content, written):
+    one = {**CALLED, "tool_calls": [call("f", 1)]}
+    assert f"response:f{written}<tool_response|>" in prompt_of(SHIPPED, [ASK, one, result(1, content)])
+
+
+def test_a_thought_comes_back_by_either_name():
+    """And is written as the template has it: in the running loop."""
+    one = {**CALLED, "tool_calls": [call("f", 1)]}
+    prompts = [
+        prompt_of(SHIPPED, [ASK, one | thought, result(1)])
+        for thought in (
+            {"reasoning": "Hm."},
+            {"reasoning_content": "Hm."},
+            {"reasoning": "", "reasoning_content": "Hm."},
+        )
+    ]
+    assert len(set(prompts)) == 1 and "<|channel>thought\nHm.\n<channel|><|tool_call>" in prompts[0]
+    assert "Hm." not in prompt_of(SHIPPED, [ASK, LAST | {"reasoning": "Hm."}, ASK])
+
+
+@pytest.mark.parametrize(
+    ("effort", "kwargs", "defaults", "thinks"),
+    [
+        (None, None, {}, False),
+        (None, None, {"enable_thinking": True}, True),
+        ("none", None, {"enable_thinking": True}, False),
+        ("low", None, {}, True),
+        ("high", None, {"enable_thinking": False}, True),
+        ("high", {"enable_thinking": False}, {}, False),
+        ("none", {"enable_thinking": True}, {}, True),
+    ],
+)
+def test_an_effort_lets_the_model_think(effort, kwargs, defaults, thinks):
+    turn = Turn(messages=[ASK], reasoning_effort=effort, chat_template_kwargs=kwargs)
+    assert ("<|think|>" in chat_prompt(turn, make_template(SHIPPED), defaults)) is thinks
 
 
 def test_any_failure_of_a_template_is_a_refusal():

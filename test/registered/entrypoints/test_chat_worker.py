@@ -129,7 +129,11 @@ def test_errors_come_back_with_their_field(body, says):
 def test_deep_but_legal_json_is_written_or_refused(depth):
     deep = json.loads('{"a":' * depth + "1" + "}" * depth)
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": deep}}]
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c", "content": "y"},
+    ]
 
     async def work(writer):
         for body in (

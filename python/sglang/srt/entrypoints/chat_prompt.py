@@ -12,12 +12,14 @@ import msgspec
 
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
+from sglang.srt.utils.shown import shown
 from sglang.srt.utils.special_text import SpecialText
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RENDER_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
 TEXT_PARTS = ("text", "input_text")
 UNTRUSTED = ("user", "tool")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # none: the model does not think
 
 
 class Turn(msgspec.Struct, kw_only=True):
@@ -42,9 +44,7 @@ def chat_prompt(
 ) -> str:
     """The prompt's text; `variables` are the template's, under those of the request. `special` hides special tokens in
     what is not trusted; without it they are what they look like. Raises RequestError."""
-    variables = {**variables, **(turn.chat_template_kwargs or {})}
-    if turn.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", turn.reasoning_effort)
+    variables = template_variables(turn, variables)
     if taken := set(variables) & set(RENDER_NAMES):
         raise RequestError(f"chat_template_kwargs must not hold {min(taken)!r}", param="chat_template_kwargs")
     messages, tools = template_messages(turn.messages, template), turn.offered_tools
@@ -62,12 +62,27 @@ def chat_prompt(
             )
         begun = take_begun_answer(messages, template)
         add_generation_prompt = True  # of the turn that the message begins
+    check_results(messages, add_generation_prompt)
     if add_generation_prompt and template.writes_content_after_results:
         messages = keep_turn_open(messages)
     try:
         return template.render(messages, tools, add_generation_prompt, variables) + begun
     except ValueError as e:
         raise RequestError(str(e) if special is None else special.show(str(e)), param="messages") from e
+
+
+def template_variables(turn: Turn, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The template's, `defaults` being the server's: an effort outranks those, and is outranked by what the request
+    itself gives. Raises RequestError."""
+    variables, effort = dict(defaults), turn.reasoning_effort
+    if effort is not None:
+        if effort not in EFFORTS:
+            raise RequestError(
+                f"the reasoning effort is {shown(effort)}; one of {', '.join(EFFORTS)} is expected",
+                param="reasoning_effort",
+            )
+        variables |= {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    return variables | (turn.chat_template_kwargs or {})
 
 
 def template_messages(messages: list[dict[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
@@ -83,16 +98,55 @@ def template_messages(messages: list[dict[str, Any]], template: ChatTemplate) ->
             raise _wrong(f"{place}.role", f"is {role!r:.80}; one of {', '.join(ROLES)} is expected")
         # A client that sends an answer back may send its empty fields too; templates ask whether a field is there.
         clean = {k: v for k, v in message.items() if v is not None}
+        if role == "assistant":
+            _take_thought(clean, place)
         clean["content"] = _content(message.get("content"), role, f"{place}.content", template)
         if "tool_calls" in clean:
             clean["tool_calls"] = _calls(clean["tool_calls"], f"{place}.tool_calls")
             names |= {call["id"]: call["function"]["name"] for call in clean["tool_calls"] if "id" in call}
-        if role == "tool" and "name" not in clean:
-            call_id = clean.get("tool_call_id")
-            if isinstance(call_id, str) and call_id in names:
-                clean["name"] = names[call_id]
+        if not isinstance(call_id := clean.get("tool_call_id", ""), str):
+            raise _wrong(f"{place}.tool_call_id", "must be text")
+        if role == "tool" and "name" not in clean and call_id in names:
+            clean["name"] = names[call_id]
         result.append(clean)
     return result
+
+
+def check_results(messages: list[dict[str, Any]], answer_follows: bool) -> None:
+    """Results follow their calls, and each call has one before anything else is said. Templates leave out what stands
+    elsewhere, or have the model make it up. Raises RequestError."""
+    called: set[str | None] = set()  # ids of the calls that may be answered here, None for one without
+    waiting: dict[str | int, str] = {}  # those that have not been: id, or a number, -> place
+    for i, message in enumerate([*messages, {"role": "end"}] if answer_follows else messages):
+        if message["role"] == "tool":
+            id = message.get("tool_call_id")
+            if not called:
+                raise _wrong(f"messages[{i}]", "is a tool's result, but no call stands before it: the assistant "
+                                               "message with its tool_calls is missing")  # fmt: skip
+            if id is not None and id not in called and None not in called:
+                ids = ", ".join(shown(known) for known in sorted(called))
+                raise _wrong(f"messages[{i}].tool_call_id", f"is {shown(id)}, but the calls before it are {ids}")
+            waiting.pop(next(iter(waiting), None) if id is None or None in called else id, None)
+            continue
+        if waiting:
+            id, place = next(iter(waiting.items()))
+            raise _wrong(place, f"({shown(id)}) has no result: a tool message with its tool_call_id must follow")
+        calls = message.get("tool_calls") or []
+        called = {call.get("id") for call in calls}
+        answered = message.get("tool_responses")  # in Gemma's own form
+        waiting = (
+            {} if answered else {call.get("id", k): f"messages[{i}].tool_calls[{k}]" for k, call in enumerate(calls)}
+        )
+
+
+def _take_thought(message: dict[str, Any], place: str) -> None:
+    """What the model thought comes back by either of two names; templates know the longer one."""
+    for name in ("reasoning", "reasoning_content"):
+        if not isinstance(message.get(name, ""), str):
+            raise _wrong(f"{place}.{name}", "must be text")
+    thought = message.pop("reasoning", "")
+    if thought and not message.get("reasoning_content"):
+        message["reasoning_content"] = thought
 
 
 def _hide(message: dict[str, Any], special: SpecialText) -> dict[str, Any]:
@@ -112,6 +166,8 @@ def _content(content: Any, role: str, place: str, template: ChatTemplate) -> str
         if role not in ("assistant", "tool"):
             raise _wrong(place, "is missing")
         return ""
+    if role == "tool" and not isinstance(content, str | dict) and not _are_parts(content):
+        return json.dumps(content, ensure_ascii=False)
     if isinstance(content, list):
         texts = [_part_text(part, f"{place}[{k}]", role) for k, part in enumerate(content)]
         if role in template.list_roles:
@@ -122,6 +178,13 @@ def _content(content: Any, role: str, place: str, template: ChatTemplate) -> str
     if not isinstance(content, str):
         raise _wrong(place, "must be text or a list of parts")
     return content
+
+
+def _are_parts(content: Any) -> bool:
+    """Texts and parts, not some other list that a tool has returned."""
+    if not isinstance(content, list):
+        return False
+    return all(isinstance(entry, str) or (isinstance(entry, dict) and "type" in entry) for entry in content)
 
 
 def _part_text(part: Any, place: str, role: str) -> str:

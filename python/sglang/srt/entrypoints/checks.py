@@ -13,6 +13,7 @@ from sglang.srt.configs.generation_config import sampling_defaults
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.utils.shown import shown
 
 MAX_MODEL_CHARS = 256  # any name is served and comes back, in a stream with every chunk
 
@@ -57,6 +58,21 @@ def request_params(values: dict[str, Any], manager: TokenizerManager, renamed: d
         for name, field in renamed.items():
             e.message = re.sub(rf"\b{name}\b", field, e.message)
         raise
+
+
+def form_schema(form: Any, place: str, kinds: tuple[str, ...] = ("text", "json_object", "json_schema")) -> dict | None:
+    """The schema of an answer from the form that an API's field `place` asks for, None for text. The schema stands in
+    the form, or in a `json_schema` there, as in OpenAI's chats. Raises RequestError."""
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind not in kinds:
+        raise RequestError(f"{place} has the type {shown(kind)}; served are {', '.join(kinds)}", param=place)
+    if kind != "json_schema":
+        return {"type": "object"} if kind == "json_object" else None
+    inner = form.get("json_schema") or form
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if not isinstance(schema, dict):
+        raise RequestError(f"{place} of type json_schema has no schema, which is an object", param=place)
+    return schema
 
 
 def cache_key(salt: str | None, extra: str | None) -> str | None:

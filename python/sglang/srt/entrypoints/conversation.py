@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
-from sglang.srt.entrypoints.chat_prompt import Turn
+from sglang.srt.entrypoints.chat_prompt import Turn, template_variables
 from sglang.srt.entrypoints.chat_worker import ChatWriter
 from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -135,7 +135,7 @@ class Conversation:
         return await self._writer.prompt(turn)
 
     def _thinks(self, turn: Turn) -> bool:
-        variables = (self.manager.args.default_chat_template_kwargs or {}) | (turn.chat_template_kwargs or {})
+        variables = template_variables(turn, self.manager.args.default_chat_template_kwargs or {})
         return bool(variables.get("enable_thinking"))
 
     @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from sglang.srt.entrypoints.checks import unserved_fields
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.shown import shown
 
-NOT_SERVED = ("container", "mcp_servers", "output_format")
+NOT_SERVED = ("container", "mcp_servers")
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
 
@@ -40,7 +40,7 @@ class Thinking(msgspec.Struct, kw_only=True):
 
 class OutputConfig(msgspec.Struct, kw_only=True):
     effort: Any = None  # of no effect
-    format: Any = None  # refused
+    format: Any = None  # json_schema
 
 
 class CountTokensRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +53,7 @@ class CountTokensRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unkn
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: Any = None  # the older name of output_config.format
     chat_template_kwargs: dict[str, Any] | None = None  # SGLang's own
 
     # Of no effect
@@ -85,12 +86,14 @@ def wire_messages(body: CountTokensRequest) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
     if body.system:
         result.append({"role": "system", "content": _joined(_texts(body.system, "system", "system"))})
-    called: set[str] = set()  # ids
+    waiting: dict[str, str] = {}  # calls of the turn before: id -> place
     for role, blocks in _turns(body.messages):
-        if role == "user":
-            result += _user_messages(blocks, called)
-        else:
-            result.append(_assistant_message(blocks, called))
+        if role == "assistant":
+            result.append(_assistant_message(blocks, waiting))
+            continue
+        result += _user_messages(blocks, waiting)
+        for id, place in waiting.items():
+            raise _wrong(f"{place}.id", f"is {shown(id)}, but no tool_result in the next message has that id")
     return result
 
 
@@ -116,15 +119,13 @@ def _placed(content: str | list[dict], place: str) -> list[Placed]:
     return [(f"{place}[{k}]", block) for k, block in enumerate(content)]
 
 
-def _user_messages(blocks: list[Placed], called: set[str]) -> list[dict]:
+def _user_messages(blocks: list[Placed], waiting: dict[str, str]) -> list[dict]:
+    """Results first: they follow their calls."""
     messages: list[dict] = []
     texts: list[str] = []
     for place, block in blocks:
         if block.get("type") == "tool_result":
-            if texts:
-                messages.append({"role": "user", "content": _joined(texts)})
-                texts = []
-            messages.append(_tool_message(place, block, called))
+            messages.append(_tool_message(place, block, waiting))
         else:
             texts.append(_text(place, block, "text and tool_result"))
     if texts:
@@ -132,9 +133,9 @@ def _user_messages(blocks: list[Placed], called: set[str]) -> list[dict]:
     return messages
 
 
-def _tool_message(place: str, block: dict, called: set[str]) -> dict:
+def _tool_message(place: str, block: dict, waiting: dict[str, str]) -> dict:
     call_id = _string(block, "tool_use_id", place)
-    if call_id not in called:
+    if waiting.pop(call_id, None) is None:
         raise _wrong(f"{place}.tool_use_id", f"is {shown(call_id)}, but no tool_use before it has that id")
     content = block.get("content")
     texts = [] if content is None else _texts(content, f"{place}.content", "a tool_result")
@@ -143,7 +144,7 @@ def _tool_message(place: str, block: dict, called: set[str]) -> dict:
     return {"role": "tool", "tool_call_id": call_id, "content": {"error": text} if block.get("is_error") else text}
 
 
-def _assistant_message(blocks: list[Placed], called: set[str]) -> dict:
+def _assistant_message(blocks: list[Placed], waiting: dict[str, str]) -> dict:
     texts, thoughts, calls = [], [], []
     for place, block in blocks:
         match block.get("type"):
@@ -155,7 +156,7 @@ def _assistant_message(blocks: list[Placed], called: set[str]) -> dict:
                 call_id, name = _string(block, "id", place), _string(block, "name", place)
                 if not isinstance(block.get("input"), dict):
                     raise _wrong(f"{place}.input", "must be an object")
-                called.add(call_id)
+                waiting[call_id] = place
                 function = {"name": name, "arguments": block["input"]}
                 calls.append({"id": call_id, "type": "function", "function": function})
             case _:

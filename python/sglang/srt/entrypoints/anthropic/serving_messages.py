@@ -8,7 +8,7 @@ import msgspec
 
 from sglang.srt.entrypoints.anthropic.protocol import CountTokensRequest, MessagesRequest, wire_messages, wire_tools
 from sglang.srt.entrypoints.chat_prompt import Turn
-from sglang.srt.entrypoints.checks import cache_key, check_model, refuse_unserved, request_params
+from sglang.srt.entrypoints.checks import cache_key, check_model, form_schema, refuse_unserved, request_params
 from sglang.srt.entrypoints.conversation import Answer, Call, Conversation
 from sglang.srt.entrypoints.replies import named_event
 from sglang.srt.managers.generation import Prompt, RequestError
@@ -70,8 +70,6 @@ class MessagesApi:
         """What is asked; raises RequestError for what is not served."""
         check_model(body.model)
         refuse_unserved(body)
-        if body.output_config is not None and body.output_config.format is not None:
-            raise RequestError("output_config.format is not served yet: answers are free text", param="output_config")
         choice = "auto" if body.tool_choice is None else body.tool_choice.type
         if choice in ("any", "tool"):
             raise RequestError(
@@ -118,6 +116,7 @@ class MessagesApi:
                 "stop_token_ids": body.stop_token_ids,
                 "custom_params": body.custom_params,
                 "thinking_budget": budget,
+                "json_schema": answer_schema(body),
             },
             self._manager,
             RENAMED,
@@ -142,6 +141,18 @@ class MessagesApi:
             "cache_read_input_tokens": cached,
             "output_tokens": g.completion_tokens,
         }
+
+
+def answer_schema(body: CountTokensRequest) -> dict | None:
+    """The schema that the answer's text must match. Raises RequestError."""
+    form = body.output_config and body.output_config.format
+    if form is not None and body.output_format is not None:
+        raise RequestError(
+            "output_config.format and output_format are both given; an answer can have one form", param="output_format"
+        )
+    place = "output_config.format" if body.output_format is None else "output_format"
+    form = form if body.output_format is None else body.output_format
+    return None if form is None else form_schema(form, place, ("json_schema",))
 
 
 def stop_fields(answer: Answer) -> dict:

@@ -9,11 +9,17 @@ from typing import Any
 
 import msgspec
 
-from sglang.srt.entrypoints.checks import cache_key, check_model, refuse_unserved, request_params, unserved_fields
+from sglang.srt.entrypoints.checks import (
+    cache_key,
+    check_model,
+    form_schema,
+    refuse_unserved,
+    request_params,
+    unserved_fields,
+)
 from sglang.srt.managers.generation import Generation, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
-from sglang.srt.utils.shown import shown
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's own limit
 
@@ -95,6 +101,19 @@ SAME_NAME = (
 )  # fmt: skip
 
 
+class Reasoning(msgspec.Struct, kw_only=True):
+    """Of OpenRouter's form, which upstream reads too."""
+
+    effort: str | None = None
+    enabled: bool | None = None
+    max_tokens: int | None = None  # as thinking_budget; the model thinks
+
+    @property
+    def thinks(self) -> bool | None:
+        """None: it does not say."""
+        return True if self.enabled is None and self.max_tokens is not None else self.enabled
+
+
 class CompletionRequest(CommonFields, kw_only=True, forbid_unknown_fields=True):
     prompt: str | list[str | int | list[int]]  # text, texts, ids, or lists of ids
     echo: bool | None = None
@@ -116,6 +135,7 @@ class ChatCompletionRequest(
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     reasoning_effort: str | None = None
+    reasoning: Reasoning | None = None
     separate_reasoning: bool | None = None  # false: thoughts stay in the content
     stream_reasoning: bool | None = None  # false: a thought comes whole, when it has ended
     parallel_tool_calls: bool | None = None  # false: one call a turn
@@ -131,32 +151,12 @@ def check_common(body: CommonFields) -> None:
 
 def json_schema(body: CommonFields) -> str | dict | bool | None:
     """The schema an answer must match. Raises RequestError for a response_format that is not served."""
-    form = body.response_format
-    if form is None:
-        return body.json_schema
-    kind = form.get("type") if isinstance(form, dict) else None
-    if kind == "text":
-        return body.json_schema
-    if kind == "json_object":
-        schema: Any = {"type": "object"}
-    elif kind == "json_schema":
-        inner = form.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-        if not isinstance(schema, dict):
-            raise RequestError(
-                'response_format.json_schema must be an object like {"name": "answer", "schema": {"type": "object"}}',
-                param="response_format",
-            )
-    else:
-        raise RequestError(
-            f"response_format has the type {shown(kind)}; text, json_object and json_schema are supported",
-            param="response_format",
-        )
-    if body.json_schema:
+    schema = None if body.response_format is None else form_schema(body.response_format, "response_format")
+    if schema is not None and body.json_schema:
         raise RequestError(
             "response_format and json_schema are both given; an output can have one form", param="response_format"
         )
-    return schema
+    return body.json_schema if schema is None else schema
 
 
 def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_tokens: int) -> SamplingParams:

@@ -16,12 +16,12 @@ TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 class Reasoning(msgspec.Struct, kw_only=True):
-    effort: str | None = None  # "none": the model does not think
+    effort: str | None = None
     summary: Any = None  # of no effect: thoughts come as they are
 
 
 class TextOptions(msgspec.Struct, kw_only=True):
-    format: dict[str, Any] | None = None  # only text is served
+    format: dict[str, Any] | None = None  # text, json_object or json_schema
     verbosity: Any = None  # of no effect
 
 

@@ -110,7 +110,13 @@ class ChatApi:
             raise RequestError('modalities: only ["text"] is supported', param="modalities")
         if body.tool_choice not in (None, "auto", "none"):
             raise RequestError('tool_choice: only "auto" and "none" are supported so far', param="tool_choice")
-        return Turn(**{name: getattr(body, name) for name in Turn.__struct_fields__})
+        turn = Turn(**{name: getattr(body, name) for name in Turn.__struct_fields__})
+        if body.reasoning is not None:
+            turn.reasoning_effort = body.reasoning.effort or turn.reasoning_effort
+            if body.reasoning.thinks is not None and turn.reasoning_effort is None:
+                thinks = {"enable_thinking": body.reasoning.thinks}
+                turn.chat_template_kwargs = thinks | (turn.chat_template_kwargs or {})
+        return turn
 
     async def render(self, body: ChatCompletionRequest) -> str:
         """The prompt's text. Raises RequestError."""
@@ -126,6 +132,8 @@ class ChatApi:
             )
         if isinstance(body.rid, list):
             raise RequestError("rid is a list, but there is one prompt", param="rid")
+        if body.reasoning is not None and body.thinking_budget is None:
+            body.thinking_budget = body.reasoning.max_tokens
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         # Without a limit an answer may fill the context; the scheduler ends it there.
         params = make_sampling_params(

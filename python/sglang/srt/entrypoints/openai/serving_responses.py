@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sglang.srt.entrypoints.chat_prompt import Turn
-from sglang.srt.entrypoints.checks import cache_key, check_model, refuse_unserved, request_params
+from sglang.srt.entrypoints.checks import cache_key, check_model, form_schema, refuse_unserved, request_params
 from sglang.srt.entrypoints.conversation import Answer, Conversation
 from sglang.srt.entrypoints.openai.response_items import (
     OutputItems,
@@ -95,20 +95,17 @@ class ResponsesApi:
         """What is asked; raises RequestError for what is not served."""
         check_model(body.model)
         refuse_unserved(body)
-        if body.text is not None and body.text.format is not None and body.text.format.get("type") != "text":
-            raise RequestError('text.format: only {"type": "text"} is supported so far', param="text.format")
         if body.tool_choice not in (None, "auto", "none"):
             raise RequestError('tool_choice: only "auto" and "none" are supported so far', param="tool_choice")
         if LOGPROBS in (body.include or ()):
             raise RequestError(f"include: {LOGPROBS} is not supported; /v1/chat/completions has logprobs")
         effort = body.reasoning and body.reasoning.effort
-        variables = {} if effort is None else {"enable_thinking": effort != "none"}
         system = [{"role": "system", "content": body.instructions}] if body.instructions else []
         return Turn(
             messages=system + messages,
             tools=wire_tools(body.tools) if body.tools else None,
             tool_choice=body.tool_choice,
-            chat_template_kwargs=variables | (body.chat_template_kwargs or {}),
+            chat_template_kwargs=body.chat_template_kwargs,
             reasoning_effort=effort,
         )
 
@@ -121,6 +118,8 @@ class ResponsesApi:
         values: dict[str, Any] = {name: getattr(body, name) for name in names}
         values["max_new_tokens"] = self._manager.info.context_length if limit is None else limit
         values["sampling_seed"] = body.seed
+        if body.text is not None and body.text.format is not None:
+            values["json_schema"] = form_schema(body.text.format, "text.format")
         return Prompt(
             request_params(values, self._manager, RENAMED),
             rid=f"resp_{uuid.uuid4().hex}",
@@ -147,7 +146,7 @@ class ResponsesApi:
             "reasoning": {"effort": body.reasoning and body.reasoning.effort, "summary": None},
             "store": body.store is not False,
             "temperature": prompt.params.temperature if body.temperature is None else body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (body.text and body.text.format) or {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
             "top_p": prompt.params.top_p,
