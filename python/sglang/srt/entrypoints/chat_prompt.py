@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sglang.srt.entrypoints.tool_schemas import flat_tools
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
 from sglang.srt.utils.shown import shown
@@ -48,11 +49,13 @@ def chat_prompt(
     if taken := set(variables) & set(RENDER_NAMES):
         raise RequestError(f"chat_template_kwargs must not hold {min(taken)!r}", param="chat_template_kwargs")
     messages, tools = template_messages(turn.messages, template), turn.offered_tools
-    if special is not None:
-        try:
+    try:
+        if tools is not None and not template.writes_whole_schemas:
+            tools = flat_tools(tools)
+        if special is not None:
             messages, tools = [_hide(message, special) for message in messages], special.hide(tools)
-        except RecursionError as e:
-            raise RequestError("the messages or tools are nested too deeply", param="messages") from e
+    except RecursionError as e:
+        raise RequestError("the messages or tools are nested too deeply", param="messages") from e
     add_generation_prompt = turn.add_generation_prompt is not False
     begun = ""
     if turn.continue_final_message:

@@ -71,7 +71,8 @@ class ChatWriter:
             data = msgspec.json.encode(turn)
         except RecursionError as e:
             raise RequestError("the messages or tools are nested too deeply", param="messages") from e
-        if len(data) <= INLINE_BYTES and len(turn.messages) <= INLINE_MESSAGES:
+        # References in schemas multiply what is written.
+        if len(data) <= INLINE_BYTES and len(turn.messages) <= INLINE_MESSAGES and b'"$ref"' not in data:
             return chat_prompt(turn, self._template, self._variables, self._special)
         async with self._turns:
             worker = self._idle.pop() if self._idle else self._start()

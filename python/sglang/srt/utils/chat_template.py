@@ -73,6 +73,13 @@ class ChatTemplate:
         text = self._try(self._tool_chat(SECOND, beside=FIRST))
         return 0 <= text.find(SECOND) < text.find(FIRST)
 
+    @functools.cached_property
+    def writes_whole_schemas(self) -> bool:
+        """A tool's schema is written with all that is in it, not only with keys that the template knows."""
+        schema = {"type": "object", "properties": {"a": {"anyOf": [{"type": "string", "title": FIRST}]}}}
+        function = {"name": "probe", "description": "", "parameters": schema}
+        return FIRST in self._try([ASKED], [{"type": "function", "function": function}])
+
     @staticmethod
     def _tool_chat(result: Any, beside: str = "") -> list[dict]:
         call = {"id": "call00001", "type": "function", "function": {"name": "probe", "arguments": {}}}
@@ -82,9 +89,9 @@ class ChatTemplate:
             {"role": "tool", "tool_call_id": "call00001", "name": "probe", "content": result},
         ]
 
-    def _try(self, chat: list[dict]) -> str:
+    def _try(self, chat: list[dict], tools: list[dict] | None = None) -> str:
         try:
-            return self.render(chat)
+            return self.render(chat, tools)
         except ValueError:
             return ""
 
