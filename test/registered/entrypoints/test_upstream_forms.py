@@ -5,11 +5,13 @@ import json
 import sys
 import threading
 
+import msgspec
 import openai
 import pytest
 
 from sglang.srt.entrypoints.replies import EventStream, event
 from sglang.srt.managers.generation import RequestError
+from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess, wait_for
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
@@ -62,6 +64,88 @@ def events(server):
         return [json.loads(line.removeprefix("data: ")) for line in lines]
 
     return events
+
+
+SAMPLING = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "seed": None, "stop": None, "n": 1, "logit_bias": None}
+OWN = {
+    "min_tokens": 0, "regex": None, "ebnf": None, "stop_token_ids": None, "stop_regex": None, "no_stop_trim": False,
+    "ignore_eos": False, "skip_special_tokens": True, "lora_path": None, "session_id": None, "session_params": None,
+    "response_format": None, "custom_params": None, "custom_logit_processor": None, "images_config": None,
+    "bootstrap_host": None, "bootstrap_port": None, "bootstrap_room": None, "routed_dp_rank": None, "rid": None,
+    "disagg_prefill_dp_rank": None, "data_parallel_rank": None, "extra_key": None, "cache_salt": None,
+    "ngram_corpus_id": None, "priority": None, "return_hidden_states": False, "return_routed_experts": False,
+    "routed_experts_start_len": 0, "return_cached_tokens_details": False, "return_token_ids": False, "user": None,
+    "stream": False, "stream_options": None,
+}  # fmt: skip
+# What upstream's request models hold when a client says nothing, by endpoint: what is needed, the rest.
+DEFAULTS = {
+    "/v1/chat/completions": (
+        {"messages": HELLO, "max_tokens": 4},
+        SAMPLING | OWN | {
+            "model": "default", "logprobs": False, "top_logprobs": None, "max_completion_tokens": None,
+            "temperature": None, "top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None,
+            "tools": None, "tool_choice": "none", "parallel_tool_calls": True, "return_prompt_token_ids": False,
+            "return_meta_info": False, "reasoning_effort": None, "task": None, "continue_final_message": False,
+            "separate_reasoning": True, "stream_reasoning": True, "chat_template_kwargs": None,
+            "max_dynamic_patch": None, "min_dynamic_patch": None, "use_audio_in_video": False, "input_ids": None,
+        },
+    ),
+    "/v1/completions": (
+        {"prompt": "a b c"},
+        SAMPLING | OWN | {
+            "model": "default", "best_of": None, "echo": False, "logprobs": None, "max_tokens": 16, "suffix": None,
+            "temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "json_schema": None, "custom_labels": None,
+            "repetition_penalty": 1.0,
+        },
+    ),
+    "/v1/responses": (
+        {"input": "Hello", "max_output_tokens": 4},
+        {
+            "background": False, "include": None, "instructions": None, "max_tool_calls": None, "metadata": None,
+            "model": None, "parallel_tool_calls": True, "previous_response_id": None, "reasoning": None,
+            "service_tier": "auto", "store": True, "stream": False, "temperature": None, "text": None,
+            "tool_choice": "auto", "tools": [], "top_logprobs": 0, "top_p": None, "truncation": "disabled",
+            "user": None, "chat_template_kwargs": None, "request_id": "resp_1", "session_id": None, "priority": 0,
+            "extra_key": None, "cache_salt": None, "ngram_corpus_id": None, "frequency_penalty": 0.0,
+            "presence_penalty": 0.0, "stop": None, "top_k": None, "min_p": None, "repetition_penalty": None,
+        },
+    ),
+}  # fmt: skip
+
+
+def answer_of(reply: dict) -> list:
+    """Without ids and times."""
+    return [c | {"message": None} if "text" not in c else c for c in reply.get("choices", [])] or [
+        part["text"] for item in reply["output"] for part in item["content"]
+    ]
+
+
+@pytest.mark.parametrize("path", DEFAULTS)
+def test_every_name_passes_with_its_default(post, server, path):
+    """Typed clients send all of them; the answer is the one without."""
+    needed, defaults = DEFAULTS[path]
+    bare = answer_of(post(path, **needed))
+    params = msgspec.convert(server.internal_state()["last_request"], SamplingParams)
+    for fields in (defaults, dict.fromkeys(defaults)):
+        assert answer_of(post(path, **fields | needed)) == bare
+        assert msgspec.convert(server.internal_state()["last_request"], SamplingParams) == params
+
+
+def test_a_top_of_no_tokens_needs_no_log_probabilities(post):
+    body = {"messages": HELLO, "max_tokens": 1, "top_logprobs": 0}
+    assert post("/v1/chat/completions", **body)["choices"][0]["logprobs"] is None
+    assert post("/v1/chat/completions", 400, **body | {"top_logprobs": 1})["message"].startswith("top_logprobs needs")
+
+
+def test_the_responses_api_takes_upstreams_sampling_parameters(post, server):
+    values = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "min_p": 0.1, "repetition_penalty": 1.5, "top_k": 7}
+    post("/v1/responses", input="Hello", max_output_tokens=2, **values)
+    got = server.internal_state()["last_request"]
+    assert {name: got[name] for name in values} == values
+
+
+def test_roles_are_read_in_capitals_too(post):
+    assert post("/v1/chat/completions", messages=[{"role": "User", "content": "Hello"}], max_tokens=1)["choices"]
 
 
 def test_the_routers_fields_pass(post):

@@ -96,11 +96,12 @@ def template_messages(messages: list[dict[str, Any]], template: ChatTemplate) ->
     result = []
     for i, message in enumerate(messages):
         place = f"messages[{i}]"
-        role = message.get("role")
+        given = message.get("role")
+        role = given.lower() if isinstance(given, str) else given
         if role not in ROLES:
-            raise _wrong(f"{place}.role", f"is {role!r:.80}; one of {', '.join(ROLES)} is expected")
+            raise _wrong(f"{place}.role", f"is {given!r:.80}; one of {', '.join(ROLES)} is expected")
         # A client that sends an answer back may send its empty fields too; templates ask whether a field is there.
-        clean = {k: v for k, v in message.items() if v is not None}
+        clean = {k: v for k, v in message.items() if v is not None} | {"role": role}
         if role == "assistant":
             _take_thought(clean, place)
         clean["content"] = _content(message.get("content"), role, f"{place}.content", template)

@@ -10,7 +10,7 @@ from sglang.srt.managers.generation import RequestError
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Text, Thought
 from sglang.srt.utils.shown import shown
 
-NOT_SERVED = ("background", "conversation", "prompt", "top_logprobs")
+NOT_SERVED = ("background", "conversation", "prompt", "top_logprobs", "priority")
 ROLES = ("user", "assistant", "system", "developer")
 TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -54,8 +54,16 @@ class ResponsesRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknow
     prompt_cache_key: Any = None
     max_tool_calls: Any = None  # of tools that the server would run
 
+    session_id: Any = None
+    request_id: Any = None  # a response's id is made here
+
     # SGLang's own
     top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    extra_key: str | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     stop_token_ids: list[int] | None = None

@@ -124,7 +124,7 @@ class ChatApi:
 
     def _prompt(self, body: ChatCompletionRequest) -> Prompt:
         """All but its text."""
-        if body.top_logprobs is not None and not body.logprobs:
+        if body.top_logprobs and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MAX_TOP_LOGPROBS:
             raise RequestError(

@@ -22,6 +22,10 @@ from sglang.srt.entrypoints.replies import named_event
 from sglang.srt.managers.generation import Prompt, RequestError
 
 RENAMED = {"max_new_tokens": "max_output_tokens", "sampling_seed": "seed"}
+SAME_NAME = (
+    "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "stop",
+    "stop_token_ids", "custom_params", "thinking_budget",
+)  # fmt: skip
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -114,8 +118,7 @@ class ResponsesApi:
         limit = body.max_output_tokens
         if limit is not None and limit < 1:
             raise RequestError(f"max_output_tokens must be at least 1, got {limit}", param="max_output_tokens")
-        names = ("temperature", "top_p", "top_k", "stop", "stop_token_ids", "custom_params", "thinking_budget")
-        values: dict[str, Any] = {name: getattr(body, name) for name in names}
+        values: dict[str, Any] = {name: getattr(body, name) for name in SAME_NAME}
         values["max_new_tokens"] = self._manager.info.context_length if limit is None else limit
         values["sampling_seed"] = body.seed
         if body.text is not None and body.text.format is not None:
@@ -124,7 +127,7 @@ class ResponsesApi:
             request_params(values, self._manager, RENAMED),
             rid=f"resp_{uuid.uuid4().hex}",
             stream=bool(body.stream),
-            extra_key=cache_key(body.cache_salt, None),
+            extra_key=cache_key(body.cache_salt, body.extra_key),
         )
 
     def _head(self, body: ResponsesRequest, prompt: Prompt) -> dict:
