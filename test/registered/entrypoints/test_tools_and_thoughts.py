@@ -119,6 +119,52 @@ def test_the_turn_ends_where_the_model_waits_for_a_result(chat, server):
     assert RESULT in server.internal_state()["last_request"]["stop_token_ids"]
 
 
+def test_a_call_to_a_tool_that_was_not_given(chat, client):
+    """It is reported as the model made it; the client may say so in a result, in a history that has such a call."""
+    choice = chat('<|tool_call>call:rm{path:<|"|>/<|"|>}<tool_call|><|tool_response>')
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("rm", {"path": "/"})
+    assert choice.finish_reason == "tool_calls"
+    made = {"id": call.id, "type": "function", "function": {"name": "rm", "arguments": call.function.arguments}}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "there is no tool rm"}
+    history = [*ASK, {"role": "assistant", "content": None, "tool_calls": [made]}, result]
+    extra = says("Sorry.<turn|>")
+    reply = client.chat.completions.create(model="m", messages=history, tools=[TOOL], max_tokens=9, extra_body=extra)
+    assert reply.choices[0].message.content == "Sorry."
+    with pytest.raises(openai.BadRequestError, match="is a tool's result, but no call stands before it"):
+        client.chat.completions.create(model="m", messages=[*ASK, result], extra_body=extra)
+
+
+def test_thinking_is_asked_for_in_several_ways(chat, server):
+    """Upstream's `reasoning`, OpenRouter's too."""
+    for extra, thinks, budget in (
+        ({"reasoning_effort": "low"}, True, None),
+        ({"reasoning_effort": "none"}, False, None),
+        ({"reasoning": {"effort": "high"}, "reasoning_effort": "none"}, True, None),
+        ({"reasoning": {"enabled": True}}, True, None),
+        ({"reasoning": {"enabled": False}}, False, None),
+        ({"reasoning": {"max_tokens": 70, "exclude": False}}, True, 70),
+        ({"reasoning": {"max_tokens": 70}, "thinking_budget": 5}, True, 5),
+        ({"reasoning": {"enabled": True}, "chat_template_kwargs": {"enable_thinking": False}}, False, None),
+        ({"reasoning": {}, "thinking_budget": 0}, False, 0),
+    ):
+        chat("Yes.<turn|>", extra_body=says("Yes.<turn|>") | extra)
+        asked = server.internal_state()["last_request"]
+        assert ("<|think|>" in TOKENIZER.decode(asked["input_ids"], skip_special_tokens=False)) is thinks, extra
+        assert asked.get("thinking_budget") == budget
+    for extra in ({"reasoning": {"max_tokens": -1}}, {"thinking_budget": True}, {"reasoning": "high"}):
+        with pytest.raises(openai.BadRequestError):
+            chat("Yes.<turn|>", extra_body=says("Yes.<turn|>") | extra)
+
+
+def test_a_model_without_marks_has_no_budget(start):
+    server = start()  # of the small test tokenizer
+    reply = server.client.post("/generate", json={"text": "a", "sampling_params": {"thinking_budget": 5}})
+    assert reply.status_code == 400 and "has no marks of thoughts" in reply.json()["message"]
+    body = {"model": "m", "max_tokens": 2, "messages": ASK, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+    assert server.client.post("/v1/messages", json=body).status_code == 200, "whatever a client always sends"
+
+
 def test_one_call_a_turn_if_so_asked(chat):
     choice = chat(CALL + CALL, parallel_tool_calls=False)
     assert (len(choice.message.tool_calls), choice.finish_reason) == (1, "tool_calls")
