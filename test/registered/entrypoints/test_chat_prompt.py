@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sglang
 from sglang.assets import shipped_model_path
-from sglang.srt.entrypoints.chat_prompt import Turn, chat_prompt
+from sglang.srt.entrypoints.chat_prompt import ROLES, Turn, chat_prompt
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
 from sglang.srt.utils.tokenizer import Tokenizer
@@ -389,6 +389,44 @@ def test_a_thought_comes_back_by_either_name():
 def test_an_effort_lets_the_model_think(effort, kwargs, defaults, thinks):
     turn = Turn(messages=[ASK], reasoning_effort=effort, chat_template_kwargs=kwargs)
     assert ("<|think|>" in chat_prompt(turn, make_template(SHIPPED), defaults)) is thinks
+
+
+odd = st.sampled_from(
+    [None, "", "x", 5, True, [], {}, ["x"], [5], [None], {"a": 1}, [{"type": "text"}], "{}", "c1", "c2"]
+)
+ids = st.sampled_from(["c1", "c2", "c3"])
+any_calls = st.lists(
+    st.builds(lambda n: call("f", n), st.integers(1, 3))
+    | st.fixed_dictionaries(
+        {"function": st.fixed_dictionaries({"name": ids}, optional={"arguments": odd})}, optional={"id": ids}
+    )
+    | odd,
+    max_size=3,
+)
+any_messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from([*ROLES, "User", "function", None, 5])},
+        optional={
+            "content": odd | st.just([{"type": "text", "text": "t"}]),
+            "tool_calls": any_calls | odd,
+            "tool_call_id": ids | odd,
+            "name": st.just("f") | odd,
+            "reasoning": odd,
+            "reasoning_content": odd,
+            "tool_responses": odd,
+        },
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(any_messages, st.booleans(), st.sampled_from(["shipped", "strings", "mappings"]))
+def test_any_history_is_written_or_refused(messages, continued, template):
+    try:
+        prompt_of(TEMPLATES[template][0], messages, continue_final_message=continued)
+    except RequestError as e:
+        assert e.status == 400 and e.message
 
 
 def test_any_failure_of_a_template_is_a_refusal():
