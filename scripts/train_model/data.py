@@ -19,8 +19,8 @@ from tool_talks.talk import Span, Talk, Turn, spans
 from word_problems import problems
 from word_problems.core import Problem
 
-QUESTION_WEIGHT = 0.1  # of the loss, for tokens the model does not have to write itself
-TALK_QUESTION_WEIGHT = 0.02  # the same in talks with tools, whose questions hold random words
+QUESTION_WEIGHT = 0.05  # of the loss, for tokens the model does not have to write itself
+TALK_QUESTION_WEIGHT = 0.0  # the same in talks with tools, whose questions hold random words
 GSM_SYMBOLIC_SHARE = 0.06
 THINKING_SHARE = 0.25  # of chats with one problem
 NO_STEPS = "No steps are needed."

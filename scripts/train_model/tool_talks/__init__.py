@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from word_problems.core import Problem
 
 from tool_talks.forms import Form, form, problem_form
-from tool_talks.jobs import Job, attribute, compute, convert, job, look_up
+from tool_talks.jobs import Job, attribute, compute, convert, job, like, look_up
 from tool_talks.talk import Step, Talk, Tool, Turn
 from tool_talks.vocabulary import ATTRIBUTES, KINDS, UNITS, Draw, listed
 
@@ -20,16 +20,19 @@ SYSTEM_TEXTS = (
     "Answer with the help of the tools.", "Call a tool when it helps.", "You are terse.", "You are an agent.",
 )  # fmt: skip
 THOUGHTS = 0.4  # share of talks with thinking on
+FEW, MORE = (0, 0, 0, 0, 1, 1, 1, 2, 2, 3), (0, 0, 0, 1, 1, 1, 2, 2, 2, 3)  # tools beside the right ones
 DONE, NONE_FITS = "I have what I need.", "No tool fits."
 CANNOT = "None of my tools can do that."
 Ask = Callable[[bool], tuple[str, str, str]]  # thinking or not -> question, thought, answer of something without tools
 
 
 def others(draw: Draw, needs: frozenset[str], names: set[str], count: int) -> list[Tool]:
-    """Tools that cannot do what `needs` says and are not called `names`."""
+    """Tools that cannot do what `needs` says and are not called `names`; in training half of them nearly can."""
     tools: list[Tool] = []
+    wanted = sorted(needs)
     while len(tools) < count:
-        other = job(draw)
+        near = not draw.test and wanted and draw.chance(0.5)
+        other = like(draw, draw.pick(wanted)) if near else job(draw)
         if not other.offers & needs and other.tool.name not in names:
             names.add(other.tool.name)
             tools.append(other.tool)
@@ -41,7 +44,7 @@ def with_others(draw: Draw, jobs: list[Job], most: int = 4) -> list[Tool]:
     tools = list({j.tool.name: j.tool for j in jobs}.values())
     needs = frozenset().union(*(j.needs for j in jobs))
     room = max(0, most - len(tools))
-    tools += others(draw, needs, {t.name for t in tools}, min(room, draw.any(0, 0, 0, 0, 1, 1, 1, 2, 2, 3)))
+    tools += others(draw, needs, {t.name for t in tools}, min(room, draw.pick(FEW if draw.test else MORE)))
     draw.rng.shuffle(tools)
     return tools
 
@@ -226,7 +229,7 @@ def loop(draw: Draw) -> tuple[Turn, list[Job]]:
 
 def no_call(draw: Draw, ask: Ask, thinking: bool) -> tuple[Turn, frozenset[str]]:
     """Something no tool is needed for, or none can do; what the tools must not offer."""
-    if draw.random() < 0.4:
+    if draw.random() < 0.65:
         one = job(draw)
         return Turn(one.question, [], NONE_FITS, CANNOT), one.needs
     question, thought, answer = ask(thinking)
@@ -267,14 +270,14 @@ def talk(draw: Draw, ask: Ask, problems: Iterator[Problem]) -> Talk:
             thinking,
             system,
         )
-    if dice < 0.25:
+    if dice < 0.24:
         return Talk([table(draw)], [], thinking, system)
-    if dice < 0.32:
+    if dice < 0.33:
         turn, needs = no_call(draw, ask, thinking)
         return Talk([turn], others(draw, needs, set(), draw.any(1, 1, 1, 2, 2, 3)), thinking, system)
-    if dice < 0.38:
+    if dice < 0.39:
         turn, jobs = parallel(draw)
-    elif dice < 0.62:
+    elif dice < 0.68:
         turn, jobs = loop(draw)
     else:
         turn, jobs = single(draw)

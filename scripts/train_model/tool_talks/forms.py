@@ -124,10 +124,8 @@ def form(draw: Draw) -> Form:
 def problem_form(draw: Draw, problem: Problem) -> Form:
     """A word problem whose steps and answer are wanted as JSON."""
     steps, final = problem.answer.split("\n#### ")
-    steps_key, answer_key = (
-        draw.any("steps", "reasoning", "solution", "work"),
-        draw.any("answer", "result", "final_answer", "final"),
-    )
+    steps_key = draw.accept(lambda: draw.any("steps", "reasoning", "solution", "work"))
+    answer_key = draw.accept(lambda: draw.any("answer", "result", "final_answer", "final"))
     asked = draw.any(
         "Answer in JSON with {} and {}.",
         "Give a JSON object with the keys {} and {}.",

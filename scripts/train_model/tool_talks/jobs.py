@@ -12,6 +12,7 @@ from tool_talks.talk import Tool
 from tool_talks.vocabulary import (
     ACTS,
     ADJECTIVES,
+    ANY_WORD,
     ATTRIBUTES,
     FIELDS,
     GENERIC_PARAMETERS,
@@ -50,7 +51,7 @@ def tool_name(draw: Draw, *phrases: list[str], invented: float = 0.25) -> str:
     """A name of one of the word lists, or one that says nothing."""
 
     def make() -> str:
-        if draw.random() < invented:
+        if draw.random() < invented + (0 if draw.test else 0.3):
             return draw.joined([draw.made_up() for _ in range(draw.any(1, 1, 2))])
         words = draw.pick(phrases)
         if draw.random() < 0.08:
@@ -74,6 +75,10 @@ def description(draw: Draw, *phrasings: str, empty: float = 0.0) -> str:
 def parameter(draw: Draw, *words: str, invented: float = 0.25) -> str:
     """A parameter's name: one of `words` on this side, or a made-up one."""
     sides = [w for w in words if held(w) == draw.test]
+    if not draw.test:
+        if draw.chance(0.15):
+            return draw.accept(lambda: draw.joined([draw.pick(ANY_WORD), draw.made_up()]))
+        invented *= 2
     return draw.pick(sides) if sides and draw.random() >= invented else draw.made_up()
 
 
@@ -224,9 +229,10 @@ def table_look_up(draw: Draw) -> Job:
     key = parameter(draw, *GENERIC_PARAMETERS, "row", "row_key", "row_name")
     if key == table:
         key += "_key"
+    told = 0.7 if draw.test else 0.9
     properties = {
-        table: schema(draw, "string", "The table", "Name of the table", "Table to read", "Which table", described=0.7),
-        key: schema(draw, "string", "The key", "Key of the row", "The row to find", "What to look up", described=0.7),
+        table: schema(draw, "string", "The table", "Name of the table", "Table to read", "Which table", described=told),
+        key: schema(draw, "string", "The key", "Key of the row", "The row to find", "What to look up", described=told),
     }
     value = str(value)
     question = draw.any(
@@ -324,7 +330,7 @@ def outcome(operation: str, left: Number, right: Number) -> Number:
 def number_pair(draw: Draw) -> tuple[str, str]:
     """Two parameter names whose order in the alphabet is the order of the numbers, so that it can be told."""
     while True:
-        if draw.random() < 0.6:
+        if draw.random() < (0.6 if draw.test else 0.35):
             left, right = draw.pick(NUMBER_PAIRS).split()
         else:
             left, right = draw.made_up(), draw.made_up()
@@ -581,7 +587,7 @@ def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | N
             "start end",
         ).split()
         described = 0.3
-        if any(held(p) != draw.test for p in pair):
+        if any(held(p) != draw.test for p in pair) or (not draw.test and draw.chance(0.4)):
             pair, described = [draw.made_up(), draw.made_up()], 1.0
             if pair[0] == pair[1]:
                 pair = [draw.made_up() + "_from", draw.made_up() + "_to"]
@@ -643,9 +649,12 @@ def detail(draw: Draw, taken: set[str]) -> tuple[str, str, dict, Any, str]:
         name = draw.joined(words)
         if held(name) != draw.test:
             name = said = words[0]
+    while not draw.test and held(name):
+        words = [words[0], draw.made_up()]
+        name, said = draw.joined(words), " ".join(words)
     phrasings = [f"The {said}", f"{said} to use", f"{said} of it", f"Which {said}"]
     described = 0.35
-    if draw.random() < 0.15:  # a name that says nothing
+    if draw.random() < (0.15 if draw.test else 0.35):  # a name that says nothing
         name, described, phrasings = draw.made_up(), 1.0, [f"The {said}", f"{said} to use", said, f"{said} of it"]
     if dice < 0.12:
         on = draw.chance(0.5)
@@ -723,17 +732,23 @@ def act(draw: Draw) -> Job:
     )  # fmt: skip
 
 
-KINDS_OF_JOBS = (
-    (look_up, 30),
-    (compute, 20),
-    (convert, 14),
-    (act, 22),
-    (of_many, 5),
-    (calculator, 6),
-    (table_look_up, 3),
+KINDS_OF_JOBS = (  # percent of the test sets, of training
+    (look_up, 30, 28),
+    (compute, 20, 20),
+    (convert, 14, 16),
+    (act, 22, 22),
+    (of_many, 5, 4),
+    (calculator, 6, 4),
+    (table_look_up, 3, 6),
 )
-_POOL = [kind for kind, share in KINDS_OF_JOBS for _ in range(share)]
+_POOL = {test: [kind[0] for kind in KINDS_OF_JOBS for _ in range(kind[1 if test else 2])] for test in (True, False)}
+_LIKE = {"look": look_up, "table": look_up, "op": compute, "calc": compute, "many": of_many, "convert": convert, "pair": convert, "act": act}  # fmt: skip
 
 
 def job(draw: Draw) -> Job:
-    return draw.pick(_POOL)(draw)
+    return draw.pick(_POOL[draw.test])(draw)
+
+
+def like(draw: Draw, need: str) -> Job:
+    """A job of the kind that `need` names, such as another sum beside one."""
+    return _LIKE[need.split(":")[0]](draw)

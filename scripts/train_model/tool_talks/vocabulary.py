@@ -1,7 +1,8 @@
 """Words that names, descriptions and values are made of, and which of them training never sees.
 
-One rule splits everything: a text whose checksum is a multiple of HELD is kept for the test sets. It holds for words,
-and again for whole tool names, parameter names and descriptions, made-up ones included.
+One rule splits every name: a text whose checksum is a multiple of HELD is kept for the test sets. It holds for whole
+tool names, parameter names, keys and descriptions, made-up ones included. The test sets' words are of the kept side too;
+training may use such a word inside a longer name, in a description or as a value, never as a name.
 """
 
 import random
@@ -71,6 +72,12 @@ value_a value_b|first_number second_number|operand1 operand2|lhs rhs|i j|u v|op_
 input_1 input_2|term1 term2|one two|c d|s t""".replace("\n", "").split("|")
 
 
+# Whatever a name or a value may hold: what training copies must not be a few words it knows.
+ANY_WORD = sorted(word for word in {*VERBS, *ATTRIBUTES, *KINDS, *ADJECTIVES, *ACTS, *OBJECTS, *FIELDS, *SWITCHES, *OPTIONS, *UNITS, *WORDS,
+                   *GENERIC_PARAMETERS, *THINGS, *COLORS} if len(word) > 2 and word.isalpha())  # fmt: skip
+MORE_INVENTED = 1.6  # training draws this much more made-up words than the test sets
+
+
 @cache
 def held(text: str) -> bool:
     """Whether this text is kept out of training."""
@@ -89,7 +96,10 @@ Number = int | float
 
 
 class Draw:
-    """Draws words and numbers from one seeded generator, all of one side: training's, or with `test` the other."""
+    """Draws words and numbers from one seeded generator, names all of one side: training's, or with `test` the other.
+
+    Training draws more made-up words, and makes them of more: what the test sets ask is the rule, not the words.
+    """
 
     def __init__(self, rng: random.Random, test: bool = False):
         self.rng, self.test, self.random = rng, test, rng.random
@@ -108,6 +118,8 @@ class Draw:
 
     def word(self, words: list[str], invented: float = 0.25) -> str:
         """One of `words`, or a made-up word."""
+        if not self.test:
+            return self.made_up() if self.random() < MORE_INVENTED * invented else self.pick(words)
         if self.random() < invented:
             return self.made_up()
         sides = _SIDES.get(id(words))
@@ -116,13 +128,24 @@ class Draw:
         return self.pick(sides[self.test])
 
     def made_up(self) -> str:
+        dice = 1.0 if self.test else self.random()
         while True:
-            if self.random() < 0.6:
+            if dice < 0.3:
+                text = self.pick(ANY_WORD)
+            elif dice < 0.55:
+                text = self.piece() + self.piece()
+            elif self.random() < 0.6:
                 text = invented_name(self.rng).lower()
             else:
                 text = "".join(self.pick("abcdefghijklmnopqrstuvwxyz") for _ in range(self.int(2, 7)))
             if held(text) == self.test:
                 return text
+
+    def piece(self) -> str:
+        """Some letters of a word, or all: names made of them split into tokens in every way."""
+        word = self.pick(ANY_WORD)
+        start = self.int(0, max(0, len(word) - 3))
+        return word[start : start + self.int(2, 7)]
 
     def accept(self, make) -> str:
         """Draws texts until one is of this side."""
@@ -188,6 +211,8 @@ class Draw:
 
     def text(self) -> str:
         """A value that is a string."""
+        if not self.test and self.random() < 0.15:
+            return self.pick(ANY_WORD)
         dice = self.random()
         if dice < 0.4:
             return self.proper()

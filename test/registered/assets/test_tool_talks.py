@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "scripts/train_model"))
 from make_tool_talks import form_row, talk_row
 from tool_talks import talks, test_calls, test_forms, test_loops
 from tool_talks.talk import Talk, Turn, call_text, messages, spans
-from tool_talks.vocabulary import held
+from tool_talks.vocabulary import ANY_WORD, held
 from word_problems import problems
 
 register_cpu_ci(est_time=15, suite="base-a-test-cpu")
@@ -125,6 +125,16 @@ def test_held_out_of_training(name: str):
 def test_held_out_keys():
     rows = [json.loads(line) for line in (DATA / "mini_forms.jsonl").read_text().splitlines()]
     assert all(held(key) for row in rows for key in row["value"])
+    answers = [talk.turns[-1].answer for talk in some() if not talk.tools]
+    trained = [key for answer in answers if answer.startswith("{") for key in json.loads(answer)]
+    assert len(trained) > 100 and not any(map(held, trained))
+
+
+def test_held_words_are_copied_in_training():
+    """No word the test sets use is strange to the model: only whole names are."""
+    text = " ".join("".join(text for text, _ in spans(talk, 0.0)) for talk in some())
+    kept = [word for word in ANY_WORD if held(word)]
+    assert sum(word in text for word in kept) > 0.8 * len(kept) > 50
 
 
 @pytest.mark.parametrize(
