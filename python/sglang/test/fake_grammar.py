@@ -37,6 +37,9 @@ class FakeGrammar:
         self._at += 1
         return True
 
+    def rollback(self) -> None:
+        self._at -= 1
+
     def fill(self, mask: np.ndarray) -> None:
         mask.fill(0)
         for token in self._sets[self._at]:

@@ -1,6 +1,7 @@
 """A grammar that begins behind a thought: what may come in the thought, before it, and when the prompt ends in one."""
 
 import itertools
+import random
 import sys
 
 import numpy as np
@@ -150,6 +151,32 @@ def test_a_mask_is_asked_for_wherever_one_may_be_needed():
             else:
                 assert not asked[at][0]
             assert grammar.accept(token if token in may else min(may))
+
+
+@pytest.mark.parametrize("budget", [None, 0, 3])
+@pytest.mark.parametrize("may_begin", [True, False])
+@pytest.mark.parametrize("with_grammar", [True, False])
+def test_tokens_taken_back_were_never_there(budget, may_begin, with_grammar):
+    """Random ways of some tokens and back again; a refused one changes nothing either."""
+    rng = random.Random(4)
+    for prompt in ([5], [BEGIN], [BEGIN, LABEL, 9]):
+        grammar = FakeGrammar([{7, 8}, {8}, {9, 10}], LAST) if with_grammar else None
+        after = AfterThought(grammar, marks(may_begin), np.array(prompt), budget)
+        while not after.ended:
+            before, taken = next_tokens(after), 0
+            for _ in range(rng.randrange(6)):
+                taken += after.accept(rng.choice([*range(V), BEGIN, END, 7, 8, 9, LAST]))
+                if after.ended:
+                    break
+            for _ in range(taken):
+                after.rollback()
+            assert next_tokens(after) == before
+            barred = sorted(set(range(V)) - before)
+            assert not any(after.accept(token) for token in barred)
+            assert next_tokens(after) == before
+            assert after.accept(rng.choice(sorted(before)))
+            if grammar is None and rng.random() < 0.02:
+                break
 
 
 def test_without_a_label_or_a_newline():

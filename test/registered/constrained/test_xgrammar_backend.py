@@ -93,6 +93,22 @@ def test_any_walk_stays_inside(backend, tokenizer, kind, text, good, bad, seed):
             break
 
 
+@pytest.mark.parametrize("kind,text,good,bad", CASES)
+def test_tokens_taken_back_were_never_there(backend, tokenizer, kind, text, good, bad):
+    """As drafts need it: any number of tokens, the end among them."""
+    grammar = begin(backend, kind, text)
+    tokens = [*tokenizer.encode(good, False), EOS[0]]
+    masks = []
+    for token in tokens:
+        masks.append(next_tokens(grammar))
+        assert grammar.accept(token)
+    assert grammar.ended
+    for mask in reversed(masks):
+        grammar.rollback()
+        assert not grammar.ended and next_tokens(grammar) == mask
+    assert all(grammar.accept(token) for token in tokens) and grammar.ended
+
+
 def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
     grammar = begin(backend, "json_schema", json.dumps(PERSON))
     assert grammar.accept(tokenizer.encode("{", False)[-1])

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
 import openai
+import psutil
 import pydantic
 import pytest
 
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.server_process import ServerProcess
+from sglang.test.server_process import ServerProcess, wait_for
 
 register_cpu_ci(est_time=80, suite="base-a-test-cpu")
 
@@ -150,16 +151,35 @@ def check(answers: list[dict]) -> None:
         assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
 
 
-def test_two_ranks_answer_as_one_and_free_ones_are_left_alone(server):
-    want = jobs(server, 12)
-    check(want)
-    alone = generate(server, STORY * 2, temperature=0, max_new_tokens=30)  # request 4 of them
-    assert want[4]["output_ids"] == alone["output_ids"]
-    with ServerProcess(MODULE, *FLAGS, "--tp-size", "2") as two:
-        got = jobs(two, 12)
-        bad = two.client.post("/generate", json={"text": "a", "sampling_params": {"regex": "(a"}})
+@pytest.fixture(scope="module")
+def answers(server):
+    answers = jobs(server, 12)
+    check(answers)
+    return answers
+
+
+def test_free_ones_are_left_alone(server, answers):
+    alone = generate(server, STORY * 2, temperature=0, max_new_tokens=30)
+    assert answers[4]["output_ids"] == alone["output_ids"]
+
+
+DRAFTS = "--speculative-algorithm NEXTN"
+TREE = f"{DRAFTS} --speculative-num-steps 3 --speculative-eagle-topk 2 --speculative-num-draft-tokens 6"
+
+
+@pytest.mark.parametrize("flags", ["--tp-size 2", f"--tp-size 2 {TREE}", DRAFTS])
+def test_ranks_and_drafts_change_no_answer(answers, flags):
+    with ServerProcess(MODULE, *FLAGS, *flags.split(), timeout=180) as other:
+        got = jobs(other, 12)
+        bad = other.client.post("/generate", json={"text": "a", "sampling_params": {"regex": "(a"}})
         assert bad.status_code == 400 and "position 3" in bad.json()["message"]
-    assert [g["output_ids"] for g in got] == [w["output_ids"] for w in want]
+        stopped = generate(other, regex="abc[0-9]{5}", stop=["c"])
+        assert stopped["text"] == "ab" and stopped["meta_info"]["finish_reason"]["matched"] == "c"
+        state, compiler = other.internal_state(), other.children()["xgrammar_compile"]
+    assert [g["output_ids"] for g in got] == [w["output_ids"] for w in answers]
+    wait_for(lambda: not psutil.pid_exists(compiler))
+    if "NEXTN" in flags:
+        assert state["avg_spec_accept_length"] > 1.2, "drafts are accepted in forms too"
 
 
 @pytest.mark.parametrize(
@@ -271,22 +291,15 @@ def test_an_aborted_one_frees_its_place(server):
     assert generate(server, regex="[0-9]{3}")["meta_info"]["completion_tokens"] == 4
 
 
-@pytest.mark.parametrize(
-    "flags,message",
-    [
-        (["--grammar-backend", "none"], "--grammar-backend none"),
-        (["--speculative-algorithm", "NEXTN"], "not supported yet on a server with --speculative-algorithm"),
-    ],
-)
-def test_servers_without_grammars(flags, message):
-    with ServerProcess(MODULE, "--device", "cpu", *flags) as server:
+def test_servers_without_grammars():
+    with ServerProcess(MODULE, "--device", "cpu", "--grammar-backend", "none") as server:
         reply = server.client.post("/generate", json={"text": "a", "sampling_params": {"regex": "a"}})
-        assert reply.status_code == 400 and message in reply.json()["message"]
+        assert reply.status_code == 400 and "--grammar-backend none" in reply.json()["message"]
 
 
-@pytest.mark.parametrize("flag", ["--enable-deterministic-inference", "--disable-overlap-schedule"])
-def test_other_ways_to_run(flag):
-    with ServerProcess(MODULE, *FLAGS, flag) as server:
+@pytest.mark.parametrize("flags", [f"--enable-deterministic-inference {DRAFTS}", "--disable-overlap-schedule"])
+def test_other_ways_to_run(flags):
+    with ServerProcess(MODULE, *FLAGS, *flags.split(), timeout=180) as server:
         check(jobs(server, 6))
 
 

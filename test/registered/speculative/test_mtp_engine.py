@@ -9,16 +9,16 @@ import torch
 from transformers import Gemma4ForCausalLM
 
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
-from sglang.test.engine_harness import DEVICE, engine, prompts
+from sglang.test.engine_harness import engine, prompts
+from sglang.test.hearsay import SHAPES, speculating, speculation_of, teach
 from sglang.test.scheduler_harness import Harness
-from sglang.test.tiny_models import VOCAB, make_tiny_assistant, make_tiny_gemma4
+from sglang.test.tiny_models import make_tiny_assistant, make_tiny_gemma4
 
 register_cpu_ci(est_time=46, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)
 NEW_TOKENS = 20
-SHAPES = {"line": (5, 1, 6), "short": (1, 1, 2), "tree": (5, 3, 12), "wide": (2, 4, 9)}  # steps, topk, draft tokens
 SETTINGS = {
     "plain": {},
     "small_chunks": {"chunked_prefill_size": 4},
@@ -49,58 +49,6 @@ def drafter(tmp_path_factory):
 @pytest.fixture(scope="module")
 def oracle(folder):
     return cache(lambda variant: Gemma4ForCausalLM.from_pretrained(folder(variant), dtype=torch.float32).eval())
-
-
-def speculating(path, drafter_path, shape: str, **settings) -> Harness:
-    steps, topk, tokens = SHAPES[shape]
-    return engine(
-        path,
-        speculative_algorithm="NEXTN",
-        speculative_draft_model_path=str(drafter_path),
-        speculative_num_steps=steps,
-        speculative_eagle_topk=topk,
-        speculative_num_draft_tokens=tokens,
-        **settings,
-    )
-
-
-class Hearsay(torch.nn.Module):
-    """A drafter that has heard how the target goes on, and gets some of it wrong.
-
-    `told` maps (token, index of the token after it) to that token. The state it hands on holds its step.
-    """
-
-    def __init__(self, told: dict[tuple[int, int], int], sure: float):
-        super().__init__()
-        self.told, self.sure = told, sure
-        self.noise = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-
-    def forward(self, input_ids, prev, positions, batch):
-        step = torch.where(prev[:, 0] > 1e6, prev[:, 0] / 1e7, 0.0).round().long()
-        state = torch.zeros_like(prev)
-        state[:, 0] = (step + 1) * 1e7
-        return torch.stack([input_ids, batch.seq_lens + 1 + step], 1), state
-
-    def candidates(self, hidden):
-        logits = self.noise[hidden[:, 0]].clone()
-        for row, key in enumerate(map(tuple, hidden.tolist())):
-            if key in self.told:
-                logits[row, self.told[key]] += self.sure
-        return logits, None
-
-
-def teach(h: Harness, answers: dict[str, tuple[list[int], list[int]]], sure: float = 4.0) -> None:
-    """Replace the engine's drafter by one that has heard `answers` (prompt and output of each)."""
-    told = {}
-    for prompt, output in answers.values():
-        tokens = prompt + output
-        told |= {(tokens[i - 1], i): tokens[i] for i in range(1, len(tokens))}
-    speculation_of(h).drafter = Hearsay(told, sure)
-    speculation_of(h).graphs.clear()  # they hold the drafter that was there
-
-
-def speculation_of(h: Harness):
-    return h.worker.runner.speculation
 
 
 def serve(h: Harness, **request) -> dict[str, list[int]]:

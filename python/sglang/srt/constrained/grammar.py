@@ -3,7 +3,9 @@
 A mask is a row of int32 words, a bit a token: bit i % 32 of word i // 32 is set where token i may come next.
 """
 
+from collections import deque
 from concurrent.futures import Future
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ from sglang.srt.constrained.thoughts import ThoughtTracker
 from sglang.srt.managers.io_struct import ThoughtMarks
 
 WORD_BITS = 32
+MAX_ROLLBACK = 256  # more than a draft has tokens in a row
 
 
 class GrammarError(ValueError):
@@ -27,11 +30,15 @@ class Grammar(Protocol):
         ...
 
     def needs_mask(self, ahead: int) -> bool:
-        """Whether some token may be barred behind the next `ahead` ones, whatever these are."""
+        """Whether some token may be barred behind the next ones, `ahead` at most, whatever these are."""
         ...
 
     def accept(self, token: int) -> bool:
         """Go on by a token; False, and no change, for one that the mask does not hold."""
+        ...
+
+    def rollback(self) -> None:
+        """Take the last accepted token back. As many in a row as MAX_ROLLBACK."""
         ...
 
     def fill(self, mask: np.ndarray) -> None:
@@ -90,7 +97,10 @@ class AfterThought:
         self._marks = marks
         self._thoughts = ThoughtTracker(marks, prompt_ids)
         self._may_begin = marks.may_begin and not self._thoughts.inside  # with a grammar
+        self._barred = frozenset((marks.begin, *marks.others))  # in a thought, with a grammar
         self._budget = budget
+        # Before each of the last tokens: the thoughts, whether one could begin, and whether the grammar took the token.
+        self._before: deque[tuple[ThoughtTracker, bool, bool]] = deque(maxlen=MAX_ROLLBACK)
 
     @property
     def ended(self) -> bool:
@@ -114,12 +124,23 @@ class AfterThought:
     def accept(self, token: int) -> bool:
         if (forced := self._forced) is not None and token != forced:
             return False
-        if not self._thoughts.inside and self._grammar is not None:
-            begins, self._may_begin = self._may_begin and token == self._marks.begin, False
-            if not begins:
-                return self._grammar.accept(token)
-        self._thoughts.follow(token)
+        if self._grammar is not None and self._thoughts.inside and token in self._barred:
+            return False
+        may_begin = self._may_begin
+        answers = self._grammar is not None and not self._thoughts.inside
+        answers = answers and not (may_begin and token == self._marks.begin)
+        if answers and not self._grammar.accept(token):
+            return False
+        self._before.append((copy(self._thoughts), may_begin, answers))
+        self._may_begin = may_begin and self._thoughts.inside
+        if not answers:
+            self._thoughts.follow(token)
         return True
+
+    def rollback(self) -> None:
+        self._thoughts, self._may_begin, answers = self._before.pop()
+        if answers:
+            self._grammar.rollback()
 
     def fill(self, mask: np.ndarray) -> None:
         if (forced := self._forced) is not None:
@@ -129,7 +150,7 @@ class AfterThought:
             mask.fill(-1)
         elif self._thoughts.inside:
             mask.fill(-1)
-            for token in (self._marks.begin, *self._marks.others):
+            for token in self._barred:
                 set_bit(mask, token, False)
         else:
             self._grammar.fill(mask)

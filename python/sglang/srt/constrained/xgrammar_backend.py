@@ -98,5 +98,8 @@ class XGrammar:
     def accept(self, token: int) -> bool:
         return self._matcher.accept_token(token)
 
+    def rollback(self) -> None:
+        self._matcher.rollback(1)
+
     def fill(self, mask: np.ndarray) -> None:
         self._matcher.fill_next_token_bitmask(mask[None], 0)

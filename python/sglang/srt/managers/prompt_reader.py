@@ -115,19 +115,11 @@ class PromptReader:
             raise RequestError(f"{kind}: this server was started with --grammar-backend none", param=kind)
         if self.tokenizer is None:
             raise RequestError(f"{kind} needs a tokenizer, which --skip-tokenizer-init leaves out", param=kind)
-        if self.args.speculative_algorithm is not None:
-            raise RequestError(
-                f"{kind}: grammars are not supported yet on a server with --speculative-algorithm", param=kind
-            )
 
     def _check_budget(self) -> None:
         if not self.thinks:
             raise RequestError(
                 "thinking_budget: this model's tokenizer has no marks of thoughts", param="thinking_budget"
-            )
-        if self.args.speculative_algorithm is not None:
-            raise RequestError(
-                "thinking_budget is not supported yet on a server with --speculative-algorithm", param="thinking_budget"
             )
 
     def check_ids(self, ids: list[int], param: str) -> None:

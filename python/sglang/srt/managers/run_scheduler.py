@@ -139,7 +139,7 @@ def connect(process: ProcessConfig, tp) -> tuple[Callable, Callable]:
 
 def make_grammar_manager(args, model_config, process: ProcessConfig, tp):
     """None where no request may have a grammar. Raises ValueError if the library is missing."""
-    if args.grammar_backend == "none" or args.skip_tokenizer_init or args.speculation:
+    if args.grammar_backend == "none" or args.skip_tokenizer_init:
         return None
     from sglang.srt.constrained.xgrammar_backend import XGrammarBackend
     from sglang.srt.managers.grammar_manager import GrammarManager

@@ -77,9 +77,9 @@ class Req:
             budget = self.params.thinking_budget
             self.grammar = AfterThought(self.grammar, self.msg.thought_marks, self.prompt, budget)
 
-    def next_bits(self) -> int:
-        """The SamplingFlags that its next token needs."""
-        masked = self.grammar is not None and self.grammar.needs_mask(self.pending)
+    def next_bits(self, drafted: int) -> int:
+        """The SamplingFlags that its next token needs, and those behind `drafted` ones that come with it."""
+        masked = self.grammar is not None and self.grammar.needs_mask(self.pending + drafted)
         return self.sampling_bits | (SamplingFlags.MASK if masked else 0)
 
     def count_verify(self, correct: int) -> None:

@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sglang.srt.constrained.grammar import mask_words
 from sglang.srt.managers.grammar_manager import GrammarManager
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -38,7 +35,8 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.managers.step_builder import build_step
-from sglang.srt.model_executor.step_io import HeldStep, PendingStep, TableWrite, TokenLogprob, TokenMasks, Worker
+from sglang.srt.managers.token_masks import MaskMaker
+from sglang.srt.model_executor.step_io import HeldStep, PendingStep, TableWrite, TokenLogprob, Worker
 
 if TYPE_CHECKING:
     from sglang.srt.managers.step_profiler import StepProfiler
@@ -93,6 +91,7 @@ class Scheduler:
         self.send = send
         self.stats = stats
         self.grammars = grammars
+        self.masks = MaskMaker(limits.vocab_size)
         self.compiling: dict[int, Req] = {}  # by serial: those that wait for their grammar
         self.waiting: list[Req] = []
         self.running: list[Req] = []
@@ -135,7 +134,7 @@ class Scheduler:
         if self.in_flight:  # the previous step's tokens, while the device runs this one
             self.process(self.in_flight)
         if launched and isinstance(launched.pending, HeldStep):  # grammars have now seen all tokens before this step's
-            launched.pending.sample(self.token_masks(launched.sampled))
+            launched.pending.sample(self.masks.make(launched.sampled, launched.pending.drafts()))
         if not self.limits.overlap and launched:
             self.process(launched)
             launched = None
@@ -311,18 +310,6 @@ class Scheduler:
         self.stats.retractions += 1
         logger.info("KV pools are full: request %d retracted, %d still run", req.serial, len(self.running))
 
-    def token_masks(self, reqs: list[Req]) -> TokenMasks:
-        """What the next tokens of a launched step may be."""
-        places = [i for i, req in enumerate(reqs) if req.finish is None and req.grammar and req.grammar.needs_mask(0)]
-        bits = np.empty((len(places), mask_words(self.limits.vocab_size)), dtype=np.int32)
-        for row, place in zip(bits, places, strict=True):
-            reqs[place].grammar.fill(row)
-            if not row.any():
-                message = f"{reqs[place].params.form} leads to where no token can follow"
-                self.finish(reqs[place], _refused(message))
-                row.fill(-1)
-        return TokenMasks(np.array(places, dtype=np.int64), bits)
-
     def process(self, launched: InFlight) -> None:
         """Hand out the tokens of a finished step."""
         output = launched.pending.result()
@@ -353,12 +340,12 @@ class Scheduler:
             self.finish(req, FinishReason("length", length=0))
             return
         for index, token in enumerate(tokens):
+            if req.grammar is not None and not req.grammar.accept(token):
+                self.finish(req, _refused(self.masks.dead_end(req)))
+                return
             req.output_ids.append(token)
             if logprobs is not None:
                 req.out_logprobs.append(logprobs[index])
-            if req.grammar is not None and not req.grammar.accept(token):
-                self.finish(req, _refused(f"every token that {req.params.form} allows next is barred"))
-                return
             if token in req.stop_ids or (req.grammar is not None and req.grammar.ended):
                 self.finish(req, FinishReason("stop", matched=token))
                 return

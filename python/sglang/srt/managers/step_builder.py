@@ -63,6 +63,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
         extend_lens.extend([kv.decode_tokens] * len(plan.decodes))
     seq_lens = [chunk.req.computed for chunk in plan.chunks] + [req.computed for req in plan.decodes]
 
+    drafted = kv.decode_tokens - 1 if plan.decodes else 0
     want_logprobs = any(req.msg.return_logprob for req in sampled_reqs)
     step = StepInput(
         rows=np.array(rows, dtype=np.int64),
@@ -73,7 +74,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
         out_cache_loc=np.concatenate(full_slots).astype(np.int64),
         out_cache_loc_swa=np.concatenate(swa_slots).astype(np.int64),
         sampled=np.array(sampled, dtype=np.int64),
-        flags=combine([req.next_bits() for req in sampled_reqs]),
+        flags=combine([req.next_bits(drafted) for req in sampled_reqs]),
         admissions=admissions,
         table_writes=writes,
         prompt_logprobs=prompt_logprobs,

@@ -22,7 +22,7 @@ class InlineWorker:
     def submit(self, step: StepInput) -> LaunchedStep | HeldStep:
         if step.flags & SamplingFlags.MASK:
             forwarded = self.runner.forward(step)
-            return HeldStep(lambda masks: self.runner.sample(step, forwarded, masks), lambda: None)
+            return HeldStep(lambda masks: self.runner.sample(step, forwarded, masks), lambda: None, forwarded.drafts)
         return self.runner.launch(step)
 
 
@@ -45,7 +45,8 @@ class ThreadWorker:
             def sample(masks: TokenMasks) -> "Future[StepOutput]":
                 return self._put(lambda: self.runner.sample(step, forwarded.result(), masks).result())
 
-            return HeldStep(sample, forwarded.result)
+            drafts = step.num_extends == 0 and self.runner.speculation is not None
+            return HeldStep(sample, forwarded.result, (lambda: forwarded.result().drafts()) if drafts else lambda: None)
         return self._put(lambda: self.runner.launch(step).result())
 
     def _put(self, work: Callable[[], Any]) -> Future:

@@ -20,6 +20,9 @@ class Forwarded:
     logits: Tensor | None = None  # [S, V]
     prompt_logprobs: list[list[PendingLogprobs]] = field(default_factory=list)  # see LaunchedStep
 
+    def drafts(self) -> None:
+        """It has none."""
+
 
 @dataclass
 class LaunchedStep:

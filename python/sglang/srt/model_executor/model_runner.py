@@ -149,13 +149,16 @@ class ModelRunner:
         self, step: StepInput, forwarded: Forwarded | ForwardedDrafts, masks: TokenMasks | None = None
     ) -> LaunchedStep:
         """The second half: the requests' next tokens, which the next step's rows then start from. `masks`: of rows with
-        grammars, of which there are none among drafts."""
+        grammars."""
+        bits = None
+        if masks is not None and len(masks.places):
+            bits = self.tables.tensor(masks.places), to_device(masks.bits, torch.int32, self.device)
         if isinstance(forwarded, ForwardedDrafts):
-            launched = self.speculation.sample(step, forwarded)
+            launched = self.speculation.sample(step, forwarded, bits)
         else:
             launched = LaunchedStep(prompt_logprobs=forwarded.prompt_logprobs)
             if forwarded.logits is not None:
-                self._sample(step, forwarded, launched, masks)
+                self._sample(step, forwarded, launched, bits)
         if self.device.type == "cuda":
             launched.done = torch.cuda.Event()
             launched.done.record()
@@ -217,12 +220,11 @@ class ModelRunner:
         batch.attn_backend.prepare_prompts(work, len(batch.input_ids))
         return batch, self.model(batch.input_ids, batch.positions, batch)
 
-    def _sample(self, step: StepInput, forwarded: Forwarded, launched: LaunchedStep, masks: TokenMasks | None) -> None:
-        bits = None
-        if masks is not None and len(masks.places):
-            bits = self.tables.tensor(masks.places), to_device(masks.bits, torch.int32, self.device)
+    def _sample(
+        self, step: StepInput, forwarded: Forwarded, launched: LaunchedStep, masks: tuple[Tensor, Tensor] | None
+    ) -> None:
         rows, lengths = forwarded.rows, forwarded.lengths
-        next_ids, scaled = self.sampling.sample(forwarded.logits, rows, lengths, step.flags, bits)
+        next_ids, scaled = self.sampling.sample(forwarded.logits, rows, lengths, step.flags, masks)
         self.tables.last_tokens[forwarded.rows] = next_ids
         launched.next_ids = to_host(next_ids)
         if step.output_logprobs is not None:

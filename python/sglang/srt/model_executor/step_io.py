@@ -73,10 +73,20 @@ class StepInput:
 
 
 @dataclass(slots=True)
+class DraftTokens:
+    """What a round of drafts lets the target verify, on the host. N nodes a request, node 0 its newest token; parents
+    come before their children, and the root's parent is itself."""
+
+    tokens: np.ndarray  # [S, N] int64
+    parents: np.ndarray  # [S, N] int64
+
+
+@dataclass(slots=True)
 class TokenMasks:
     """Which tokens rows with grammars may get; other rows are free. Words as constrained/grammar.py has them."""
 
-    places: np.ndarray  # int64 [G], indices into StepInput.sampled
+    # int64 [G], indices into StepInput.sampled; of a step with drafts of N nodes i * N + j for what follows node j of i
+    places: np.ndarray
     bits: np.ndarray  # int32 [G, words]
 
 
@@ -108,11 +118,18 @@ class PendingStep(Protocol):
 
 class HeldStep:
     """A PendingStep whose forward is under way and that is sampled once its masks are known. `sample` starts that;
-    `forwarded` waits for the forward as far as a host can."""
+    `forwarded` waits for the forward as far as a host can; `drafts` waits for what the forward has drafted, None where
+    it drafts nothing."""
 
-    def __init__(self, sample: Callable[[TokenMasks], PendingStep], forwarded: Callable[[], object]):
+    def __init__(
+        self,
+        sample: Callable[[TokenMasks], PendingStep],
+        forwarded: Callable[[], object],
+        drafts: Callable[[], DraftTokens | None] = lambda: None,
+    ):
         self._sample = sample
         self._forwarded = forwarded
+        self.drafts = drafts
         self._sampled: PendingStep | None = None
 
     def sample(self, masks: TokenMasks) -> None:

@@ -20,7 +20,7 @@ from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner
 from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import LaunchedStep, output_logprobs
-from sglang.srt.model_executor.step_io import StepInput
+from sglang.srt.model_executor.step_io import DraftTokens, StepInput
 from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.srt.speculative.draft_tree import Draft, TreeBuilder, accept, make_line
 from sglang.srt.speculative.settings import SpeculationSettings
@@ -65,6 +65,19 @@ class ForwardedDrafts(NamedTuple):
     rows: Tensor  # [B], of the requests
     before: Tensor  # [B], tokens with KV
     round: Round
+    host_tokens: Tensor | None = None  # of the draft, for a host that makes masks, there once `drafted` has passed
+    host_parents: Tensor | None = None
+    drafted: torch.cuda.Event | None = None
+
+    def drafts(self) -> DraftTokens:
+        """Waits for the round."""
+        if self.drafted is not None:
+            self.drafted.synchronize()
+        tokens = self.host_tokens.numpy()
+        if self.host_parents is None:  # a line
+            parents = np.maximum(np.arange(tokens.shape[1]) - 1, 0)
+            return DraftTokens(tokens, np.broadcast_to(parents, tokens.shape))
+        return DraftTokens(tokens, self.host_parents.numpy())
 
 
 class FrozenKVMTP:
@@ -110,7 +123,17 @@ class FrozenKVMTP:
         else:
             inputs = self.tables.tensor(inputs)
             made = self.make_round(inputs, before.tolist(), draft_flags)
-        return ForwardedDrafts(inputs[0], inputs[1], made)
+        forwarded = ForwardedDrafts(inputs[0], inputs[1], made)
+        return self._for_masks(forwarded) if step.flags & SamplingFlags.MASK else forwarded
+
+    def _for_masks(self, forwarded: ForwardedDrafts) -> ForwardedDrafts:
+        """With the drafts on their way to the host."""
+        draft, drafted = forwarded.round.draft, None
+        tokens, parents = to_host(draft.tokens), None if draft.parents is None else to_host(draft.parents)
+        if tokens.device != draft.tokens.device:
+            drafted = torch.cuda.Event()
+            drafted.record()
+        return forwarded._replace(host_tokens=tokens, host_parents=parents, drafted=drafted)
 
     def make_round(self, inputs: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Round:
         """inputs [2 + 2 * nodes, B]: request rows, tokens with KV, then new slots in the full and the sliding pool.
@@ -121,14 +144,15 @@ class FrozenKVMTP:
         draft = self.make_draft(rows, before, before_cpu, flags)
         return self._verify(draft, rows, before, full, swa, before_cpu)
 
-    def sample(self, step: StepInput, forwarded: ForwardedDrafts) -> LaunchedStep:
-        """Sample at every node, find the accepted ones, and leave the requests as the next round wants to find them."""
-        rows, before, made = forwarded
+    def sample(self, step: StepInput, forwarded: ForwardedDrafts, masks: tuple[Tensor, Tensor] | None) -> LaunchedStep:
+        """Sample at every node, find the accepted ones, and leave the requests as the next round wants to find them.
+        `masks`: see SamplingState.sample; a node's tokens are barred by what its path allows."""
+        rows, before, made = forwarded.rows, forwarded.before, forwarded.round
         draft, nodes = made.draft, self.settings.num_draft_tokens
         sampling, flags = self.sampling, step.flags
         path = draft.path_tokens().flatten(0, 1) if flags & SamplingFlags.PENALTY else None
         node_rows, lengths = rows.repeat_interleave(nodes), draft.lengths(before)
-        targets, scaled = sampling.choose(made.logits, node_rows, lengths, flags, path)
+        targets, scaled = sampling.choose(made.logits, node_rows, lengths, flags, path, masks)
         targets = targets.view(-1, nodes)
         accepted, counts = accept(draft, targets)
         next_ids = targets.gather(1, accepted)
