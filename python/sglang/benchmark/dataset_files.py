@@ -43,7 +43,10 @@ def read_records(path: str, record_type: type[T]) -> list[T]:
     """The records of a JSON array or of JSON lines. Raises ValueError that names the file, the line or entry and what
     is wrong there."""
     if not path:
-        raise ValueError("this dataset is read from a file: give it with --dataset-path (nothing is downloaded)")
+        raise ValueError(
+            "this dataset is read from a file: give it with --dataset-path (nothing is downloaded); "
+            "--dataset-name random-ids needs none"
+        )
     try:
         data = Path(path).read_bytes()
     except OSError as e:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Iterator
@@ -248,3 +249,7 @@ def report(
         return INTERRUPTED
     tolerated = args.allow_failures and numbers["completed"]
     return FAILED if outcome.stopped or problems or (numbers["failed"] and not tolerated) else 0
+
+
+if __name__ == "__main__":  # upstream's newer name of the command
+    runpy.run_module("sglang.bench_serving", run_name="__main__", alter_sys=True)

@@ -21,7 +21,7 @@ from sglang.srt.arg_fields import (
     specs,
     validate,
 )
-from sglang.srt.unsupported_flags import UNSUPPORTED, refusal
+from sglang.srt.unsupported_flags import UNSUPPORTED, means_what_is_done, refusal
 
 MAX_CANDIDATES = 8  # shown of the flags that a beginning could mean
 Fields = TypeVar("Fields")
@@ -72,12 +72,18 @@ def parse_fields(
 def known_words(parser: OneLineParser, argv: list[str]) -> list[str]:
     """The words with flags written out, a unique beginning being enough; what is wrong with a flag is put into
     `parser.problems` and the flag left out."""
-    words = []
-    for word in argv:
+    words, at = [], 0
+    while at < len(argv):
+        typed, equals, value = argv[at].partition("=")
+        value = value if equals else "".join(argv[at + 1 : at + 2])
+        if typed.startswith("--") and means_what_is_done(name_of(typed), value):
+            at += 1 if equals else 2
+            continue
         try:
-            words.append(whole_flag(parser, word))
+            words.append(whole_flag(parser, argv[at]))
         except ValueError as e:
             parser.problems.append(str(e))
+        at += 1
     return words
 
 
@@ -129,6 +135,8 @@ def from_file(parser: OneLineParser, cls: type, path: str) -> dict[str, Any]:
         return {}
     types_of, given = kinds(cls), {}
     for key, value in entries.items():
+        if means_what_is_done(key, value):
+            continue
         try:
             flag = whole_flag(parser, flag_of(key))
             action = parser._option_string_actions[flag]

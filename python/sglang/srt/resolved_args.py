@@ -142,6 +142,9 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
         )
     if args.dtype == "auto":
         choose("dtype", model_config.dtype, "the checkpoint's type")
+    if args.kv_cache_dtype not in ("auto", values["dtype"]):
+        only = f"the KV cache has the model's type, {values['dtype']}"
+        raise ValueError(f"--kv-cache-dtype {args.kv_cache_dtype}: {only}; leave it out")
     if args.grammar_backend == "auto":
         installed = importlib.util.find_spec("xgrammar") is not None
         reason = "it is installed" if installed else "xgrammar is not installed: requests with grammars are refused"

@@ -27,7 +27,7 @@ from sglang.srt.arg_fields import (
 )
 from sglang.srt.command_line import parse_fields
 from sglang.srt.speculative.settings import POSITION_OFFSETS
-from sglang.srt.unsupported_flags import refusal
+from sglang.srt.unsupported_flags import means_what_is_done, refusal
 
 MODEL = "model and tokenizer"
 HTTP = "HTTP server"
@@ -41,8 +41,8 @@ PARALLEL = "parallelism"
 SPECULATION = "speculation"
 
 
-def _only(served: Any, why: str):
-    return lambda value: None if value == served else f"only {served} is supported so far ({why})"
+def _only_one(what: str):
+    return lambda value: None if value == 1 else f"only 1 is supported so far ({what})"
 
 
 def _host_and_port(value: str) -> str | None:
@@ -283,9 +283,10 @@ class ServerArgs:
     )
     kv_cache_dtype: str = arg(
         "auto",
-        help="Type of the KV cache; auto takes the model's.",
+        help="Type of the KV cache, which is the model's: another one is refused.",
         group=MEMORY,
-        check=_only("auto", "the cache has the model's own type"),
+        choices=("auto", "float32", "bfloat16", "float16"),
+        same={"bf16": "bfloat16"},
         metavar="DTYPE",
     )
     schedule_policy: str = arg(
@@ -301,7 +302,7 @@ class ServerArgs:
         group=MEMORY,
         check=between(0, 100),
     )
-    page_size: int = arg(1, help="KV slots in a page.", group=MEMORY, check=_only(1, "larger pages are not in yet"))
+    page_size: int = arg(1, help="KV slots in a page.", group=MEMORY, check=_only_one("larger pages are not in yet"))
     swa_full_tokens_ratio: float = arg(
         0.8, help="Slots of the sliding pool per slot of the full pool, at most.", group=MEMORY, check=between(0.01, 1)
     )
@@ -501,6 +502,7 @@ class ServerArgs:
         Raises TypeError for an unknown name or a wrong type, ValueError for a wrong or unsupported value.
         """
         types_of = kinds(cls)
+        kwargs = {name: value for name, value in kwargs.items() if not means_what_is_done(name, value)}
         for name, value in kwargs.items():
             if name not in types_of:
                 reason = refusal(name)

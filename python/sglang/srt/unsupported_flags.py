@@ -169,6 +169,29 @@ _BY_REASON: dict[str, str] = {
 
 UNSUPPORTED: dict[str, str] = {name: reason for reason, names in _BY_REASON.items() for name in names.split()}
 
+# Values of flags above that ask for what is done here anyway: with one of them a flag is taken, and changes nothing.
+_AS_HERE: dict[str, str] = {
+    "1": """
+        pp_size pipeline_parallel_size pp dp_size data_parallel_size dp ep_size expert_parallel_size ep attn_dp_size
+        moe_dp_size moe_data_parallel_size attn_cp_size attention_context_parallel_size dcp_size
+        decode_context_parallel_size num_continuous_decode_steps gpu_id_step tokenizer_worker_num
+        detokenizer_worker_num speculative_accept_threshold_single speculative_accept_threshold_acc
+    """,
+    "1.0": "speculative_accept_threshold_single speculative_accept_threshold_acc",
+    "0": "base_gpu_id cpu_offload_gb",
+    "auto": "tokenizer_mode model_impl",
+    "none": "moe_a2a_backend",
+    "null": "disaggregation_mode",
+    "text": "log_requests_format",
+    "sglang": "model_impl",
+}
+AS_HERE = frozenset((name, value) for value, names in _AS_HERE.items() for name in names.split())
+
+
+def means_what_is_done(name: str, value: object) -> bool:
+    """Whether a flag of the table asks, with this value, for what is done anyway."""
+    return (name, str(value)) in AS_HERE
+
 
 def refusal(name: str) -> str | None:
     """Why the flag is refused, as the end of a sentence that starts with the flag; None for an unlisted name."""

@@ -55,6 +55,12 @@ def test_help_needs_no_torch(words: str, shows: str):
     assert (done.returncode, done.stderr) == (0, "") and shows in done.stdout
 
 
+@pytest.mark.parametrize("name", ["serving", "one_batch", "offline_throughput"])
+def test_upstreams_newer_module_names_run_the_same(name: str):
+    shown = subprocess.run([sys.executable, "-m", f"sglang.benchmark.{name}", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and f"usage: python -m sglang.bench_{name}" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -65,7 +65,7 @@ STARTS = {
 }  # fmt: skip
 
 QUANTIZED = "--quantization is not supported: weights are read from safetensors as they are; leave it out"
-KV = "--kv-cache-dtype: only auto is supported so far (the cache has the model's own type), got {!r}"
+KV = "--kv-cache-dtype: {!r} is not one of auto, float32, bfloat16, float16"
 TEXT = "--{} is not supported: only text is served; leave it out"
 AUTO_TOOLS = (
     "--enable-auto-tool-choice is vLLM's; calls are read here wherever --tool-call-parser is on, as it is for Gemma 4; "

@@ -12,7 +12,7 @@ import pytest
 from sglang.srt.arg_fields import all_flags, flag_of, kinds, specs
 from sglang.srt.resolved_args import ResolvedArgs, default_chunked_prefill_size, resolve
 from sglang.srt.server_args import ServerArgs, parse_with_server_args, prepare_server_args
-from sglang.srt.unsupported_flags import UNSUPPORTED, refusal
+from sglang.srt.unsupported_flags import AS_HERE, UNSUPPORTED, refusal
 from sglang.srt.vllm_flags import VLLM
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -54,7 +54,7 @@ GOOD = {
     "prefill_max_requests": ("3", 3),
     "schedule_policy": ("lpm", "lpm"),
     "scheduler_recv_interval": ("16", 16),
-    "kv_cache_dtype": ("auto", "auto"),
+    "kv_cache_dtype": ("float16", "float16"),
     "moe_runner_backend": ("triton", "triton"),
     "schedule_conservativeness": ("0.3", 0.3),
     "page_size": ("1", 1),
@@ -214,10 +214,10 @@ def test_mistakes_name_the_way_out(argv: list[str], hint: str, capsys):
     ],
 )
 def test_flags_of_upstream_are_refused_by_name(flag: str, capsys):
-    assert f"{flag} is not supported" in one_line_error([flag, "1"], capsys)
+    assert f"{flag} is not supported" in one_line_error([flag, "2"], capsys)
     name = flag[2:].replace("-", "_")
     with pytest.raises(ValueError, match=name):
-        ServerArgs.from_kwargs(**{name: 1})
+        ServerArgs.from_kwargs(**{name: 2})
 
 
 @pytest.mark.parametrize(
@@ -303,6 +303,29 @@ def one_line_error_of_value(name: str, value: str) -> str:
     with pytest.raises(ValueError) as e:
         ServerArgs.from_kwargs(**{name: value})
     return str(e.value)
+
+
+def test_values_that_ask_for_what_is_done_anyway_are_taken(tmp_path, capsys):
+    """--dp-size 1 and --tokenizer-mode auto were refused, though they change nothing."""
+    argv = ["--dp-size", "1", "--port", "9", "--tokenizer-mode=auto", "--speculative-accept-threshold-acc", "1.0"]
+    assert prepare_server_args(argv) == ServerArgs(port=9)
+    assert ServerArgs.from_kwargs(dp_size=1, pp_size=1, cpu_offload_gb=0, port=9) == ServerArgs(port=9)
+    file = tmp_path / "flags.yaml"
+    file.write_text("dp-size: 1\nmodel_impl: sglang\nport: 9")
+    assert prepare_server_args(["--config", str(file)]) == ServerArgs(port=9)
+    for wrong in (["--dp-size", "2"], ["--dp-size"], ["--tokenizer-mode=slow"], ["--base-gpu-id", "1"]):
+        assert " is not supported" in one_line_error(wrong, capsys)
+    assert {name for name, _ in AS_HERE} <= UNSUPPORTED.keys()
+
+
+@pytest.mark.parametrize("typed", ["auto", "bf16", "bfloat16", "float16", "float32"])
+def test_the_kv_cache_has_the_models_type(typed: str):
+    args = prepare_server_args(["--kv-cache-dtype", typed, "--dtype", "bfloat16"])
+    if typed in ("float16", "float32"):
+        with pytest.raises(ValueError, match=f"--kv-cache-dtype {typed}: the KV cache has the model's type, bfloat16"):
+            resolve(args, MODEL, "cpu", memory_mib=1024)
+    else:
+        resolve(args, MODEL, "cpu", memory_mib=1024)
 
 
 def test_remote_code_is_never_run_and_that_is_said(caplog):
