@@ -17,6 +17,7 @@ class Repo:
     files: dict[str, Path | bytes]
     refused: tuple[int, str] | None = None
     needs_token: str | None = None
+    stalls: str | None = None  # a path whose bytes do not come
     branches: dict[str, str] = field(default_factory=lambda: {"main": "a" * 40})  # to commits
 
     def read(self, path: str) -> bytes:
@@ -33,6 +34,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos = repos
         self.requests: list[str] = []
+        self.stalled, self.ended = threading.Event(), threading.Event()
 
     @property
     def url(self) -> str:
@@ -43,6 +45,7 @@ class HubServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self.shutdown()
         self.server_close()
 
@@ -86,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif (name := "/".join(parts[4:])) in repo.files:
             data = repo.read(name)
+            if name == repo.stalls and self.command == "GET":
+                self.server.stalled.set()
+                self.server.ended.wait()
             etag = _sha(data)
             self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
         else:

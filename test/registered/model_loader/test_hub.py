@@ -3,6 +3,7 @@ names, revisions, keys and networks that do not do."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,11 @@ REPOS = {
     ),
     "acme/outside": Repo({"config.json": CONFIG, INDEX: shards("../../x.safetensors"), "../../x.safetensors": b"x"}),
     "acme/climbs": Repo({"config.json": CONFIG, "additional_chat_templates/../../../../x.jinja": b"x"}),
+    "acme/huge": Repo({
+        "config.json": CONFIG, "a.safetensors": b"x",
+        INDEX: json.dumps({"metadata": {"total_size": 10**18}, "weight_map": {"w": "a.safetensors"}}).encode(),
+    }),
+    "acme/slow": Repo({"config.json": CONFIG, "model.safetensors": b"x"}, stalls="model.safetensors"),
     "acme/bin": Repo({"config.json": CONFIG, "pytorch_model.bin": b"x"}),
     "acme/empty": Repo({"README.md": b"x"}),
     "acme/gpt": Repo({"config.json": b'{"architectures": ["GPT2LMHeadModel"]}', "model.safetensors": b"x"}),
@@ -154,6 +160,7 @@ def test_what_can_not_be_had_is_one_sentence(hub, tmp_path):
         ({"model_path": "acme/fp8"}, "the weights are quantized (fp8)"),
         ({"model_path": "acme/mini-assistant"}, "is a drafter and can't be served alone"),
         ({"model_path": "acme/short"}, "gone.safetensors does not exist"),
+        ({"model_path": "acme/huge"}, "--model-path acme/huge: 1000000000.0 GB are to be fetched, and the disk of "),
         ({"model_path": "acme/bin"}, "only safetensors are read"),
         ({"model_path": "acme/outside"}, "names '../../x.safetensors' as a shard"),
         ({"model_path": "acme/climbs"}, "x.jinja"),
@@ -193,6 +200,18 @@ def test_what_is_no_name_of_the_hub_stays_as_it_is(tmp_path, monkeypatch):
         assert with_folders(args, told.append) == args and not told
     with_folders(ServerArgs(model_path="acme/here", revision="v1"), told.append)
     assert told == ["--revision v1 has no effect: acme/here is not fetched from the hub"]
+
+
+def test_ctrl_c_ends_a_fetch_at_once(hub, tmp_path):
+    """Python would wait for the thread that fetches 5 GB."""
+    words = [sys.executable, "-m", "sglang", "serve", "acme/slow", "--download-dir", str(tmp_path)]
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN_PATH": "/none"}
+    default_signals = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **default_signals)
+    assert hub.stalled.wait(60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+    assert b"Traceback" not in process.stderr.read()
 
 
 def test_a_server_starts_by_the_name(hub, tmp_path, monkeypatch):

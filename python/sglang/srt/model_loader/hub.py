@@ -7,12 +7,14 @@ files are fetched that are read here, never code; the weights last, when it is k
 import dataclasses
 import glob
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sglang.srt.configs import fields
 from sglang.srt.configs.architectures import check_known
-from sglang.srt.configs.config_file import architectures, check_plain, read_config
+from sglang.srt.configs.config_file import architectures, check_plain, read_config, read_json
 from sglang.srt.model_loader.checkpoint import INDEX, SINGLE, checkpoint_files, weight_names
 from sglang.srt.server_args import ServerArgs
 
@@ -87,8 +89,21 @@ def fetch_weights(flag: str, name: str, folder: str, cache: str | None) -> None:
     """The safetensors files that are read, of the version that `folder` is of."""
     has_index = (Path(folder) / INDEX).is_file()
     names = [SINGLE, *(weight_names(Path(folder)) if has_index else ())]
+    if has_index:
+        check_room(flag, name, Path(folder), names)
     fetch(flag, name, Path(folder).name, cache, [glob.escape(each) for each in names], lambda text: None)
     checkpoint_files(Path(folder))
+
+
+def check_room(flag: str, name: str, folder: Path, names: list[str]) -> None:
+    """ValueError where the disk can't hold the weights that are still to come: found out before, not hours later."""
+    total = fields.mapping(read_json(folder / INDEX), "metadata").get("total_size")
+    if not isinstance(total, int):  # some indices do not say
+        return
+    wanted = total - sum((folder / each).stat().st_size for each in names if (folder / each).is_file())
+    if wanted > (free := shutil.disk_usage(folder).free):
+        sizes = f"{wanted / 1e9:.1f} GB are to be fetched, and the disk of {folder} has {free / 1e9:.1f} GB free"
+        raise ValueError(f"{flag} {name}: {sizes}; --download-dir or HF_HOME names another one")
 
 
 def fetch(flag: str, name: str, revision: str | None, cache: str | None, files: Sequence[str], tell: Tell) -> str:
@@ -107,7 +122,7 @@ def fetch(flag: str, name: str, revision: str | None, cache: str | None, files: 
         reason = f"it has none of the files that are read, like {files[0]}"
     except HFValidationError:
         reason = "that can be no model's name"
-    except (OSError, ValueError, httpx.HTTPError, AssertionError) as e:
+    except (OSError, ValueError, RuntimeError, AssertionError, httpx.HTTPError) as e:
         reason = problem(name, revision, cache, e)
     raise ValueError(f"{flag} {name} is not a folder, and as a model of the hub it can't be had: {reason}")
 
