@@ -8,13 +8,12 @@ a data path the questions are the shipped ones, and a line says so.
 """
 
 import argparse
-import sys
 from types import SimpleNamespace
 
 from sglang.srt.utils.flag_types import at_least
 from sglang.srt.utils.server_address import add_server_flags, server_url
 from sglang.test.eval_data import question_set
-from sglang.test.gsm8k_eval import EvalError, add_data_flags, evaluate
+from sglang.test.gsm8k_eval import add_data_flags, evaluate, run_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,16 +62,7 @@ def run_eval(args: SimpleNamespace | argparse.Namespace) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        run_eval(args)
-    except (ValueError, OSError) as e:
-        parser.error(str(e))
-    except EvalError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(make_parser(), argv, run_eval)
 
 
 if __name__ == "__main__":

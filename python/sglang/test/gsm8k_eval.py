@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -243,6 +244,22 @@ def evaluate(
         return asyncio.run(run)
     except (EvalError, httpx.InvalidURL) as e:
         raise EvalError(f"{base_url}: {e}") from None
+
+
+def run_command(
+    parser: argparse.ArgumentParser, argv: list[str] | None, run: Callable[[argparse.Namespace], object]
+) -> None:
+    """`run` with the command line's flags. Exit codes: 2 for arguments or data that can't be, 1 for a run that could
+    not be finished, 130 for Ctrl-C."""
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as e:
+        parser.error(str(e))
+    except EvalError as e:
+        sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

@@ -11,14 +11,13 @@ request that fails ends the run: it is not the model's wrong answer.
 import argparse
 import json
 import math
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.utils.flag_types import at_least
 from sglang.srt.utils.server_address import add_server_flags, server_url
 from sglang.test.eval_data import question_set
-from sglang.test.gsm8k_eval import FORMS, EvalError, Result, evaluate
+from sglang.test.gsm8k_eval import FORMS, Result, evaluate, run_command
 
 SERVED = "gsm8k"
 NOT_SERVED = (
@@ -138,16 +137,7 @@ def run_eval(args: SimpleNamespace | argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        run_eval(args)
-    except (ValueError, OSError) as e:
-        parser.error(str(e))
-    except EvalError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(make_parser(), argv, run_eval)
 
 
 if __name__ == "__main__":
