@@ -188,7 +188,13 @@ def test_ranks_and_drafts_change_no_answer(answers, flags):
         ({"regex": "(a"}, "Regex parsing error at position 3"),
         ({"ebnf": "root ::= x"}, "line 1, column 10"),
         ({"json_schema": {"type": "foo"}}, 'Unsupported type "foo"'),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}], "regex": "a"}, "and tools together"),
+        (
+            {
+                "tools": [{"function": {"name": "f", "parameters": {"properties": {"x": {"type": "foo"}}}}}],
+                "regex": "a",
+            },
+            "tools[0].function.parameters.properties.x.type is 'foo'",
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -202,6 +208,103 @@ def test_tools_that_may_not_be_called_are_no_hindrance(client):
     extra = {"regex": "[0-9]{3}", "tools": tools, "tool_choice": "none"}
     reply = client.chat.completions.create(model="m", messages=ASK, extra_body=extra).choices[0]
     assert re.fullmatch("[0-9]{3}", reply.message.content)
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "city": {"type": "string", "maxLength": 12},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+    },
+    "required": ["city", "unit"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "now"}},
+]
+BEGIN, CALL_END, RESULT = "48", "49", "50"  # <|tool_call>, <tool_call|>, <|tool_response>
+
+
+def check_calls(choice, names: set[str]) -> None:
+    assert choice.finish_reason == "tool_calls" and not choice.message.content
+    assert choice.message.tool_calls and {c.function.name for c in choice.message.tool_calls} <= names
+    for c in choice.message.tool_calls:
+        arguments = json.loads(c.function.arguments)
+        if c.function.name == "now":
+            assert arguments == {}
+        else:
+            assert arguments.keys() in ({"city", "unit"}, {"city", "unit", "days"})
+            assert arguments["unit"] in ("celsius", "fahrenheit") and len(arguments["city"]) <= 12
+            assert 1 <= arguments.get("days", 1) <= 14
+
+
+@pytest.mark.parametrize(
+    "choice,names,extra",
+    [
+        ("required", {"get_weather", "now"}, {}),
+        ({"type": "function", "function": {"name": "get_weather"}}, {"get_weather"}, {}),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": TOOLS[1:]}}, {"now"}, {}),
+        ("required", {"get_weather", "now"}, {"chat_template_kwargs": {"enable_thinking": True}}),
+    ],
+)
+def test_a_call_is_made_where_one_must_be(client, choice, names, extra):
+    """A result is made likely behind a call: this model may go on to call for ever. So is a thought's end."""
+    extra = {"logit_bias": {RESULT: 100, CALL_END: 50, "101": 99}} | extra
+    reply = client.chat.completions.create(
+        model="m", messages=ASK, tools=TOOLS, tool_choice=choice, n=3, seed=5, max_tokens=LONG, extra_body=extra
+    )
+    for answer in reply.choices:
+        check_calls(answer, names)
+
+
+def test_calls_in_a_stream_and_one_a_turn(client):
+    for parallel in (True, False):
+        with client.chat.completions.stream(
+            model="m", messages=ASK, tools=TOOLS, tool_choice="required", parallel_tool_calls=parallel, seed=1,
+            max_tokens=LONG, logit_bias={CALL_END: 50, BEGIN: -3},
+        ) as events:  # fmt: skip
+            answer = events.get_final_completion().choices[0]
+        check_calls(answer, {"get_weather", "now"})
+        assert parallel or len(answer.message.tool_calls) == 1
+
+
+def test_strict_tools_leave_the_text_free(client):
+    """The same answer as without, until a call begins; that has its form."""
+    strict = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}, TOOLS[1]]
+    options = {"model": "m", "messages": ASK, "temperature": 0, "max_tokens": 60}
+    free = client.chat.completions.create(**options, tools=TOOLS).choices[0]
+    assert client.chat.completions.create(**options, tools=strict).choices[0].message == free.message
+    options |= {"max_tokens": LONG, "logit_bias": {BEGIN: 100}, "parallel_tool_calls": False}  # a call begins at once
+    check_calls(client.chat.completions.create(**options, tools=strict).choices[0], {"get_weather", "now"})
+
+
+def test_a_form_and_tools(client):
+    """An answer in the form, or calls."""
+    options = {"model": "m", "messages": ASK, "tools": TOOLS, "response_format": FORM, "max_tokens": LONG}
+    answer = client.chat.completions.create(**options, logit_bias={BEGIN: -100}).choices[0]
+    Reply.model_validate_json(answer.message.content)
+    assert answer.finish_reason == "stop"
+    called = client.chat.completions.create(**options, logit_bias={BEGIN: 100, RESULT: 100, CALL_END: 50}).choices[0]
+    check_calls(called, {"get_weather", "now"})
+
+
+def test_calls_over_the_other_apis(server):
+    """anthropic's `any` and `tool`, and Responses'."""
+    extra = {"stop_token_ids": [int(CALL_END)]}
+    tools = [{"name": "get_weather", "input_schema": WEATHER, "strict": True}, {"name": "now", "input_schema": {}}]
+    for choice in ({"type": "any"}, {"type": "tool", "name": "now"}):
+        body = {"model": "m", "messages": ASK, "max_tokens": LONG, "tools": tools, "tool_choice": choice} | extra
+        message = server.client.post("/v1/messages", json=body).json()
+        assert message["stop_reason"] == "tool_use", message
+        assert [block["type"] for block in message["content"]] == ["tool_use"]
+        assert choice["type"] == "any" or message["content"][0]["name"] == "now"
+    tools = [{"type": "function"} | tool["function"] for tool in TOOLS]
+    for choice in ("required", {"type": "function", "name": "now"}):
+        body = {"input": STORY, "max_output_tokens": LONG, "tools": tools, "tool_choice": choice} | extra
+        output = server.client.post("/v1/responses", json=body).json()["output"]
+        assert [item["type"] for item in output] == ["function_call"]
+        assert choice == "required" or output[0]["name"] == "now"
 
 
 def test_behind_a_thought(client):

@@ -240,8 +240,12 @@ SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search"}
         ({"tools": [TOOL, TOOL]}, "tools[1].name is 'get_weather', as another tool's is"),
         ({"tools": [{**TOOL, "name": "a b"}]}, "tools[0].name is 'a b'"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema is missing"),
-        ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "not served yet"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "get_weather"}}, "not served yet"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice is of type any, but there are no tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice.name is 'f', which none"),
+        (
+            {"tools": [{**TOOL, "strict": True, "input_schema": {"properties": {"a": {"type": "x"}}}}]},
+            "tools[0].input_schema.properties.a.type is 'x'",
+        ),
         ({"thinking": {"type": "loud"}}, "thinking.type"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens must be at least 1"),
         ({"temperature": -1}, "temperature"),
@@ -382,7 +386,7 @@ FUZZED_TOOL = st.fixed_dictionaries(
         "name": mostly(st.sampled_from(["f", "g", "h i"])),
         "input_schema": mostly(st.dictionaries(st.text(max_size=5), JSON)),
     },
-    optional={"description": JSON, "type": JSON},
+    optional={"description": JSON, "type": JSON, "strict": mostly(st.booleans())},
 )
 BODY = st.fixed_dictionaries(
     {"model": st.just("m"), "max_tokens": mostly(st.integers(-1, 9)), "messages": st.lists(MESSAGE, max_size=4)},

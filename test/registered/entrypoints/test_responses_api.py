@@ -225,7 +225,14 @@ USE = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
         ({"input": [{**USE, "arguments": "{"}, {**OUTPUT, "call_id": "c1"}]}, "is not JSON"),
         ({"tools": [{"type": "web_search"}]}, "tools[0] is of type 'web_search'"),
         ({"tools": [TOOL, TOOL]}, "tools[1].name is 'get_weather', as another tool's is"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice: only"),
+        ({"tool_choice": "required"}, "tool_choice is 'required', but there are no tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice names the tool 'f'"),
+        ({"tools": [TOOL], "tool_choice": "any"}, 'tool_choice is \'any\'; "auto", "none", "required"'),
+        ({"tools": [{**TOOL, "strict": 1}]}, "tools[0].strict is 1"),
+        (
+            {"tools": [{**TOOL, "strict": True, "parameters": {"properties": {"a": {"enum": []}}}}]},
+            "tools[0].parameters.properties.a.enum must be a list of values",
+        ),
         ({"text": {"format": {"type": "xml"}}}, "text.format has the type 'xml'"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format of type json_schema has no schema"),
         ({"thinking_budget": -1}, "thinking_budget must be an integer from 0"),
@@ -291,14 +298,18 @@ ITEM = st.fixed_dictionaries(
 )
 FUZZED_TOOL = st.fixed_dictionaries(
     {"type": mostly(st.just("function")), "name": mostly(st.sampled_from(["f", "g", "h i"]))},
-    optional={"description": JSON, "parameters": mostly(st.dictionaries(st.text(max_size=5), JSON))},
+    optional={
+        "description": JSON,
+        "parameters": mostly(st.dictionaries(st.text(max_size=5), JSON)),
+        "strict": mostly(st.booleans()),
+    },
 )
 BODY = st.fixed_dictionaries(
     {"input": mostly(st.text(max_size=5) | st.lists(ITEM, max_size=4)), "max_output_tokens": mostly(st.integers(0, 9))},
     optional={
         "instructions": mostly(st.text(max_size=5)),
         "tools": st.lists(FUZZED_TOOL, max_size=3),
-        "tool_choice": JSON,
+        "tool_choice": mostly(st.sampled_from(["required", {"type": "function", "name": "f"}])),
         "previous_response_id": JSON,
         "reasoning": mostly(st.fixed_dictionaries({"effort": JSON})),
         "text": JSON,

@@ -92,7 +92,19 @@ def cases(table: dict[str, list]) -> list:
 
 
 def test_the_tables_cover_every_field():
-    assert set(GOOD) == set(BAD) == set(CHECKS) == set(SamplingParams.__struct_fields__)
+    """But for `tools`, which no request gives."""
+    assert set(GOOD) == set(BAD) == set(CHECKS) == set(SamplingParams.__struct_fields__) - {"tools"}
+    with pytest.raises(ValueError, match="unknown sampling parameter 'tools'"):
+        SamplingParams.from_request({"tools": "start: x"})
+
+
+def test_a_grammar_of_calls_beside_a_form():
+    params = SamplingParams.from_request({"regex": "a"})
+    assert params.grammar == ("regex", "a")
+    params.tools = "start: x"
+    assert params.grammar == ("regex or tools", '["a", "start: x"]')
+    params.regex = None
+    assert params.grammar == ("tools", "start: x")
 
 
 @pytest.mark.parametrize("name,value", cases(GOOD))

@@ -1,6 +1,7 @@
 """The process that compiles grammars with the xgrammar library: `python -m sglang.srt.constrained.xgrammar_compile`."""
 
 import functools
+import json
 import os
 import re
 from collections.abc import Callable
@@ -24,11 +25,7 @@ def tokenizer_info(settings: CompilerSettings):
     from sglang.srt.utils.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(settings.tokenizer_folder)
-    # Special tokens have no text here: no grammar can ask for one. Ids beyond the tokenizer's have none either.
-    texts = [
-        b"" if i in tokenizer.special_ids or i >= tokenizer.size else bytes(tokenizer.token_bytes(i))
-        for i in range(settings.vocab_size)
-    ]
+    texts = [_token_text(tokenizer, i) for i in range(settings.vocab_size)]
     return xgrammar.TokenizerInfo(
         texts, xgrammar.VocabType.RAW, vocab_size=settings.vocab_size, stop_token_ids=settings.eos_token_ids
     )
@@ -44,14 +41,9 @@ def load(settings: CompilerSettings) -> tuple[bytes, Callable[[str, str], bytes]
 
 
 def compile_grammar(compiler, settings: CompilerSettings, kind: str, text: str) -> bytes:
-    """A grammar of `kind` (json_schema, regex, ebnf) as the library writes it. Raises GrammarError."""
-    compile = {
-        "json_schema": functools.partial(compiler.compile_json_schema, max_whitespace_cnt=MAX_WHITESPACE),
-        "regex": compiler.compile_regex,
-        "ebnf": compiler.compile_grammar,
-    }[kind]
+    """A grammar as the library writes it; `kind` as GrammarBackend has it. Raises GrammarError."""
     try:
-        compiled = compile(text)
+        compiled = compiler.compile_grammar(read(kind, text))
     except (RuntimeError, ValueError) as e:  # the library's own errors are of both kinds
         raise GrammarError(f"{kind} cannot be compiled: {_reason(str(e))}") from e
     if compiled.memory_size_bytes > settings.max_bytes:
@@ -66,6 +58,25 @@ def compile_grammar(compiler, settings: CompilerSettings, kind: str, text: str) 
     return compiled.serialize_json().encode()
 
 
+def read(kind: str, text: str):
+    """The library's Grammar."""
+    from xgrammar import Grammar
+
+    kinds = kind.split(" or ")
+    if len(kinds) > 1:
+        return Grammar.union(*map(read, kinds, json.loads(text)))
+    match kind:
+        case "json_schema":
+            return Grammar.from_json_schema(text, max_whitespace_cnt=MAX_WHITESPACE)
+        case "regex":
+            return Grammar.from_regex(text)
+        case "ebnf":
+            return Grammar.from_ebnf(text)
+        case "tools":
+            return Grammar.from_lark(text)
+    raise ValueError(f"unknown kind {kind}")
+
+
 def new_matcher(compiled, eos_token_ids: list[int]):
     """A matcher of the library at the beginning of a compiled grammar."""
     import xgrammar
@@ -73,6 +84,14 @@ def new_matcher(compiled, eos_token_ids: list[int]):
     return xgrammar.GrammarMatcher(
         compiled, override_stop_tokens=eos_token_ids or None, terminate_without_stop_token=not eos_token_ids
     )
+
+
+def _token_text(tokenizer, token_id: int) -> bytes:
+    """A token's bytes. A special one has some that are no text: a grammar gets it by its id alone. One beyond the
+    tokenizer has none, and can't be had."""
+    if token_id >= tokenizer.size:
+        return b""
+    return b"\xff%d" % token_id if token_id in tokenizer.special_ids else bytes(tokenizer.token_bytes(token_id))
 
 
 def _reason(message: str) -> str:

@@ -7,12 +7,15 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
+from sglang.srt.constrained.grammar import GrammarError
 from sglang.srt.entrypoints.chat_prompt import Turn, template_variables
 from sglang.srt.entrypoints.chat_worker import ChatWriter
+from sglang.srt.entrypoints.tool_choice import ToolChoice, read_tool_choice
 from sglang.srt.managers.generation import Generation, GenerationGroup, Prompt, RequestError
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Text, Thought
 from sglang.srt.parser.gemma4 import Gemma4Format
+from sglang.srt.sampling.sampling_params import SamplingParams
 
 
 @dataclass
@@ -138,24 +141,53 @@ class Conversation:
         variables = template_variables(turn, self.manager.args.default_chat_template_kwargs or {})
         return bool(variables.get("enable_thinking"))
 
+    def _constrain_calls(self, choice: ToolChoice, params: SamplingParams, many: bool) -> None:
+        """Give `params` the grammar of calls that `choice` asks for, if it does. Raises RequestError."""
+        bound = choice.required or choice.narrowed or choice.strict
+        if not self.reads_calls:
+            if bound:
+                raise RequestError(
+                    "this server reads no calls (--tool-call-parser), so tool_choice can be auto or none, and no tool "
+                    "strict",
+                    param="tool_choice",
+                )
+            return
+        form = params.grammar is not None
+        if not bound and not form:
+            return
+        if params.min_new_tokens:
+            raise RequestError(
+                "min_tokens contradicts tool_choice and strict tools: a grammar says itself where the output may end",
+                param="min_tokens",
+            )
+        if choice.required:  # then there is no answer that could have a form
+            params.json_schema = params.regex = params.ebnf = None
+        try:
+            functions = choice.functions(all_strict=choice.required or form)
+            params.tools = self._format.call_grammar(functions, many=many, free=not (choice.required or form))
+        except GrammarError as e:
+            raise RequestError(str(e), param="tools") from e
+
     @contextlib.asynccontextmanager
     async def start(
-        self, turn: Turn, prompt: Prompt, thoughts: bool = True, parallel_calls: bool = True
+        self,
+        turn: Turn,
+        prompt: Prompt,
+        thoughts: bool = True,
+        parallel_calls: bool = True,
+        schemas_at: str = "function.parameters",
     ) -> AsyncIterator[AnswerGroup]:
         """Send `prompt`, which gets its text here; the answers end with the context. `thoughts` false: they are part of
-        the answer. `parallel_calls` false: a turn ends with its first call. Raises RequestError."""
+        the answer. `parallel_calls` false: a turn ends with its first call. `schemas_at`: where a tool of this API has
+        its schema, for messages. Raises RequestError."""
+        choice = read_tool_choice(turn, schemas_at)
         prompt.text, prompt.add_special_tokens = await self.render(turn), False
-        calls = self.reads_calls and turn.offered_tools is not None
+        calls = self.reads_calls and choice is not None
         thoughts = self.reads_thoughts and thoughts
-        if prompt.params.grammar is not None:
-            if calls:
-                raise RequestError(
-                    "an answer in a given form (response_format) and tools together are not supported yet: leave out "
-                    'one of them, or set tool_choice to "none"',
-                    param="response_format",
-                )
-            if self.reads_thoughts:
-                prompt.thought_marks = self._format.thought_marks(self._thinks(turn))
+        if choice is not None:
+            self._constrain_calls(choice, prompt.params, parallel_calls)
+        if prompt.params.grammar is not None and self.reads_thoughts:
+            prompt.thought_marks = self._format.thought_marks(self._thinks(turn))
         if self._format is not None:
             prompt.mark_ids = self._format.mark_ids
             if calls:  # a model goes on to make up the result, if its turn does not end here

@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 
+from sglang.srt.constrained.gemma4_calls import CallMarks, Function, call_grammar
 from sglang.srt.constrained.thoughts import ThoughtTracker, thought_start
 from sglang.srt.managers.io_struct import ThoughtMarks
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Mark, Piece, Text, Thought
@@ -197,6 +198,11 @@ class Gemma4Format:
     def ends_of_calls(self, parallel: bool) -> list[int]:
         """Tokens that end a turn with calls: one waits for results, and without `parallel` one call is enough."""
         return [self._ids[RESULT]] if parallel else [self._ids[RESULT], self._ids[CALL_END]]
+
+    def call_grammar(self, functions: list[Function], *, many: bool, free: bool) -> str:
+        """See gemma4_calls.call_grammar()."""
+        marks = CallMarks(self._ids[CALL], self._ids[CALL_END], self._ids[STRING], self._ids[RESULT])
+        return call_grammar(functions, marks, many=many, free=free)
 
     def thought_marks(self, thinks: bool = True) -> ThoughtMarks:
         """`thinks` false: with a grammar of the answer, the model may not begin with a thought."""

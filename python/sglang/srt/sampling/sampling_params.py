@@ -53,6 +53,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     json_schema: str | None = None  # what the output must match; at most one of the three
     regex: str | None = None
     ebnf: str | None = None
+    tools: str | None = None  # a grammar of calls, made here and never given; beside one of the three: either may come
     thinking_budget: int | None = None  # tokens of thoughts, after which one that is open is closed
 
     @classmethod
@@ -92,11 +93,11 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     @property
     def grammar(self) -> tuple[str, str] | None:
-        """What the output must match: one of GRAMMAR_FIELDS and its value."""
-        for kind in GRAMMAR_FIELDS:
-            if (text := getattr(self, kind)) is not None:
-                return kind, text
-        return None
+        """What the output must match: kind and text, as GrammarBackend.compile() takes them."""
+        given = {kind: text for kind in (*GRAMMAR_FIELDS, "tools") if (text := getattr(self, kind)) is not None}
+        if len(given) > 1:
+            return " or ".join(given), json.dumps(list(given.values()))
+        return next(iter(given.items()), None)
 
     @property
     def form(self) -> str:

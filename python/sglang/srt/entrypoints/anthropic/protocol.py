@@ -26,10 +26,12 @@ class Tool(msgspec.Struct, kw_only=True):
     type: str | None = None  # "custom", or a tool that Anthropic's servers run
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None  # its calls follow input_schema
 
 
 class ToolChoice(msgspec.Struct, kw_only=True):
     type: Literal["auto", "none", "any", "tool"]
+    name: str | None = None  # that of "tool"
     disable_parallel_tool_use: bool | None = None
 
 
@@ -212,6 +214,23 @@ def wire_tools(tools: list[Tool]) -> list[dict[str, Any]]:
         if tool.input_schema is None:
             raise _wrong(f"{place}.input_schema", "is missing")
         names.add(tool.name)
-        function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+        function: dict[str, Any] = {"name": tool.name, "description": tool.description or "",
+                                    "parameters": tool.input_schema}  # fmt: skip
+        if tool.strict:
+            function["strict"] = True
         result.append({"type": "function", "function": function})
     return result
+
+
+def wire_tool_choice(body: CountTokensRequest) -> str | dict[str, Any] | None:
+    """In OpenAI's wire form. Raises RequestError."""
+    choice = body.tool_choice
+    if choice is None or choice.type in ("auto", "none"):
+        return choice and choice.type
+    if not body.tools:
+        raise _wrong("tool_choice", f"is of type {choice.type}, but there are no tools")
+    if choice.type == "any":
+        return "required"
+    if choice.name not in [tool.name for tool in body.tools]:
+        raise _wrong("tool_choice.name", f"is {shown(choice.name)}, which none of the tools has")
+    return {"type": "function", "function": {"name": choice.name}}

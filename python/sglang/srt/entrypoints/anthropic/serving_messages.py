@@ -6,7 +6,13 @@ from typing import Any
 
 import msgspec
 
-from sglang.srt.entrypoints.anthropic.protocol import CountTokensRequest, MessagesRequest, wire_messages, wire_tools
+from sglang.srt.entrypoints.anthropic.protocol import (
+    CountTokensRequest,
+    MessagesRequest,
+    wire_messages,
+    wire_tool_choice,
+    wire_tools,
+)
 from sglang.srt.entrypoints.chat_prompt import Turn
 from sglang.srt.entrypoints.checks import cache_key, check_model, form_schema, refuse_unserved, request_params
 from sglang.srt.entrypoints.conversation import Answer, Call, Conversation
@@ -64,17 +70,12 @@ class MessagesApi:
 
     def _start(self, body: MessagesRequest, prompt: Prompt):
         parallel = body.tool_choice is None or not body.tool_choice.disable_parallel_tool_use
-        return self._conversation.start(self._turn(body), prompt, parallel_calls=parallel)
+        return self._conversation.start(self._turn(body), prompt, parallel_calls=parallel, schemas_at="input_schema")
 
     def _turn(self, body: CountTokensRequest) -> Turn:
         """What is asked; raises RequestError for what is not served."""
         check_model(body.model)
         refuse_unserved(body)
-        choice = "auto" if body.tool_choice is None else body.tool_choice.type
-        if choice in ("any", "tool"):
-            raise RequestError(
-                f'tool_choice {{"type": "{choice}"}} is not served yet: send "auto" or "none"', param="tool_choice"
-            )
         variables: dict[str, Any] = {}
         if body.thinking is not None:
             if body.thinking.budget_tokens is not None and body.thinking.budget_tokens < 1:
@@ -93,7 +94,7 @@ class MessagesApi:
         return Turn(
             messages=messages,
             tools=wire_tools(body.tools) if body.tools else None,
-            tool_choice="none" if choice == "none" else None,
+            tool_choice=wire_tool_choice(body),
             chat_template_kwargs=variables | (body.chat_template_kwargs or {}),
             continue_final_message=continued or None,
         )

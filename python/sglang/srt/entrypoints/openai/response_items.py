@@ -174,6 +174,10 @@ def wire_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not isinstance(tool.get("parameters") or {}, dict):
             raise _wrong(f"{place}.parameters", "must be an object")
         function |= {"description": tool.get("description") or "", "parameters": tool.get("parameters") or {}}
+        if not isinstance(strict := tool.get("strict"), bool | None):
+            raise _wrong(f"{place}.strict", f"is {shown(strict)}; true or false is expected")
+        if strict:
+            function["strict"] = True
         names.add(function["name"])
         result.append({"type": "function", "function": function})
     return result

@@ -108,8 +108,6 @@ class ChatApi:
         check_common(body)
         if body.modalities not in (None, ["text"]):
             raise RequestError('modalities: only ["text"] is supported', param="modalities")
-        if body.tool_choice not in (None, "auto", "none"):
-            raise RequestError('tool_choice: only "auto" and "none" are supported so far', param="tool_choice")
         turn = Turn(**{name: getattr(body, name) for name in Turn.__struct_fields__})
         if body.reasoning is not None:
             turn.reasoning_effort = body.reasoning.effort or turn.reasoning_effort

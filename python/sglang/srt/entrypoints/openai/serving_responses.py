@@ -81,7 +81,9 @@ class ResponsesApi:
 
     def _start(self, body: ResponsesRequest, messages: list[dict], prompt: Prompt):
         turn = self._turn(body, messages)
-        return self._conversation.start(turn, prompt, parallel_calls=body.parallel_tool_calls is not False)
+        return self._conversation.start(
+            turn, prompt, parallel_calls=body.parallel_tool_calls is not False, schemas_at="parameters"
+        )
 
     def _messages(self, body: ResponsesRequest) -> list[dict]:
         """Those of the conversation so far, without instructions. Raises RequestError."""
@@ -99,8 +101,6 @@ class ResponsesApi:
         """What is asked; raises RequestError for what is not served."""
         check_model(body.model)
         refuse_unserved(body)
-        if body.tool_choice not in (None, "auto", "none"):
-            raise RequestError('tool_choice: only "auto" and "none" are supported so far', param="tool_choice")
         if LOGPROBS in (body.include or ()):
             raise RequestError(f"include: {LOGPROBS} is not supported; /v1/chat/completions has logprobs")
         effort = body.reasoning and body.reasoning.effort
