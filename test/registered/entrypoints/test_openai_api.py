@@ -304,6 +304,7 @@ CHAT = {"messages": HELLO}
         ("chat/completions", {**CHAT, "tools": [{"type": "x"}]}, "tools[0] is of type 'x'"),
         ("chat/completions", {**CHAT, "tools": [{"name": "f"}]}, "tools[0].function must be an object with a name"),
         ("chat/completions", {**CHAT, "functions": [{"name": "f"}]}, "functions is not supported"),
+        ("completions", {"prompt": "a", "custom_logit_processor": "x"}, "of thoughts send thinking_budget"),
         ("chat/completions", {**CHAT, "modalities": ["audio"]}, "modalities"),
         ("chat/completions", {**CHAT, "top_logprobs": 2}, "top_logprobs needs logprobs: true"),
         ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 21}, "0 to 20 are possible"),

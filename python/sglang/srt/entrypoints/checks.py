@@ -15,6 +15,9 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.shown import shown
 
+WAYS_OUT = {
+    "custom_logit_processor": ": code from a client is never run; for a budget of thoughts send thinking_budget"
+}
 MAX_MODEL_CHARS = 256  # any name is served and comes back, in a stream with every chunk
 
 
@@ -32,7 +35,7 @@ def refuse_unserved(body: msgspec.Struct) -> None:
         value = getattr(body, name)
         # A batch may carry a list of nothings.
         if any(value) if isinstance(value, list) else value not in (None, False, "") and value != {}:
-            raise RequestError(f"{name} is not supported", param=name)
+            raise RequestError(f"{name} is not supported{WAYS_OUT.get(name, '')}", param=name)
 
 
 def check_model(model: str | None) -> None:
