@@ -345,6 +345,13 @@ def test_a_form_follows_the_thought_that_was_ended(client):
     assert reply.usage.completion_tokens <= 3 + 2 + 3 + 1
 
 
+def test_generate_waits_for_the_thought_if_so_asked(server):
+    params = {"max_new_tokens": 20, "temperature": 0, "regex": "[0-9]{3}", "logit_bias": {"101": 100}}
+    body = {"text": f"{STORY}<|channel>thought\nI", "sampling_params": params, "require_reasoning": True}
+    ids = server.client.post("/generate", json=body).json()["output_ids"]
+    assert ids[0] == 101 and len(ids) == 5
+
+
 @pytest.mark.parametrize("field", ["sampling_params", "max_thinking_tokens", "custom_params"])
 def test_the_names_of_a_budget(server, field):
     params = {"max_new_tokens": 20, "temperature": 0}

@@ -43,12 +43,12 @@ class GenerateRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknown
     max_thinking_tokens: int | list[int | None] | None = None  # the sampling parameter thinking_budget
     extra_key: str | list[str] | None = None
     cache_salt: str | list[str] | None = None
+    require_reasoning: bool | None = None  # a grammar begins behind the thought
     log_metrics: bool | None = None  # false: /metrics does not count this request
 
     # Of no effect on the answer: bookkeeping of routers and tracers
     model: Any = None
     stream_options: Any = None
-    require_reasoning: Any = None  # tells a grammar to wait for a thought's end: in chats alone one does
     session_id: Any = None
     conversation_id: Any = None
     routing_key: Any = None
@@ -160,6 +160,7 @@ def make_prompts(body: GenerateRequest, defaults: dict[str, Any] | None = None) 
     for i, item in enumerate(items):
         options = {name: column[i] for name, column in columns.items()}
         options |= {field: item, "stream": bool(body.stream), "log_metrics": body.log_metrics is not False}
+        options["after_thought"] = bool(body.require_reasoning)
         prompts.append(Prompt(params[i], extra_key=extra_keys[i], **options))
     return prompts, is_batch or any(p.n > 1 for p in params)
 

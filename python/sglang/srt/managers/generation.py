@@ -42,6 +42,7 @@ class Prompt:
     add_special_tokens: bool = True  # chat templates write them out themselves
     mark_ids: list[int] = field(default_factory=list)  # special tokens told of in Generation.marks
     thought_marks: ThoughtMarks | None = None  # behind a thought the grammar of `params` begins; None: at once
+    after_thought: bool = False  # the same, by the marks that the manager knows
     log_metrics: bool = True  # False: the observer does not hear of it
 
     @property

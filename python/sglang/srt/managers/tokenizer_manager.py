@@ -151,7 +151,7 @@ class TokenizerManager:
         if self.tokenizer is not None and (ids := self.tokenizer.special_ids_of(params.stop)):
             changes["stop_token_ids"] = [*params.stop_token_ids, *ids]  # the text may not show these tokens
         marks = prompt.thought_marks
-        if marks is None and params.thinking_budget is not None:
+        if marks is None and (params.thinking_budget is not None or prompt.after_thought):
             marks = self.thought_marks
         if prompt.stream and params.stream_interval is None:
             changes["stream_interval"] = self.args.stream_interval
