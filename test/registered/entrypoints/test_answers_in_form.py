@@ -348,8 +348,9 @@ def test_a_form_follows_the_thought_that_was_ended(client):
 def test_generate_waits_for_the_thought_if_so_asked(server):
     params = {"max_new_tokens": 20, "temperature": 0, "regex": "[0-9]{3}", "logit_bias": {"101": 100}}
     body = {"text": f"{STORY}<|channel>thought\nI", "sampling_params": params, "require_reasoning": True}
-    ids = server.client.post("/generate", json=body).json()["output_ids"]
-    assert ids[0] == 101 and len(ids) == 5
+    answer = server.client.post("/generate", json=body).json()
+    assert answer["output_ids"][0] == 101 and answer["meta_info"]["completion_tokens"] == 5
+    assert answer["meta_info"]["reasoning_tokens"] == 1
 
 
 @pytest.mark.parametrize("field", ["sampling_params", "max_thinking_tokens", "custom_params"])
@@ -384,7 +385,9 @@ def test_budgets_of_a_batch(server):
     text = f"{STORY}<|channel>thought\nI"
     params = {"max_new_tokens": 20, "temperature": 0}
     body = {"text": [text] * 3, "sampling_params": params, "max_thinking_tokens": [0, 3, None]}
-    ids = [answer["output_ids"] for answer in server.client.post("/generate", json=body).json()]
+    answers = server.client.post("/generate", json=body).json()
+    ids = [answer["output_ids"] for answer in answers]
+    assert [a["meta_info"]["reasoning_tokens"] for a in answers[:2]] == [got.index(101) + 1 for got in ids[:2]]
     ends = [got.index(101) if 101 in got else None for got in ids]
     assert ends[0] <= 1 and 1 < ends[1] <= 4 and (ends[2] is None or ends[2] > 4)
 

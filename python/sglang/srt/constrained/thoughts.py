@@ -15,6 +15,7 @@ class ThoughtTracker:
         self._others = frozenset(marks.others)
         self.tokens = 0  # of the output, in thoughts: marks and labels too
         self.length = 0  # the thoughts' own, without them
+        self._followed = 0  # by count()
         begun = thought_start(marks, prompt_ids)
         self.inside = begun is not None
         self._label_at = 0  # how much of the label has come; all of it, once something else has
@@ -37,6 +38,13 @@ class ThoughtTracker:
         elif self.inside:
             self.tokens += 1
             self._think(token)
+
+    def count(self, output_ids: list[int]) -> int:
+        """Tokens of thoughts in an output that has grown: it begins with what was followed before."""
+        for token in output_ids[self._followed :]:
+            self.follow(token)
+        self._followed = len(output_ids)
+        return self.tokens
 
     def _think(self, token: int) -> None:
         label = self._marks.label

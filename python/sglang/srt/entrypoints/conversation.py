@@ -46,7 +46,6 @@ class Answer:
         self._read = 0  # characters of the generation's text
         self._marks = 0
         self._thoughts = format and format.thoughts(generation.prompt_ids)
-        self._counted = 0  # output tokens that it has seen
 
     def news(self) -> list[Event]:
         """Events since the last call."""
@@ -91,13 +90,7 @@ class Answer:
     @property
     def thought_tokens(self) -> int:
         """So far."""
-        if self._thoughts is None:
-            return 0
-        new = self.generation.output_ids[self._counted :]
-        for token in new:
-            self._thoughts.follow(token)
-        self._counted += len(new)
-        return self._thoughts.tokens
+        return self._thoughts.count(self.generation.output_ids) if self._thoughts else 0
 
 
 class AnswerGroup:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+from sglang.srt.constrained.thoughts import ThoughtTracker
 from sglang.srt.entrypoints.checks import cache_key, refuse_unserved, sampling_params, unserved_fields
 from sglang.srt.entrypoints.replies import Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
@@ -174,7 +175,7 @@ class GenerateApi:
     async def answer(self, body: GenerateRequest) -> dict | list[dict]:
         prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
         async with self._manager.generate(prompts) as group:
-            answers = [await self._whole(g, Tables(bool(body.return_text_in_logprobs))) for g in await group.all()]
+            answers = [await self._whole(g, self._tables(body, g)) for g in await group.all()]
         return answers if is_batch else answers[0]
 
     async def chunks(self, body: GenerateRequest) -> AsyncGenerator[dict, None]:
@@ -182,7 +183,6 @@ class GenerateApi:
         Those of a batch carry their `index`."""
         prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
         incremental = self._manager.args.incremental_streaming_output
-        with_text = bool(body.return_text_in_logprobs)
         sent: dict[int, tuple[int, int]] = {}  # index -> characters, tokens
         tables: dict[int, Tables] = {}  # by index
         repeated = 0
@@ -190,7 +190,9 @@ class GenerateApi:
             async for generations in group.news():
                 for g in generations:
                     chars, tokens = sent.get(g.index, (0, 0)) if incremental else (0, 0)
-                    rows = tables.setdefault(g.index, Tables(with_text))
+                    if g.index not in tables:
+                        tables[g.index] = self._tables(body, g)
+                    rows = tables[g.index]
                     chunk = await self._whole(g, rows, chars, tokens)
                     sent[g.index] = (chars + len(chunk["text"]), tokens + len(chunk["output_ids"]))
                     if not incremental:
@@ -204,10 +206,15 @@ class GenerateApi:
         async for chunk in self.chunks(body):
             yield event(chunk)
 
+    def _tables(self, body: GenerateRequest, g: Generation) -> "Tables":
+        counts = body.require_reasoning or g.prompt.params.thinking_budget is not None
+        marks = self._manager.thought_marks if counts else None
+        return Tables(bool(body.return_text_in_logprobs), marks and ThoughtTracker(marks, g.prompt_ids))
+
     async def _whole(self, g: Generation, tables: "Tables", chars: int = 0, tokens: int = 0) -> dict:
         """The answer of this moment from that character and output token on; copies, since a generation goes on
         growing, even while its rows are made here."""
-        whole = {"text": g.text[chars:], "output_ids": g.output_ids[tokens:], "meta_info": self._meta_info(g)}
+        whole = {"text": g.text[chars:], "output_ids": g.output_ids[tokens:], "meta_info": self._meta_info(g, tables)}
         if g.prompt.return_logprob:
             count = len(g.output_logprobs.ids)
             inputs = (g.input_logprobs or Logprobs([], [])) if g.prompt.logprob_start_len >= 0 and tokens == 0 else None
@@ -219,14 +226,14 @@ class GenerateApi:
                 meta |= await tables.rows("input", inputs, g.prompt, text_of, 0, len(inputs.ids))
         return whole
 
-    def _meta_info(self, g: Generation) -> dict:
+    def _meta_info(self, g: Generation, tables: "Tables") -> dict:
         meta = {
             "id": g.rid,
             "finish_reason": finish_reason(g),
             "prompt_tokens": g.prompt_tokens,
             "completion_tokens": g.completion_tokens,
             "cached_tokens": g.report.cached_tokens,
-            "reasoning_tokens": 0,
+            "reasoning_tokens": tables.thoughts.count(g.output_ids) if tables.thoughts else 0,
             "weight_version": "default",
             "num_retractions": g.report.num_retractions,
         }
@@ -238,10 +245,12 @@ class GenerateApi:
 
 
 class Tables:
-    """The rows of [logprob, id, text or null] of a generation, each made once however often a stream repeats it."""
+    """The rows of [logprob, id, text or null] of a generation, each made once however often a stream repeats it, and
+    its `thoughts`, where they are counted."""
 
-    def __init__(self, with_text: bool):
+    def __init__(self, with_text: bool, thoughts: ThoughtTracker | None = None):
         self.with_text = with_text
+        self.thoughts = thoughts
         self.size = 0  # rows in the latest answer
         self._tables: dict[str, list] = {}
         self._turns = Turns()
