@@ -16,6 +16,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.hub_server import HubServer, Repo
 from sglang.test.server_process import ServerProcess, free_port
+from sglang.test.sse_server import SseServer
 
 register_cpu_ci(est_time=25, suite="base-b-test-cpu")
 
@@ -200,6 +201,17 @@ def test_what_is_no_name_of_the_hub_stays_as_it_is(tmp_path, monkeypatch):
         assert with_folders(args, told.append) == args and not told
     with_folders(ServerArgs(model_path="acme/here", revision="v1"), told.append)
     assert told == ["--revision v1 has no effect: acme/here is not fetched from the hub"]
+
+
+def test_a_benchmark_fetches_its_tokenizer(hub, tmp_path):
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN_PATH": "/none", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    with SseServer() as server:
+        words = ["--base-url", server.url, "--dataset-name", "random-ids", "--num-prompts", "2", "--tokenizer",
+                 "acme/mini", "--random-input-len", "4", "--output-file", str(tmp_path / "out.jsonl")]  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "sglang.bench_serving", *words], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.jsonl").read_text())["total_output_tokens_retokenized"] > 0
+    assert list((tmp_path / "cache").rglob("tokenizer.json")) and not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_ctrl_c_ends_a_fetch_at_once(hub, tmp_path):
