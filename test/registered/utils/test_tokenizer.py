@@ -1,10 +1,12 @@
 """Tokenizer gives what transformers' own classes give for the same folder, without importing torch."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -85,6 +87,44 @@ def test_chats_equal_transformers(tmp_path, chat, tools):
         assert ours.render_chat(chat, tools, add_generation_prompt=generation, variables=shout) == want
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}\n  {% if loop.first %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}",
+        "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.role }}{% continue %}x{% endfor %}",
+        "{% set x = 1 %}{% generation %}{% set x = 2 %}[{{ messages[0].role }}{{ x }}]{% endgeneration %}{{ x }}",
+        "{% for m in messages %}{% generation %}{{ loop.index }}{{ m.content }}\n{% endgeneration %}\n{% endfor %}",
+        "{% set ns = namespace(n=0) %}{% generation %}{% set ns.n = 3 %}{% endgeneration %}{{ ns.n }}",
+        "{{ {'b': '<é>', 'a': [1, 2.5, none]} | tojson }} {{ messages | tojson(indent=2) }}",
+        "{{ {'b': '<é>', 'a': 1} | tojson(ensure_ascii=true, sort_keys=true, separators=(',', ':')) }}",
+        "{{ strftime_now('%Y') }} {{ documents is none }} {{ tools is none }} {{ unknown }}|{{ unknown is defined }}",
+        "{{ messages[0].content | trim | upper }} {{ messages[0]['content'].split(' ')[0] }} {{ bos_token }}",
+        "{% macro show(m) %}{{ m.role }}={{ caller() }}{% endmacro %}{% call show(messages[0]) %}x{% endcall %}\n",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception('no ' ~ messages[0].role) }}",
+        "{% generation %}",
+        "{{ 'é' | tojson(colour=1) }}",
+    ],
+)
+def test_templates_are_read_as_transformers_reads_them(tmp_path, source):
+    """Every extension, filter and global there is, what a template may not do, and the words of its complaints."""
+    from transformers import AutoTokenizer
+
+    folder = make_model_folder(tmp_path / "m")
+    file = tmp_path / "t.jinja"
+    file.write_text(source)
+    ours, theirs = Tokenizer(folder, str(file)), AutoTokenizer.from_pretrained(folder)
+    for chat in CHATS:
+        try:
+            want = theirs.apply_chat_template(chat, chat_template=source, tokenize=False, add_generation_prompt=True)
+        except (ValueError, TypeError, jinja2.TemplateError) as e:
+            said = re.sub(r"\S+<locals>\.", "", str(e))
+            with pytest.raises(ValueError, match=re.escape(said)):
+                ours.render_chat(chat)
+        else:
+            assert ours.render_chat(chat) == want
+
+
 def test_template_sources(tmp_path):
     folder = Path(make_model_folder(tmp_path / "m"))
     override = tmp_path / "mine.jinja"
@@ -148,14 +188,16 @@ def test_broken_folders_give_one_line(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_no_torch_in_the_small_processes():
-    """Importing torch takes seconds; HTTP process and detokenizer must start without it."""
-    modules = (
-        "sglang.srt.entrypoints.http_server, sglang.srt.managers.detokenizer_manager, sglang.srt.entrypoints.engine"
-    )
-    code = (
-        f"import sys, {modules}; from transformers.utils import chat_template_utils; sys.exit('torch' in sys.modules)"
-    )
+def test_the_small_processes_are_small():
+    """torch and transformers take seconds to import; HTTP process and detokenizer start and write chats without."""
+    code = """if True:
+        import sys
+        sys.modules["torch"] = sys.modules["transformers"] = None  # what an import finds, and raises ImportError for
+        import sglang.srt.entrypoints.http_server, sglang.srt.managers.detokenizer_manager
+        import sglang.srt.entrypoints.engine, sglang.srt.entrypoints.chat_worker
+        from sglang.srt.utils.chat_template import ChatTemplate
+        assert ChatTemplate("{{ messages }}", {}).render([1]) == "[1]"
+    """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

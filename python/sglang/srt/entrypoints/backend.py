@@ -26,7 +26,6 @@ from sglang.srt.metrics.server_metrics import ServerMetrics
 from sglang.srt.parser.gemma4 import Gemma4Format
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, model_folder
-from sglang.srt.utils.chat_template import load_renderer
 from sglang.srt.utils.environment import warn_of_unread
 from sglang.srt.utils.ipc import Receiver, Sender
 from sglang.srt.utils.tokenizer import Tokenizer
@@ -90,8 +89,6 @@ class Backend:
         self._receiver = Receiver(path("http"), ToHttp)
         self._to_scheduler = Sender(path("scheduler"))
         self._sockets = [self._receiver, self._to_scheduler]
-        if self.tokenizer is not None and self.tokenizer.chat_template is not None:
-            load_renderer()
 
     def _load_tokenizer(self, folder: str) -> Tokenizer:
         try:

@@ -16,7 +16,7 @@ import msgspec
 
 from sglang.srt.entrypoints.chat_prompt import Turn, chat_prompt
 from sglang.srt.managers.generation import RequestError
-from sglang.srt.utils.chat_template import ChatTemplate, load_renderer
+from sglang.srt.utils.chat_template import ChatTemplate
 from sglang.srt.utils.frames import read_frame, write_frame
 from sglang.srt.utils.special_text import SpecialText
 
@@ -162,7 +162,6 @@ def main() -> None:
     settings = msgspec.msgpack.decode(data, type=WriterSettings)
     template = ChatTemplate(settings.source, settings.special_tokens, settings.tool_source)
     special = None if settings.special_texts is None else SpecialText(settings.special_texts, settings.secret)
-    load_renderer()
     while (data := read_frame(source)) is not None:  # the end: the server has gone
         write_frame(sink, msgspec.msgpack.encode(_answer(data, template, special, settings)))
 

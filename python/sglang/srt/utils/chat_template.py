@@ -1,11 +1,21 @@
 """ChatTemplate: a checkpoint's Jinja template, and what it makes of the forms that a message's content can have.
 
-Templates are programs: which form one reads is seen by trying it once. No HTTP, no tokens.
+Templates are programs: which form one reads is seen by trying it once. No HTTP, no tokens. They are written for
+transformers, whose settings, filters and globals of Jinja are repeated here: importing its renderer takes a second of a
+processor, in the HTTP process and in each that writes large chats, and rendering itself is Jinja's.
 """
 
 import functools
-from collections.abc import Callable
+import json
+from datetime import datetime
 from typing import Any
+
+from jinja2 import Template
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Scope
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # Two texts no template writes by itself, nor changes; what stands between them tells how it joined them.
 FIRST, SECOND = "7480213965", "5306179428"
@@ -29,20 +39,19 @@ class ChatTemplate:
         variables: dict[str, Any] | None = None,
     ) -> str:
         """Messages -> prompt text, special tokens written out. Raises ValueError with the template's own complaint."""
-        render_jinja_template = load_renderer()
+        source = self.source if tools is None or self.tool_source is None else self.tool_source
+        given = {
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=self.source if tools is None or self.tool_source is None else self.tool_source,
-                add_generation_prompt=add_generation_prompt,
-                **{**self.special_tokens, **(variables or {})},
-            )
+            return compiled(source).render({**self.special_tokens, **(variables or {}), **given})
         except RecursionError as e:
             raise ValueError("the chat template refuses these messages: they or the tools are nested too deeply") from e
         except Exception as e:  # of any kind: templates are programs of the checkpoint, and these messages their input
             raise ValueError(f"the chat template refuses these messages: {e!s:.300}") from e
-        return rendered[0]
 
     @functools.cached_property
     def list_roles(self) -> frozenset[str]:
@@ -96,8 +105,41 @@ class ChatTemplate:
             return ""
 
 
-def load_renderer() -> Callable:
-    """transformers' renderer. The import takes most of a second: the server does it while the model loads."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+class _Generation(Extension):
+    """{% generation %} ... {% endgeneration %} marks what trainers learn from; the text is written as it is."""
 
-    return render_jinja_template
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> Scope:
+        line = next(parser.stream).lineno
+        return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+@functools.lru_cache(8)
+def compiled(source: str) -> Template:
+    """Raises jinja2.TemplateSyntaxError."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return environment.from_string(source)
+
+
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Not Jinja's own, which escapes what HTML does not take."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

@@ -1,6 +1,6 @@
 """Tokenizer: text to ids and back, from a Hugging Face folder, and the folder's ChatTemplate. No torch, no remote code.
 
-tokenizer_files reads it with the `tokenizers` library; chats are rendered with transformers' own renderer. Its
+tokenizer_files reads it with the `tokenizers` library; chat_template.py renders chats. Its
 tokenizer classes would give the same ids but import torch, seconds that two processes of three can do without.
 """
 
