@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 
+import msgspec
 import pytest
 
 from sglang.srt.entrypoints import generate_api
@@ -41,10 +42,11 @@ INFO = ServerInfo(
 class Harness:
     """A manager whose scheduler answers by itself: `outputs` messages of `tokens` tokens for each request."""
 
-    def __init__(self, tokenizer: Tokenizer, tokens: int = 1, outputs: int = 1, **args):
+    def __init__(self, tokenizer: Tokenizer, tokens: int = 1, outputs: int = 1, max_queued_requests: int = 200, **args):
         self.tokens, self.outputs = tokens, outputs
         self.aborted: list[str] = []
-        self.manager = TokenizerManager(ServerArgs(**args), INFO, tokenizer, self.receive)
+        info = msgspec.structs.replace(INFO, max_queued_requests=max_queued_requests)
+        self.manager = TokenizerManager(ServerArgs(**args), info, tokenizer, self.receive)
 
     def receive(self, message) -> None:
         if isinstance(message, AbortReq):
@@ -183,6 +185,34 @@ def test_others_have_their_turn_while_large_answers_are_built(tokenizer, chat):
         return turns
 
     assert asyncio.run(main()) > 30
+
+
+@pytest.mark.parametrize("completions", [False, True])
+def test_others_have_their_turn_while_many_answers_are_built(tokenizer, completions):
+    """4,096 of them took a fifth of a second in one piece."""
+
+    async def main() -> int:
+        harness = Harness(tokenizer, max_queued_requests=4000)
+        prompts = [[5]] * 1000
+        if completions:
+            work = CompletionsApi(harness.manager).answer(CompletionRequest(prompt=prompts, max_tokens=1))
+        else:
+            params = {"max_new_tokens": 1}
+            work = GenerateApi(harness.manager).answer(GenerateRequest(input_ids=prompts, sampling_params=params))
+        work = asyncio.ensure_future(work)
+        while not work.done() and not harness.manager.generations:
+            await asyncio.sleep(0)
+        while harness.manager.generations:
+            await asyncio.sleep(0)
+        turns = 0
+        while not work.done():
+            await asyncio.sleep(0)
+            turns += 1
+        answers = work.result()["choices"] if completions else work.result()
+        assert len(answers) == 1000
+        return turns
+
+    assert asyncio.run(main()) >= 5
 
 
 if __name__ == "__main__":

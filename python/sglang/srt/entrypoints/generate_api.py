@@ -5,7 +5,7 @@ from typing import Any
 
 from sglang.srt.constrained.thoughts import ThoughtTracker
 from sglang.srt.entrypoints.checks import cache_key, refuse_unserved, sampling_params, unserved_fields
-from sglang.srt.entrypoints.replies import Turns, event
+from sglang.srt.entrypoints.replies import ANSWER_WORK, Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.io_struct import Logprobs
 from sglang.srt.managers.tokenizer_manager import MAX_GENERATIONS, TokenizerManager, too_many_generations
@@ -175,7 +175,10 @@ class GenerateApi:
     async def answer(self, body: GenerateRequest) -> dict | list[dict]:
         prompts, is_batch = make_prompts(body, self._manager.args.preferred_sampling_params)
         async with self._manager.generate(prompts) as group:
-            answers = [await self._whole(g, self._tables(body, g)) for g in await group.all()]
+            answers, turns = [], Turns()
+            for generation in await group.all():
+                answers.append(await self._whole(generation, self._tables(body, generation)))
+                await turns.did(ANSWER_WORK)
         return answers if is_batch else answers[0]
 
     async def chunks(self, body: GenerateRequest) -> AsyncGenerator[dict, None]:

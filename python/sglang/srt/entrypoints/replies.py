@@ -45,8 +45,11 @@ def json_reply(value: Any, status: int = 200) -> Response:
     return Response(_encode(value), status, media_type="application/json")
 
 
+ANSWER_WORK = 50  # of Turns: an answer, beside its rows
+
+
 class Turns:
-    """For long loops on the event loop: others have their turn after so much work."""
+    """For long loops on the event loop: others have their turn after so much work, log-probabilities for example."""
 
     def __init__(self, work: int = 10_000):
         self._work = self._left = work

@@ -16,7 +16,7 @@ from sglang.srt.entrypoints.openai.protocol import (
     shared_key,
     usage,
 )
-from sglang.srt.entrypoints.replies import Turns, event
+from sglang.srt.entrypoints.replies import ANSWER_WORK, Turns, event
 from sglang.srt.managers.generation import Generation, Prompt, RequestError
 from sglang.srt.managers.io_struct import Logprobs
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -43,7 +43,10 @@ class CompletionsApi:
         head = self._head(body, prompts)
         async with self._manager.generate(prompts) as group:
             generations = await group.all()
-        choices = [await self._choice(body, g, Sent()) for g in generations]
+        choices, turns = [], Turns()
+        for generation in generations:
+            choices.append(await self._choice(body, generation, Sent()))
+            await turns.did(ANSWER_WORK)
         return {**head, "choices": choices, "usage": usage(generations, self._manager.args.enable_cache_report)}
 
     async def events(self, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
