@@ -18,7 +18,7 @@ import zmq
 
 logger = logging.getLogger(__name__)
 
-TURN_BYTES = 200_000  # of messages that are handled on an event loop before others have their turn
+TURN_BYTES = 100_000  # of messages that are handled on an event loop before others have their turn
 MAX_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with its final zero
 
 
