@@ -3,18 +3,18 @@
 Do not import it beside triton_testing: the interpreter replaces what the compiler needs.
 """
 
-import os
 import re
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 
+from sglang.test.ci.ci_register import is_weekly
+
 
 def asked(*archs: int) -> list[int]:
     """Which of a kernel's architectures this run compiles for: Hopper's or, in the weekly suite, the others."""
-    others = os.environ.get("SGLANG_TEST_WEEKLY") == "1"
-    return [arch for arch in archs if (arch != 90) == others]
+    return [arch for arch in archs if (arch != 90) == is_weekly()]
 
 
 ARCHS = asked(80, 90, 100)

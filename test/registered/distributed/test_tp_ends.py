@@ -1,4 +1,8 @@
-"""How a server of two ranks ends or does not start: a lost rank, on one machine or two, and sizes that do not fit."""
+"""How a server of two ranks ends or does not start: a lost rank, on one machine or two, and sizes that do not fit.
+
+Each start is two schedulers. Left to the weekly run: rank 0 killed on one machine, which is the scheduler that a server
+of one rank loses (test_server_end.py), and a second way of losing rank 1 on two.
+"""
 
 import os
 import signal
@@ -12,13 +16,15 @@ import pytest
 
 from sglang.srt.managers import join_ranks
 from sglang.srt.utils.child import ProcessConfig
-from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.ci.ci_register import is_weekly, register_cpu_ci
 from sglang.test.server_process import ServerProcess, free_port, wait_for
 
-register_cpu_ci(est_time=80, suite="base-a-test-cpu")
+register_cpu_ci(est_time=50, suite="base-a-test-cpu")
+register_cpu_ci(est_time=80, suite="weekly-test-cpu")
 
 MODULE = "sglang.launch_server"
 FLAGS = ["--device", "cpu", "--max-total-tokens", "4096"]
+RANKS = [(0, "scheduler"), (1, "scheduler rank 1")]
 BODY = {"text": "One and one is", "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
 
 
@@ -38,7 +44,7 @@ def schedulers(process) -> list[psutil.Process]:
     return sorted(found, key=lambda child: (child.create_time(), child.pid))
 
 
-@pytest.mark.parametrize(("rank", "name"), [(0, "scheduler"), (1, "scheduler rank 1")])
+@pytest.mark.parametrize(("rank", "name"), RANKS if is_weekly() else RANKS[1:])
 def test_a_dead_rank_ends_the_server(rank, name):
     with ServerProcess(MODULE, *FLAGS, "--tp-size", "2") as server:
         children = psutil.Process(server.process.pid).children()
@@ -50,7 +56,7 @@ def test_a_dead_rank_ends_the_server(rank, name):
         assert not any(child.is_running() and child.status() != "zombie" for child in children)
 
 
-@pytest.mark.parametrize(("rank", "name"), [(0, "scheduler"), (1, "scheduler rank 1")])
+@pytest.mark.parametrize(("rank", "name"), RANKS)
 def test_a_stopped_rank_ends_the_server(rank, name):
     with ServerProcess(MODULE, *FLAGS, "--tp-size", "2", "--watchdog-timeout", "8") as server:
         assert len(server.client.post("/generate", json=BODY).json()["output_ids"]) > 1
@@ -60,7 +66,7 @@ def test_a_stopped_rank_ends_the_server(rank, name):
         assert f"{name} (stopped)" in server.output()
 
 
-@pytest.mark.parametrize(("victim", "busy"), [(0, True), (1, False), (1, True)])
+@pytest.mark.parametrize(("victim", "busy"), [(0, True), (1, False), *([(1, True)] if is_weekly() else [])])
 def test_two_nodes(victim, busy):
     nodes = ["--tp-size", "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{free_port()}"]
     worker = ServerProcess(MODULE, *FLAGS, *nodes, "--node-rank", "1")

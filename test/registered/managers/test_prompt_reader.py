@@ -55,6 +55,28 @@ def forbidden(*_, **__):
     raise AssertionError("this was not to be called")
 
 
+# ---- grammars and thoughts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "args", "message"),
+    [
+        ({"regex": "a"}, {"grammar_backend": "none"}, "regex: this server was started with --grammar-backend none"),
+        ({"json_schema": "{}"}, {"skip_tokenizer_init": True}, "json_schema needs a tokenizer"),
+        ({"regex": "a", "thinking_budget": 1}, {}, None),
+    ],
+)
+def test_what_a_server_cannot_do_is_refused_before_anything_is_sent(tokenizer, params, args, message):
+    reader = PromptReader(ServerArgs(**args), INFO, None if "skip_tokenizer_init" in args else tokenizer, thinks=True)
+    prompts = [Prompt(SamplingParams(**params), input_ids=[5])]
+    if message is None:
+        reader.check(prompts)
+    else:
+        with pytest.raises(RequestError, match=message) as caught:
+            reader.check(prompts)
+        assert caught.value.status == 400
+
+
 # ---- tokenizing -----------------------------------------------------------------------------------------------------
 
 

@@ -29,9 +29,9 @@ from sglang.srt.model_executor.step_layout import filled
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.engine_harness import LoadedModel, load
 from sglang.test.steps import kv_buffers, step_of, take_triton
-from sglang.test.tiny_models import VOCAB, make_tiny_gemma4
+from sglang.test.tiny_models import VOCAB, F, S, make_tiny_gemma4
 
-register_cpu_ci(est_time=60, suite="base-a-test-cpu")
+register_cpu_ci(est_time=30, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 GPU = sglang.test.triton_testing.DEVICE == "cuda"
@@ -70,7 +70,8 @@ def test_tiles_of_a_step():
 
 @pytest.fixture(params=["moe_top2", "dense_k_eq_v", "ple_shared_double_wide"] if GPU else ["moe_top2"])
 def loaded(request, tmp_path, monkeypatch) -> LoadedModel:
-    path = make_tiny_gemma4(tmp_path, request.param, dtype=torch.float32)
+    layers = {} if GPU else {"num_hidden_layers": 2, "layer_types": [S, F]}  # one of each kind: each is interpreted
+    path = make_tiny_gemma4(tmp_path, request.param, dtype=torch.float32, **layers)
     settings = {"max_total_tokens": 1500, "max_running_requests": ROWS, "chunked_prefill_size": 40}
     settings["enable_piecewise_cuda_graph"] = False  # they are captured later, to compare
     loaded = load(path, **settings)

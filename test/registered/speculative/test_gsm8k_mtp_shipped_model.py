@@ -8,7 +8,6 @@ stop string is noticed a round earlier or later. Other machines add in another o
 of the score, 0.3 of the accept length.
 """
 
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 import sglang
 from sglang.test import gsm8k_mtp
-from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
+from sglang.test.ci.ci_register import is_weekly, register_cpu_ci, register_cuda_ci
 from sglang.test.compare_runs import compare, report
 from sglang.test.engine_harness import DEVICE
 from sglang.test.eval_data import load
@@ -33,7 +32,7 @@ SCORE = 0.995 - 0.03
 ACCEPT_LENGTH = {1: 5.08 - 0.3, 3: 5.47 - 0.3}
 START_SECONDS = 120.0
 RANKS = 2 if DEVICE == "cpu" else min(2, torch.cuda.device_count())
-WHOLE = DEVICE == "cuda" or os.environ.get("SGLANG_TEST_WEEKLY") == "1"
+WHOLE = DEVICE == "cuda" or is_weekly()
 NUM_QUESTIONS = gsm8k_mtp.NUM_QUESTIONS if WHOLE else 16
 MODES = [gsm8k_mtp.DETERMINISTIC] if DEVICE == "cpu" else [gsm8k_mtp.DETERMINISTIC, ()]
 Runs = dict[int, gsm8k_mtp.MTPRun]  # by topk, 0 without drafts

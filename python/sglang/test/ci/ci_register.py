@@ -10,6 +10,7 @@ Must not import anything outside the standard library: the runner starts on mach
 import ast
 import dataclasses
 import inspect
+import os
 from pathlib import Path
 
 
@@ -48,7 +49,14 @@ def _join(stage: str, *runners: str) -> list[str]:
 
 
 UNIT_SUITE = "unit-test-cpu"  # files that never import torch: a developer runs them on each save
-WEEKLY_SUITE = "weekly-test-cpu"  # kernels compiled for other GPUs than Hopper's; only runs when it is named
+WEEKLY_SUITE = "weekly-test-cpu"  # other GPUs than Hopper's, and repetitions; only runs when it is named
+
+
+def is_weekly() -> bool:
+    """The weekly suite is running: files have all their cases then, not the ones alone that show each fault."""
+    return os.environ.get("SGLANG_TEST_WEEKLY") == "1"
+
+
 # Suites a registration may name, in the order they run. Backends that are not here take any name.
 KNOWN_SUITES: dict[str, list[str]] = {
     "cpu": [UNIT_SUITE, *_join("base", "a-test-cpu", "b-test-cpu", "c-test-cpu", "b-test-cpu-arm64"), WEEKLY_SUITE],
