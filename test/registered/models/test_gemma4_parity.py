@@ -14,6 +14,7 @@ import torch
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.model_loader.loader import load_model
+from sglang.srt.ops.products import widened
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.paged_harness import PagedHarness
 from sglang.test.tiny_models import GEMMA4_VARIANTS, VOCAB, load_oracle, make_tiny_gemma4
@@ -108,7 +109,8 @@ def test_float32_mixed_batches(variant, folders, reference):
 
 
 @pytest.mark.parametrize("variant", GEMMA4_VARIANTS)
-def test_bfloat16_greedy_tokens(variant, folders):
+def test_bfloat16_greedy_tokens(variant, folders, monkeypatch):
+    monkeypatch.setattr(widened, "has_instructions", lambda dtype: True)  # products as torch has them for both
     path, new = folders(variant, torch.bfloat16), 16
     oracle = load_oracle(path, torch.bfloat16)
     model, config = load(path)
@@ -126,6 +128,22 @@ def test_bfloat16_greedy_tokens(variant, folders):
         assert got == want
         produced.update(got)
     assert len(produced) > new  # a model that only repeats itself would prove little
+
+
+@pytest.mark.parametrize("variant", GEMMA4_VARIANTS)
+def test_bfloat16_with_widened_products_is_as_near_as_transformers(variant, folders, monkeypatch):
+    """Products that a CPU without instructions for bfloat16 gets: on average no further from float32 than transformers'
+    bfloat16. Most logits have the same bits, since these depths are small; the largest error is a router's near tie."""
+    path, ids, calls = folders(variant, torch.bfloat16), prompt(40, seed=7), []
+    product = widened.linear
+    monkeypatch.setattr(widened, "has_instructions", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(widened, "linear", lambda *args: calls.append(args) or product(*args))
+    model, config = load(path)
+    got = PagedHarness(model, config).step({0: ids})[0]
+    assert len(calls) > 4 * len(config.text.layers)  # else transformers' products are compared with themselves
+    oracles = (load_oracle(path, dtype) for dtype in (torch.float32, config.torch_dtype))
+    exact, theirs = (oracle(torch.tensor([ids])).logits[0] for oracle in oracles)
+    assert (got - exact).abs().mean() <= 1.1 * (theirs - exact).abs().mean()
 
 
 def one_plus_weight(model):

@@ -8,9 +8,17 @@ from torch.nn import functional as F
 
 from sglang.srt.ops.moe import fused_experts as ops
 from sglang.srt.ops.moe.fused_experts import can_use_all, fused_experts, fused_experts_of_all, fused_experts_reference
+from sglang.srt.ops.products import widened
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=5, suite="base-a-test-cpu")
+
+
+@pytest.fixture(params=[True, False], ids=["16-bit CPU", "32-bit CPU"], autouse=True)
+def instructions(request, monkeypatch):
+    """A CPU with instructions for products in 16 bits, and one without, whatever this one is."""
+    monkeypatch.setattr(widened, "has_instructions", lambda dtype: dtype == torch.float32 or request.param)
+    return request.param
 
 
 def inputs(tokens: int, experts: int, k: int, dtype: torch.dtype, used: int | None = None) -> tuple:
@@ -64,6 +72,15 @@ def test_all_experts_at_once_round_as_the_reference_does(tokens, dtype):
     if tokens:
         exact = one_by_one(x.double(), gate_up.double(), down.double(), weights, ids)
         assert (got.double() - exact).abs().max() <= 2 * (reference.double() - exact).abs().max()
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_many_tokens_or_large_experts_go_expert_by_expert_without_instructions(tokens, instructions, monkeypatch):
+    """Then an expert with many rows is widened by itself, never all of them."""
+    monkeypatch.setattr(ops, "ALL_EXPERTS_WORK", 0)
+    case = inputs(tokens, 16, 4, torch.bfloat16)
+    one = ops.fused_experts_reference if instructions else ops.fused_experts_by_row
+    assert torch.equal(fused_experts(*case), one(*case))
 
 
 def test_all_experts_only_where_that_is_faster():

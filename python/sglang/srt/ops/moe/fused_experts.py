@@ -13,6 +13,7 @@ from sglang.srt.ops.invariance.mode import enabled
 from sglang.srt.ops.moe import fused_moe
 from sglang.srt.ops.moe.moe_sum import moe_sum
 from sglang.srt.ops.norms.activation import gelu_tanh_and_mul_reference
+from sglang.srt.ops.products import widened
 from sglang.srt.ops.products.linear import linear
 
 
@@ -49,16 +50,18 @@ def fused_experts_of_all(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tens
     On a CPU a grouped product is one for each expert, and starting those is most of the time."""
     experts, rows, hidden = gate_up.shape
     tokens, k = ids.shape
-    h = F.linear(x, gate_up.view(experts * rows, hidden)).view(tokens * experts, rows)
+    h = linear(x, gate_up.view(experts * rows, hidden)).view(tokens * experts, rows)
     h = gelu_tanh_and_mul_reference(h).view(tokens, experts, rows // 2).transpose(0, 1)
-    y = torch.bmm(h, down.transpose(1, 2)).transpose(0, 1)  # [T, E, H]
+    bmm = widened.bmm if widened.needs_widening(x) else torch.bmm
+    y = bmm(h, down.transpose(1, 2)).transpose(0, 1)  # [T, E, H]
     chosen = y.gather(1, ids.unsqueeze(-1).expand(tokens, k, hidden))
     return (chosen * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
 
 def fused_experts_by_row(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """The same for batch-invariant mode on a CPU: an expert at a time, through products that keep rows apart. The sum
-    takes a token's experts one by one, where torch's reduction picks an order. Waits for the ids."""
+    """The same on a CPU, an expert at a time, through linear(): in batch-invariant mode its products keep rows apart,
+    outside it they may be widened ones. The sum takes a token's experts one by one, where torch's reduction picks an
+    order. Waits for the ids."""
     tokens, k = ids.shape
     order = torch.sort(ids.flatten(), stable=True).indices
     counts = torch.bincount(ids.flatten(), minlength=len(gate_up)).tolist()
@@ -80,4 +83,6 @@ def fused_experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids
         return fused_experts_by_row(x, gate_up, down, weights, ids)
     if can_use_all(x, gate_up):
         return fused_experts_of_all(x, gate_up, down, weights, ids)
+    if widened.needs_widening(x):
+        return fused_experts_by_row(x, gate_up, down, weights, ids)
     return fused_experts_reference(x, gate_up, down, weights, ids)

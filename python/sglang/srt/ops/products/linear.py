@@ -3,7 +3,8 @@
 On a CPU rows go through torch in blocks of the sizes that agree (invariance/agreement.py); a block that is not full
 is filled up with zeros. A GPU has a kernel (matmul.py); many rows go through torch there too, in blocks of the sizes in
 which they come out with the kernel's bits, since its library is a third faster. Outside the mode it is torch's own
-product, but for the few rows of which the kernel is faster. Close op.
+product, but for the few rows of which the kernel is faster, and for 16 bits on a CPU that has no instructions for them
+(widened.py). Close op.
 """
 
 import functools
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from sglang.srt.ops.invariance.agreement import LARGEST, agreeing_sizes, next_size, zero_sums
 from sglang.srt.ops.invariance.mode import enabled
 from sglang.srt.ops.invariance.row_room import with_rows
-from sglang.srt.ops.products import matmul
+from sglang.srt.ops.products import matmul, widened
 
 MAX_COLUMNS = 8192  # on a CPU a wider weight goes through in parts, which bounds what a trial costs
 FEW_ROWS = 256  # on a GPU the kernel takes these: as fast as the library, whose split sums do not agree
@@ -32,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not enabled():
         if matmul.beats_library(x, weight):  # whatever order its tiles add in
             return matmul.matmul(x, weight, bias, matmul.matmul_tile(len(x), len(weight), x.itemsize, hopper=True))
-        return F.linear(x, weight, bias)
+        return widened.linear(x, weight, bias) if widened.can_use(x) else F.linear(x, weight, bias)
     if matmul.can_use(x, weight):
         sizes = _gpu_sizes.get((*weight.shape, weight.dtype, weight.device), ()) if bias is None else ()
         return _on_gpu(x, weight, sizes) if sizes and len(x) > FEW_ROWS else matmul.matmul(x, weight, bias)
