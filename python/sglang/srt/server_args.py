@@ -239,9 +239,9 @@ class ServerArgs:
     grammar_backend: str = arg(
         "auto",
         help="What makes outputs follow a JSON schema, a regular expression or a grammar; none refuses such requests "
-        "(auto: xgrammar if it is installed).",
+        "(auto: xgrammar if it is installed; llguidance is an extra).",
         group=CHAT,
-        choices=("auto", "xgrammar", "none"),
+        choices=("auto", "xgrammar", "llguidance", "none"),
         metavar="BACKEND",
     )
     preferred_sampling_params: dict | None = arg(

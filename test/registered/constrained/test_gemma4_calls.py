@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import llguidance
 import numpy as np
 import pytest
 import xgrammar
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from sglang.srt.constrained import gemma4_schema
 from sglang.srt.constrained.compile_process import CompilerSettings
 from sglang.srt.constrained.gemma4_calls import CallMarks, Function, call_grammar
-from sglang.srt.constrained.grammar import GrammarError, mask_words
-from sglang.srt.constrained.xgrammar_backend import XGrammar, XGrammarCompiled
+from sglang.srt.constrained.grammar import Grammar, GrammarError, mask_words
+from sglang.srt.constrained.llguidance_backend import LLGuidanceCompiled
+from sglang.srt.constrained.llguidance_compile import check_grammar, load_tokens
+from sglang.srt.constrained.xgrammar_backend import XGrammarCompiled
 from sglang.srt.constrained.xgrammar_compile import read, tokenizer_info
 from sglang.srt.parser.events import CallArguments, Mark, Piece
 from sglang.srt.parser.gemma4 import CALL, CALL_END, STRING, Gemma4Parser
@@ -27,7 +30,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_grammar import allowed
 from sglang.test.gemma4_calls import call, ids_of, text_of
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 
 FOLDER = model_folder(ServerArgs())
 TOKENIZER = Tokenizer(FOLDER)
@@ -36,12 +39,26 @@ BEGIN, END, QUOTE, RESULT, TURN_END = TOKENIZER.special_ids_of(
 )
 MARKS = CallMarks(BEGIN, END, QUOTE, RESULT)
 V = TOKENIZER.size + 7
-COMPILER = xgrammar.GrammarCompiler(tokenizer_info(CompilerSettings(FOLDER, V, [TURN_END], 1 << 26, 30.0)))
+SETTINGS = CompilerSettings(FOLDER, V, [TURN_END], 1 << 26, 30.0)
+COMPILER = xgrammar.GrammarCompiler(tokenizer_info(SETTINGS))
+TOKENS = load_tokens(SETTINGS)
 OUTPUTS = json.loads((Path(__file__).parent.parent / "parser" / "gemma4_outputs.json").read_text(encoding="utf-8"))
 
 
-def compiled(kind: str, text: str) -> XGrammar:
-    return XGrammarCompiled(COMPILER.compile_grammar(read(kind, text)), [TURN_END]).begin()
+LIBRARY = "xgrammar"
+
+
+@pytest.fixture(autouse=True, scope="module", params=["xgrammar", "llguidance"])
+def library(request):
+    global LIBRARY
+    LIBRARY = request.param
+
+
+def compiled(kind: str, text: str) -> Grammar:
+    if LIBRARY == "xgrammar":
+        return XGrammarCompiled(COMPILER.compile_grammar(read(kind, text)), [TURN_END]).begin()
+    lark = check_grammar(TOKENS, kind, text).decode()
+    return LLGuidanceCompiled(llguidance.LLMatcher(TOKENS, lark, log_level=0), TOKENS).begin()
 
 
 def grammar_of(schema, **options):

@@ -14,6 +14,7 @@ from sglang.srt.constrained.thoughts import ThoughtTracker
 from sglang.srt.managers.io_struct import ThoughtMarks
 
 WORD_BITS = 32
+MAX_WHITESPACE = 20  # in a row between a JSON text's parts: enough to indent, and none goes on for ever
 MAX_ROLLBACK = 256  # more than a draft has tokens in a row
 
 

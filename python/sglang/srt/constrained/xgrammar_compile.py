@@ -9,11 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 from sglang.srt.constrained.compile_process import CompilerSettings, serve
-from sglang.srt.constrained.grammar import GrammarError, mask_words
+from sglang.srt.constrained.grammar import MAX_WHITESPACE, GrammarError, mask_words
 from sglang.srt.utils.shown import cut
 
 COMPILE_THREADS = max(1, min(8, (os.cpu_count() or 1) // 4))  # for one grammar; other requests are being served
-MAX_WHITESPACE = 20  # in a row between a JSON text's parts: enough to indent, and none goes on for ever
 # What the library puts before its messages: time of day, source file, the check that failed.
 _PREFIX = re.compile(r"^\[[0-9:]+\] \S+: (?:Check failed: \([^)]*\)\)? is false: )?")
 

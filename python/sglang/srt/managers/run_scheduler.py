@@ -141,11 +141,14 @@ def make_grammar_manager(args, model_config, process: ProcessConfig, tp):
     """None where no request may have a grammar. Raises ValueError if the library is missing."""
     if args.grammar_backend == "none" or args.skip_tokenizer_init:
         return None
-    from sglang.srt.constrained.xgrammar_backend import XGrammarBackend
     from sglang.srt.managers.grammar_manager import GrammarManager
     from sglang.srt.utils.ipc import Sender
 
-    backend = XGrammarBackend(args.tokenizer_path, model_config.vocab_size, model_config.eos_token_ids)
+    if args.grammar_backend == "xgrammar":
+        from sglang.srt.constrained.xgrammar_backend import XGrammarBackend as Backend
+    else:
+        from sglang.srt.constrained.llguidance_backend import LLGuidanceBackend as Backend
+    backend = Backend(args.tokenizer_path, model_config.vocab_size, model_config.eos_token_ids)
     announce = Sender(os.path.join(process.ipc_dir, "scheduler")).send if tp.rank == 0 else None
     return GrammarManager(backend, announce, shared=tp.size > 1)
 

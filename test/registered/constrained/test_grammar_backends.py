@@ -1,14 +1,16 @@
-"""Grammars of the library over the shipped tokenizer: what they let through, where they end, what they refuse."""
+"""Grammars of both libraries over the shipped tokenizer: what they let through, where they end, what they refuse."""
 
 import json
 import random
+import re
 import sys
 
 import numpy as np
 import pytest
 
-from sglang.srt.constrained import xgrammar_backend, xgrammar_compile
-from sglang.srt.constrained.grammar import GrammarError, mask_words
+from sglang.srt.constrained import compiling_backend
+from sglang.srt.constrained.grammar import MAX_WHITESPACE, GrammarError, mask_words
+from sglang.srt.constrained.llguidance_backend import LLGuidanceBackend
 from sglang.srt.constrained.xgrammar_backend import XGrammarBackend
 from sglang.srt.server_args import ServerArgs, model_folder
 from sglang.srt.utils.tokenizer import Tokenizer
@@ -27,9 +29,12 @@ def tokenizer():
     return Tokenizer(FOLDER)
 
 
-@pytest.fixture(scope="module")
-def backend():
-    return XGrammarBackend(FOLDER, V, EOS)
+BACKENDS = [XGrammarBackend, LLGuidanceBackend]
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=[backend.library for backend in BACKENDS])
+def backend(request):
+    return request.param(FOLDER, V, EOS)
 
 
 def begin(backend, kind: str, text: str):
@@ -116,36 +121,38 @@ def test_whitespace_does_not_go_on_for_ever(backend, tokenizer):
     count = 0
     while grammar.accept(newline):
         count += 1
-        assert count <= xgrammar_compile.MAX_WHITESPACE
+        assert count <= MAX_WHITESPACE
     assert count >= 8, "indenting must be possible"
 
 
 @pytest.mark.parametrize(
-    "kind,text,message",
+    "kind,text,xgrammar,llguidance",  # places that messages name
     [
-        ("json_schema", '{"type": "foo"}', 'json_schema cannot be compiled: Unsupported type "foo"'),
-        ("json_schema", '{"$ref": "#/$defs/x"}', "in #/$defs/x"),
-        ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 1}', "minimum greater than maximum"),
-        ("json_schema", "false", "cannot accept any value"),
-        ("json_schema", '{"$ref": "#"}', ("no text matches it", "Circular $ref chain")),  # before 0.2.9, and since
-        ("json_schema", '{"type": "string", "pattern": "(a"}', "parenthesis is not closed"),
-        ("regex", "(a", "regex cannot be compiled: Regex parsing error at position 3: The parenthesis"),
-        ("regex", "(?=a)b", "Lookahead is not supported"),
-        ("ebnf", "root ::= x", 'ebnf cannot be compiled: EBNF parser error at line 1, column 10: Rule "x"'),
-        ("ebnf", 'root ::= root "a"', "no text matches it"),
+        ("json_schema", '{"type": "foo"}', 'Unsupported type "foo"', "Invalid type: foo"),
+        ("json_schema", '{"$ref": "#/$defs/x"}', "in #/$defs/x", "#/$defs/x"),
+        ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 1}', "minimum greater than maximum", "minimum"),
+        ("json_schema", "false", "cannot accept any value", "schema is false"),
+        # before 0.2.9, and since
+        ("json_schema", '{"$ref": "#"}', "(no text matches it|Circular .ref chain)", "no text matches it"),
+        ("json_schema", '{"type": "string", "pattern": "(a"}', "parenthesis is not closed", "unclosed group"),
+        ("regex", "(a", "Regex parsing error at position 3: The parenthesis", "unclosed group"),
+        ("regex", "(?=a)b", "Lookahead is not supported", "look-ahead"),
+        ("ebnf", "root ::= x", 'EBNF parser error at line 1, column 10: Rule "x"', "Rule 'x' not found"),
+        ("ebnf", 'root ::= root "a"', "no text matches it", "no text matches it"),
     ],
 )
-def test_what_cannot_be_compiled_says_where(backend, kind, text, message):
+def test_what_cannot_be_compiled_says_where(backend, kind, text, xgrammar, llguidance):
     with pytest.raises(GrammarError) as error:
         begin(backend, kind, text)
-    messages = (message,) if isinstance(message, str) else message
-    assert any(m in str(error.value) for m in messages) and "\n" not in str(error.value)
-    assert ".cc" not in str(error.value)
+    message = xgrammar if backend.library == "xgrammar" else llguidance
+    assert str(error.value).startswith(f"{kind} cannot be compiled: ")
+    assert message in str(error.value) or re.search(message, str(error.value))
+    assert "\n" not in str(error.value) and ".cc" not in str(error.value)
 
 
 def test_another_rank_reads_what_the_first_has_compiled(backend):
     compiled, data = backend.compile("json_schema", json.dumps(PERSON)).result(120)
-    other = XGrammarBackend(FOLDER, V, EOS)
+    other = type(backend)(FOLDER, V, EOS)
     other.prepare()
     read = other.load("json_schema", json.dumps(PERSON), data)
     assert read.nbytes == compiled.nbytes > 0
@@ -159,19 +166,27 @@ def test_another_rank_reads_what_the_first_has_compiled(backend):
             break
 
 
-def test_limits(monkeypatch):
-    """The library cannot be interrupted, and takes minutes over ".*" so often; others take what they take alone."""
-    monkeypatch.setattr(xgrammar_backend, "COMPILE_SECONDS", 3.0)
-    monkeypatch.setattr(xgrammar_backend, "MAX_COMPILED_BYTES", 100_000)
-    backend = XGrammarBackend(FOLDER, V, EOS)
+@pytest.mark.parametrize("Backend", BACKENDS)
+def test_limits(Backend, monkeypatch):
+    """Neither library can be interrupted, and both take minutes over these; others take what they take alone."""
+    monkeypatch.setattr(Backend, "seconds", 3.0)
+    monkeypatch.setattr(compiling_backend, "MAX_COMPILED_BYTES", 100_000)
+    backend = Backend(FOLDER, V, EOS)
     begin(backend, "regex", "[0-9]")
-    slow = [backend.compile("regex", ".*" * (n + 3000)) for n in range(3)]
+    slow = [backend.compile("regex", ".*" * (n + 20000)) for n in range(3)]
     assert begin(backend, "regex", "[0-9]{3}") and not any(future.done() for future in slow)
-    with pytest.raises(GrammarError, match="takes .* bytes when it is compiled, at most 100000"):
-        begin(backend, "regex", ".*" * 50)
+    if Backend is XGrammarBackend:
+        with pytest.raises(GrammarError, match="takes .* bytes when it is compiled, at most 100000"):
+            begin(backend, "regex", ".*" * 50)
     for future in slow:
         with pytest.raises(GrammarError, match="regex cannot be compiled: it takes more than 3 s"):
             future.result(60)
+
+
+def test_llguidance_reads_its_own_grammars(tokenizer):
+    lark = 'start: "yes" | "no" REST\nREST: /[a-z]+/'
+    grammar = begin(LLGuidanceBackend(FOLDER, V, EOS), "ebnf", lark)
+    assert all(grammar.accept(token) for token in tokenizer.encode("nobody", False))
 
 
 def test_without_eos_the_end_is_the_end():
@@ -179,10 +194,11 @@ def test_without_eos_the_end_is_the_end():
     assert grammar.accept(min(next_tokens(grammar))) and grammar.ended
 
 
-def test_without_the_library(monkeypatch):
+@pytest.mark.parametrize("Backend", BACKENDS)
+def test_without_the_library(Backend, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="--grammar-backend none"):
-        XGrammarBackend(FOLDER, V, EOS)
+    with pytest.raises(ValueError, match=f"--grammar-backend {Backend.library}: .* --grammar-backend none"):
+        Backend(FOLDER, V, EOS)
 
 
 if __name__ == "__main__":
