@@ -19,17 +19,22 @@ class MaskMaker:
     def __init__(self, vocab_size: int):
         self._words = mask_words(vocab_size)
         self._threads = ThreadPoolExecutor(THREADS, "masks")
+        self._bits = np.empty((0, self._words), dtype=np.int32)  # that of the last step, whose tokens are there
 
     def make(self, reqs: list[Req], drafts: DraftTokens | None) -> TokenMasks:
         """What the next tokens of a launched step may be, behind each node of its drafts where it has some. Grammars
-        are as they were afterwards. Where no token can follow, all may: the grammar takes none of them, then."""
+        are as they were afterwards. Where no token can follow, all may: the grammar takes none of them, then. The masks
+        are valid until the next call, before which the step must be through."""
         nodes = 1 if drafts is None else drafts.tokens.shape[1]
         masked = [
             i
             for i, req in enumerate(reqs)
             if req.finish is None and req.grammar is not None and req.grammar.needs_mask(nodes - 1)
         ]
-        bits = np.empty((len(masked), nodes, self._words), dtype=np.int32)
+        rows = len(masked) * nodes
+        if rows > len(self._bits):  # new memory costs more than masks for simple grammars
+            self._bits = np.empty((rows, self._words), dtype=np.int32)
+        bits = self._bits[:rows].reshape(-1, nodes, self._words)
 
         def fill(k: int) -> None:
             grammar, i = reqs[masked[k]].grammar, masked[k]
