@@ -112,9 +112,9 @@ class Library:
         else:
             import llguidance
 
-            data = llguidance_compile.check_grammar(self._tokens, -(-settings.vocab_size // 32), kind, text)
+            data = llguidance_compile.check_grammar(self._tokens, kind, text)
             matcher = llguidance.LLMatcher(self._tokens, data.decode(), log_level=0)
-            done.set_result((LLGuidanceCompiled(matcher, frozenset(settings.eos_token_ids)), data))
+            done.set_result((LLGuidanceCompiled(matcher, self._tokens), data))
         return done
 
 
