@@ -27,11 +27,11 @@ Ask = Callable[[bool], tuple[str, str, str]]  # thinking or not -> question, tho
 
 
 def others(draw: Draw, needs: frozenset[str], names: set[str], count: int) -> list[Tool]:
-    """Tools that cannot do what `needs` says and are not called `names`; in training half of them nearly can."""
+    """Tools that cannot do what `needs` says and are not called `names`; in training most of them nearly can."""
     tools: list[Tool] = []
     wanted = sorted(needs)
     while len(tools) < count:
-        near = not draw.test and wanted and draw.chance(0.5)
+        near = not draw.test and wanted and draw.chance(0.6)
         other = like(draw, draw.pick(wanted)) if near else job(draw)
         if not other.offers & needs and other.tool.name not in names:
             names.add(other.tool.name)
@@ -217,11 +217,12 @@ def chain(question: str, first: Job, second: Job) -> tuple[Turn, list[Job]]:
 
 
 LOOPS: tuple[Callable, ...] = (look_up_then_compute, look_up_then_convert, look_up_chain, compute_chain)
+TRAINING_LOOPS = (*LOOPS, look_up_then_convert, look_up_chain, look_up_chain)  # these are harder to learn
 
 
 def loop(draw: Draw) -> tuple[Turn, list[Job]]:
     while True:
-        turn, jobs = draw.pick(LOOPS)(draw)
+        turn, jobs = draw.pick(LOOPS if draw.test else TRAINING_LOOPS)(draw)
         first, second = jobs
         if first.tool.name != second.tool.name and not first.offers & second.needs and not second.offers & first.needs:
             return turn, jobs
@@ -229,7 +230,7 @@ def loop(draw: Draw) -> tuple[Turn, list[Job]]:
 
 def no_call(draw: Draw, ask: Ask, thinking: bool) -> tuple[Turn, frozenset[str]]:
     """Something no tool is needed for, or none can do; what the tools must not offer."""
-    if draw.random() < 0.65:
+    if draw.random() < 0.75:
         one = job(draw)
         return Turn(one.question, [], NONE_FITS, CANNOT), one.needs
     question, thought, answer = ask(thinking)
@@ -262,7 +263,7 @@ def talk(draw: Draw, ask: Ask, problems: Iterator[Problem]) -> Talk:
     thinking = draw.chance(THOUGHTS)
     system = draw.pick(SYSTEM_TEXTS) if draw.random() < 0.2 else ""
     dice = draw.random()
-    if dice < 0.22:
+    if dice < 0.18:
         one = problem_form(draw, next(problems)) if draw.random() < 0.06 else form(draw)
         return Talk(
             [Turn(one.question, [], "The object needs " + listed(list(one.value)) + ".", one.answer)],
@@ -270,14 +271,14 @@ def talk(draw: Draw, ask: Ask, problems: Iterator[Problem]) -> Talk:
             thinking,
             system,
         )
-    if dice < 0.24:
+    if dice < 0.20:
         return Talk([table(draw)], [], thinking, system)
     if dice < 0.33:
         turn, needs = no_call(draw, ask, thinking)
         return Talk([turn], others(draw, needs, set(), draw.any(1, 1, 1, 2, 2, 3)), thinking, system)
-    if dice < 0.39:
+    if dice < 0.40:
         turn, jobs = parallel(draw)
-    elif dice < 0.68:
+    elif dice < 0.70:
         turn, jobs = loop(draw)
     else:
         turn, jobs = single(draw)

@@ -68,8 +68,15 @@ def description(draw: Draw, *phrasings: str, empty: float = 0.0) -> str:
     if draw.random() < empty:
         return ""
     return draw.accept(
-        lambda: draw.pick(phrasings) + draw.any(".", ".", "", f" ({draw.made_up()}).", f" for {draw.made_up()}.")
+        lambda: (
+            led(draw, draw.pick(phrasings)) + draw.any(".", ".", "", f" ({draw.made_up()}).", f" for {draw.made_up()}.")
+        )
     )
+
+
+def led(draw: Draw, text: str) -> str:
+    """In training at times behind a word: else a text that is kept for the test sets would never end a description."""
+    return f"{draw.made_up().capitalize()}: {text}" if not draw.test and draw.chance(0.12) else text
 
 
 def parameter(draw: Draw, *words: str, invented: float = 0.25) -> str:
@@ -86,7 +93,10 @@ def schema(draw: Draw, kind: str, *phrasings: str, described: float = 0.5, **mor
     out = {"type": kind, **more}
     if phrasings and draw.random() < described:
         out["description"] = draw.accept(
-            lambda: draw.pick(phrasings) + draw.any("", "", "", ".", f" ({draw.made_up()})", f", e.g. {draw.text()}")
+            lambda: (
+                led(draw, draw.pick(phrasings))
+                + draw.any("", "", "", ".", f" ({draw.made_up()})", f", e.g. {draw.text()}")
+            )
         )
     return out
 
@@ -527,6 +537,14 @@ def calculator(draw: Draw) -> Job:
 
 # ---- units ----
 
+FROM_UNIT = ("Unit of the value", "Unit to convert from", "The unit it is in", "From this unit")
+TO_UNIT = ("Unit to convert to", "The unit wanted", "Into this unit", "To this unit")
+# Training's alone: enough ways to say it that the words from and to, in and into have to be read.
+MORE_FROM_UNIT = ("Source unit", "Unit of the input", "Unit it comes in", "Unit it has now", "Convert from this unit", "Given in this unit", "Out of this unit",
+                  "The unit to start from", "From which unit", "Old unit", "Unit before", "The unit to leave")  # fmt: skip
+MORE_TO_UNIT = ("Target unit", "Unit of the output", "Unit it goes to", "Unit it gets", "Convert to this unit", "Wanted in this unit", "Turn it into this unit",
+                "The unit to end with", "To which unit", "New unit", "Unit after", "The unit to reach", "Convert into")  # fmt: skip
+
 
 def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | None = None) -> Job:
     source, target = units or (draw.word(UNITS), draw.word(UNITS))
@@ -534,7 +552,7 @@ def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | N
         target = draw.word(UNITS)
     amount = amount if amount is not None else draw.number()
     result = str(tidy(amount * draw.int(2, 400) / draw.any(1, 3, 10, 100)))
-    own = draw.random() < 0.4  # a tool for this pair of units alone
+    own = draw.random() < (0.4 if draw.test else 0.3)  # a tool for this pair of units alone
     if own:
         name = tool_name(
             draw,
@@ -587,7 +605,7 @@ def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | N
             "start end",
         ).split()
         described = 0.3
-        if any(held(p) != draw.test for p in pair) or (not draw.test and draw.chance(0.4)):
+        if any(held(p) != draw.test for p in pair) or (not draw.test and draw.chance(0.5)):
             pair, described = [draw.made_up(), draw.made_up()], 1.0
             if pair[0] == pair[1]:
                 pair = [draw.made_up() + "_from", draw.made_up() + "_to"]
@@ -596,24 +614,8 @@ def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | N
             value = draw.made_up() + "_value"
         properties = {
             value: schema(draw, "number", "The value", "Value to convert", "The amount", "Number to convert"),
-            pair[0]: schema(
-                draw,
-                "string",
-                "Unit of the value",
-                "Unit to convert from",
-                "The unit it is in",
-                "From this unit",
-                described=described,
-            ),
-            pair[1]: schema(
-                draw,
-                "string",
-                "Unit to convert to",
-                "The unit wanted",
-                "Into this unit",
-                "To this unit",
-                described=described,
-            ),
+            pair[0]: schema(draw, "string", *FROM_UNIT, *(() if draw.test else MORE_FROM_UNIT), described=described),
+            pair[1]: schema(draw, "string", *TO_UNIT, *(() if draw.test else MORE_TO_UNIT), described=described),
         }
         required = [value, *pair]
         draw.rng.shuffle(required)
@@ -750,5 +752,11 @@ def job(draw: Draw) -> Job:
 
 
 def like(draw: Draw, need: str) -> Job:
-    """A job of the kind that `need` names, such as another sum beside one."""
-    return _LIKE[need.split(":")[0]](draw)
+    """A job of the kind that `need` names, such as another sum beside one.
+
+    Beside a look-up it is often one that shares its noun and answers something else: the owner of a price.
+    """
+    kind, _, noun = need.partition(":")
+    if kind == "look" and draw.chance(0.4):
+        return look_up(draw, kind=noun)
+    return _LIKE[kind](draw)
