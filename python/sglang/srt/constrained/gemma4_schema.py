@@ -49,7 +49,7 @@ NULL = Literal("null")
 KEY_CHARS = 63
 MIDDLE = r"""[^\x00-\x1f:{}\[\],\""""
 FIRST = LAST = MIDDLE + " '"  # classes that are still open
-ANY_KEY = Regex(f"{FIRST}]({MIDDLE}]{{0,{KEY_CHARS - 2}}}{LAST}])?")
+ANY_KEY = Regex(f"{FIRST}]({MIDDLE}]*{LAST}])?")  # of any length: counting characters is dear over a large vocabulary
 KEY = re.compile(rf"(?!'.*'\Z){MIDDLE} ]({MIDDLE}]{{0,{KEY_CHARS - 2}}}{MIDDLE} ])?")
 YEAR_TO_DAY, CLOCK = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
 TIME = rf"{CLOCK}(\.[0-9]{{1,9}})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
@@ -81,14 +81,15 @@ class SchemaGrammar:
         self.rules: dict[str, Node] = {}
         self._quote = Token(quote)
         self._root: Schema = True  # of the schema at hand, where its references start
-        self._names: dict[str, str] = {}  # of the rules of that schema, by its text
+        self._names: dict[str, str] = {}  # rules by the text of their schema
+        self._own_names: dict[str, str] = {}  # of those with references, which mean the schema at hand
         self._written = 0
         self._any: Rule | None = None
 
     def arguments(self, schema: Schema, place: str) -> Node:
         """What stands behind a function's name: an object that matches. Raises GrammarError naming the place of what
         is wrong."""
-        self._root, self._names = schema, {}
+        self._root, self._own_names = schema, {}
         if not isinstance(schema, dict | bool):
             raise GrammarError(f"{place} must be an object, got {shown(schema)}")
         try:
@@ -110,14 +111,15 @@ class SchemaGrammar:
         if schema.keys() == {"type"} and isinstance(schema["type"], str) and schema["type"] in SIMPLE:
             return SIMPLE[schema["type"]](self)
         text = json.dumps(schema, sort_keys=True)
-        if text not in self._names:
-            name = self._names[text] = f"r{len(self.rules)}"
+        names = self._own_names if '"$ref"' in text else self._names
+        if text not in names:
+            name = names[text] = f"r{len(self.rules)}"
             self.rules[name] = NEVER  # until it is known; it may hold itself
             self._written += len(text)
             if len(self.rules) > MAX_RULES or self._written > MAX_WRITTEN:
                 raise GrammarError(f"{place}: with all that its references lead to the schema is too large")
             self.rules[name] = self._composite(schema, place)
-        return Rule(self._names[text])
+        return Rule(names[text])
 
     def _composite(self, schema: dict[str, Any], place: str) -> Node:
         if "$ref" in schema:
@@ -477,12 +479,10 @@ def _key_but(names: list[str]) -> Regex:
         at = len(prefix)
         followers = sorted({name[at] for name in among if len(name) > at})
         barred = "".join(f"\\{char}" if char in "\\[]^-/" else char for char in followers)
-        left = KEY_CHARS - 1 - at
         if not prefix:
-            leaving = [f"{FIRST}{barred}]({MIDDLE}]{{0,{left - 1}}}{LAST}])?"]
+            leaving = [f"{FIRST}{barred}]({MIDDLE}]*{LAST}])?"]
         else:
-            leaving = [f"{LAST}{barred}]"]
-            leaving += [f"{MIDDLE}{barred}]{MIDDLE}]{{0,{left - 1}}}{LAST}]"] if left > 0 else []
+            leaving = [f"{LAST}{barred}]", f"{MIDDLE}{barred}]{MIDDLE}]*{LAST}]"]
         for char in followers:
             inner = behind(prefix + char, [name for name in among if name.startswith(prefix + char)])
             leaving.append((f"\\{char}" if char in META else char) + inner)
