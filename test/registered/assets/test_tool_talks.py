@@ -158,3 +158,7 @@ def test_seeded():
 
     random.seed()
     assert first(3) == first(3) != first(4)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-x", "-q"]))
