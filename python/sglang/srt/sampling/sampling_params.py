@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sglang.srt.constrained.schema_check import check_schema
 from sglang.srt.sampling.stop_regex import check_repeats, check_stop_regex
 from sglang.srt.utils.shown import cut, shown
 
@@ -246,6 +247,7 @@ def _json_schema(name: str, value: Any) -> str:
             raise ValueError(f"{name} is nested more than {MAX_SCHEMA_DEPTH} levels deep; name its parts in $defs")
         inner = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
         level = [value for value in inner if isinstance(value, dict | list)]
+    check_schema(schema, name)
     return text
 
 
