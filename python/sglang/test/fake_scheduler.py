@@ -1,14 +1,16 @@
 """A scheduler process without a model, for tests of everything around it: it answers each prompt with its own tokens.
 
 It speaks the protocol of srt/managers/io_struct.py. Output token i is prompt token i (modulo its length). A request's
-`custom_params` change that: {"output_ids": [...]} are the tokens instead, {"delay": s} waits before each token,
-{"die": code} ends the process on arrival, {"hang": s} stops it for so long, {"refuse": message, "status": code}
-answers with an error, {"cached_tokens": n} and {"queue_time": s} are reported as they are,
-{"label": name} is how /server_info calls it instead of its serial.
+`custom_params` change that: {"output_ids": [...]} are the tokens instead, {"script": name, "turns": [[...], ...]} those
+of the first request with that name, of the second and so on (for clients that ask again by themselves),
+{"delay": s} waits before each token, {"die": code} ends the process on arrival, {"hang": s} stops it for so long,
+{"refuse": message, "status": code} answers with an error, {"cached_tokens": n} and {"queue_time": s} are reported as
+they are, {"label": name} is how /server_info calls it instead of its serial.
 `--json-model-override-args {"fake": {...}}` changes the start: "startup_error", "startup_exit", "startup_delay",
 "first_delay" (of the first request), "context_len", "generation_config".
 """
 
+import collections
 import math
 import os
 import sys
@@ -23,13 +25,17 @@ FULL_SIZE = 65536
 
 
 class FakeReq:
-    def __init__(self, msg, now: float):
+    def __init__(self, msg, now: float, turns: collections.Counter):
+        """`turns`: requests so far with a script, by its name."""
         self.msg = msg
         self.params = msg.sampling_params
         self.custom = self.params.custom_params or {}
         self.label = self.custom.get("label", msg.serial)
         self.announced = False
         self.tokens: list[int] = self.custom.get("output_ids") or msg.input_ids
+        if (script := self.custom.get("script")) is not None:
+            self.tokens = self.custom["turns"][turns[script]]
+            turns[script] += 1
         self.made: list[int] = []
         self.sent = 0
         self.due = now + self.custom.get("delay", 0.0)
@@ -43,6 +49,7 @@ class FakeScheduler:
         self.context_len = context_len
         self.first_delay = first_delay  # of the first request, as by a compiler
         self.running: dict[int, FakeReq] = {}
+        self.turns: collections.Counter[str] = collections.Counter()
         self.received: list[int | str] = []  # labels, as are the next
         self.aborted: list[int | str] = []
         self.stopped: list[int | str] = []
@@ -130,7 +137,7 @@ class FakeScheduler:
 
         from sglang.srt.managers.io_struct import FinishReason
 
-        req = FakeReq(msg, time.monotonic())
+        req = FakeReq(msg, time.monotonic(), self.turns)
         if "die" in req.custom:
             os._exit(req.custom["die"])
         time.sleep(req.custom.get("hang", 0.0 if self.received else self.first_delay))

@@ -251,6 +251,8 @@ SERVER_TOOL = {"type": "web_search_20250305", "name": "web_search"}
         ({"temperature": -1}, "temperature"),
         ({"stop_sequences": ["x"] * 99}, "stop_sequences holds 99 strings"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers is not supported"),
+        ({"compaction": {"instructions": "x"}}, "compaction is not supported"),
+        ({"thread": {"type": "continue", "previous_message_id": "x"}}, "send all of it, without thread"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format of type json_schema has no sch"),
         ({"output_config": {"format": {"type": "text"}}}, "output_config.format has the type 'text'"),
         ({"output_format": "json"}, "output_format has the type None"),

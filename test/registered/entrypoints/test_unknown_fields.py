@@ -103,6 +103,22 @@ def test_any_name_is_ignored_or_refused(fields):
     assert body.text == "a"
 
 
+CLIENTS = {
+    CompletionRequest: openai.types.completion_create_params.CompletionCreateParamsBase,
+    ChatCompletionRequest: openai.types.chat.completion_create_params.CompletionCreateParamsBase,
+    ResponsesRequest: openai.types.responses.response_create_params.ResponseCreateParamsBase,
+    MessagesRequest: anthropic.types.beta.message_create_params.MessageCreateParamsBase,
+    CountTokensRequest: anthropic.types.beta.message_count_tokens_params.MessageCountTokensParams,
+}
+
+
+@pytest.mark.parametrize("body_type", CLIENTS, ids=lambda body_type: body_type.__name__)
+def test_what_the_clients_can_send_is_known(body_type):
+    """Served, of no effect or refused: never ignored as a field that nobody has thought of."""
+    fields = set(body_type.__struct_fields__) | set(unknown_fields.REFUSED)
+    assert set(CLIENTS[body_type].__annotations__) <= fields
+
+
 # ---- whole servers -------------------------------------------------------------------------------------------------
 
 

@@ -75,7 +75,8 @@ def error_body(error: RequestError, path: str) -> dict:
     under `error`, where its native endpoint and OpenAI's own service have it."""
     if path.startswith(ANTHROPIC_PATHS):
         kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": error.message}}
+        details = {"details": error.details} if error.details else {}
+        return {"type": "error", "error": {"type": kind, "message": error.message, **details}}
     fields = error_fields(error)
     return {"object": "error", **fields, "error": fields}
 

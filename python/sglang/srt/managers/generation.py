@@ -15,14 +15,16 @@ MAX_MESSAGE_CHARS = 1000
 
 
 class RequestError(Exception):
-    """A request that cannot be served, with the HTTP status that says whose fault it is; `param` names the field."""
+    """A request that cannot be served, with the HTTP status that says whose fault it is; `param` names the field.
+    `details` is what a client's program reads, in the form of the API that was asked."""
 
-    def __init__(self, message: str, status: int = 400, param: str | None = None):
+    def __init__(self, message: str, status: int = 400, param: str | None = None, details: dict | None = None):
         message = cut(message, MAX_MESSAGE_CHARS)  # whatever of the request is in it
         super().__init__(message)
         self.message = message
         self.status = status
         self.param = None if param is None else cut(param)
+        self.details = details
 
 
 @dataclass

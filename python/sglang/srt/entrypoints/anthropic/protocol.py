@@ -12,7 +12,7 @@ from sglang.srt.entrypoints.checks import unserved_fields
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.shown import shown
 
-NOT_SERVED = ("container", "mcp_servers")
+NOT_SERVED = ("compaction", "container", "mcp_servers")
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
 
@@ -56,9 +56,19 @@ class CountTokensRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unkn
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: Any = None  # the older name of output_config.format
+    thread: Any = None  # state that a server keeps of a conversation; refused so that clients send all of it
     chat_template_kwargs: dict[str, Any] | None = None  # SGLang's own
 
     # Of no effect
+    betas: Any = None
+    billing_policy: Any = None
+    diagnostics: Any = None
+    fallbacks: Any = None
+    fallback_credit_token: Any = None
+    inference_geo: Any = None
+    speed: Any = None
+    user_profile_id: Any = None
+    workspace_id: Any = None
     metadata: Any = None
     service_tier: Any = None
     cache_control: Any = None
@@ -85,6 +95,12 @@ Placed = tuple[str, dict[str, Any]]  # where a block stands, and the block
 
 def wire_messages(body: CountTokensRequest) -> list[dict[str, Any]]:
     """The messages in OpenAI's wire form, as a Turn takes them. Raises RequestError."""
+    if body.thread is not None:
+        raise RequestError(
+            "thread is not supported: no conversation is kept here; send all of it, without thread",
+            param="thread",
+            details={"error_code": "thread_unsupported_request", "unsupported": []},
+        )
     result: list[dict[str, Any]] = []
     if body.system:
         result.append({"role": "system", "content": _joined(_texts(body.system, "system", "system"))})

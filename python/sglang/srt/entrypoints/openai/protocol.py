@@ -37,7 +37,7 @@ NOT_SERVED = (
     "data_parallel_rank", "disagg_prefill_dp_rank",
 )  # fmt: skip
 CHAT_NOT_SERVED = (
-    "functions", "function_call", "audio", "web_search_options", "verbosity", "return_prompt_token_ids",
+    "functions", "function_call", "audio", "moderation", "web_search_options", "verbosity", "return_prompt_token_ids",
     "return_meta_info", "task", "input_ids", "max_dynamic_patch", "min_dynamic_patch", "use_audio_in_video",
 )  # fmt: skip
 
@@ -85,6 +85,7 @@ class CommonFields(unserved_fields(*NOT_SERVED), kw_only=True):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
     prediction: Any = None  # a hint for speed only
     session_id: Any = None
     custom_labels: Any = None

@@ -10,7 +10,7 @@ from sglang.srt.managers.generation import RequestError
 from sglang.srt.parser.events import CallArguments, CallEnd, CallStart, Event, Text, Thought
 from sglang.srt.utils.shown import shown
 
-NOT_SERVED = ("background", "conversation", "prompt", "top_logprobs", "priority")
+NOT_SERVED = ("background", "conversation", "moderation", "prompt", "top_logprobs", "priority")
 ROLES = ("user", "assistant", "system", "developer")
 TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -52,6 +52,12 @@ class ResponsesRequest(unserved_fields(*NOT_SERVED), kw_only=True, forbid_unknow
     user: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
+    access_programs: Any = None
+    background_options: Any = None
+    context_management: Any = None
+    image: Any = None
     max_tool_calls: Any = None  # of tools that the server would run
 
     session_id: Any = None
