@@ -10,6 +10,7 @@ import time
 
 import msgspec
 
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.test.fake_worker import NullWorker
 from sglang.test.scheduler_harness import Harness
 
@@ -17,8 +18,7 @@ from sglang.test.scheduler_harness import Harness
 def measure(running: int, steps: int, stream: bool) -> float:
     """Median microseconds a step with `running` requests decoding."""
     h = Harness(
-        full_size=running * 4096,
-        swa_size=(running + 1) * 2048 + 256,
+        shape=ArenaShape(pages := 32 * running + 200, 640, 64, pages * 640, pages * 64, 64),
         window=1024,
         rows=running,
         max_len=4096,

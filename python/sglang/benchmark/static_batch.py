@@ -81,15 +81,15 @@ class StaticBatch:
             self._writes += [write for write in writes if write is not None]
 
     def _step(self, plan: StepPlan, tokens: int) -> StepInput:
-        room = min(self._kv.room())
         new_rows = sum(chunk.match is not None for chunk in plan.chunks)
-        if tokens > room or new_rows > len(self._kv.free_rows):
+        if not self._kv.room().fits(tokens, tokens) or new_rows > len(self._kv.free_rows):
             for chunk in plan.chunks:
                 if chunk.match is not None:
                     self._kv.cache.unlock(chunk.match.node)
             raise ValueError(
-                f"a batch of {len(self.reqs)} requests does not fit the KV pools: a step of {tokens} tokens finds "
-                f"{room} free slots and {len(self._kv.free_rows)} free rows ({self._kv.usage()}); raise "
+                f"a batch of {len(self.reqs)} requests does not fit KV memory: a step of {tokens} tokens finds "
+                f"{self._kv.room().most(tokens)} free slots and {len(self._kv.free_rows)} free rows "
+                f"({self._kv.usage()}); raise "
                 f"--max-total-tokens (on a GPU --mem-fraction-static), or take fewer or shorter requests"
             )
         step, sampled, _ = build_step(plan, self._kv)

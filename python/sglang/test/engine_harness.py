@@ -29,11 +29,10 @@ class LoadedModel:
         """A scheduler with an empty cache, set up as the arguments say; `changes` are Harness's own arguments."""
         args, runner = self.args, self.runner
         settings = dict(
-            full_size=runner.full_size,
-            swa_size=runner.swa_size,
-            window=self.config.sliding_window if runner.swa_size else None,
+            shape=runner.kv_shape,
+            window=self.config.sliding_window if runner.kv_shape.swa_size else None,
             rows=args.max_running_requests,
-            max_len=min(args.context_length, runner.full_size - args.decode_tokens + 1),
+            max_len=min(args.context_length, runner.kv_shape.full_size - args.decode_tokens + 1),
             chunk=args.chunked_prefill_size,
             mixed=args.enable_mixed_chunk,
             overlap=not args.disable_overlap_schedule,

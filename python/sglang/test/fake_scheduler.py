@@ -202,6 +202,7 @@ class FakeScheduler:
             "full_used": sum(len(req.msg.input_ids) + len(req.made) for req in self.running.values()),
             "swa_capacity": 0,
             "swa_used": 0,
+            "token_usage": sum(len(req.msg.input_ids) + len(req.made) for req in self.running.values()) / FULL_SIZE,
             "prompt_tokens_total": 0,
             "cached_tokens_total": 0,
             "last_gen_throughput": 0.0,

@@ -2,7 +2,8 @@
 
 ContextWorker keeps, for each KV slot, which token at which position was written there, checks that every request reads
 exactly its own tokens through its slots, and makes the next token a function of the whole context: any slot given to
-two owners, freed too early or shared wrongly either fails a check or changes the output. NullWorker costs nothing.
+two owners, freed too early or shared wrongly, and memory lent to both kinds of slot, either fails a check or changes
+the output. NullWorker costs nothing.
 """
 
 import random
@@ -10,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.srt.model_executor.step_io import StepInput, StepOutput, TokenLogprob
 
 
@@ -49,8 +51,7 @@ class ContextWorker:
 
     def __init__(
         self,
-        full_size: int,
-        swa_size: int,
+        shape: ArenaShape,
         window: int | None,
         rows: int,
         max_len: int,
@@ -61,8 +62,10 @@ class ContextWorker:
         self.random = random.Random(0)
         self.window = window
         self.vocab_size = vocab_size
-        self.full_kv = np.full((full_size + 1, 2), -1, dtype=np.int64)  # slot -> token, position
-        self.swa_kv = np.full((swa_size + 1, 2), -1, dtype=np.int64)
+        self.shape = shape
+        pages = shape.num_pages + 1
+        self.full_kv = np.full((pages * shape.full_per_page, 2), -1, dtype=np.int64)  # slot -> token, position
+        self.swa_kv = np.full((pages * shape.swa_per_page, 2), -1, dtype=np.int64)
         width = max_len + decode_tokens - 1
         self.full_table = np.zeros((rows + 1, width), dtype=np.int64)
         self.swa_table = np.zeros((rows + 1, width), dtype=np.int64)
@@ -90,11 +93,10 @@ class ContextWorker:
             part = slice(starts[b], starts[b] + count)
             positions = np.arange(end - count, end)
             self.full_table[row, positions] = step.out_cache_loc[part]
-            self.full_kv[step.out_cache_loc[part]] = np.stack([ids[part], positions], axis=1)
             if self.window is not None:
                 assert (step.out_cache_loc_swa[part] > 0).all()
                 self.swa_table[row, positions] = step.out_cache_loc_swa[part]
-                self.swa_kv[step.out_cache_loc_swa[part]] = np.stack([ids[part], positions], axis=1)
+            self._write(step, part, np.stack([ids[part], positions], axis=1))
         contexts = [self._read(b, step) for b in range(len(step.rows))]
         next_ids = [next_token(contexts[i], self.vocab_size) for i in step.sampled]
         self.last_tokens[step.rows[step.sampled]] = next_ids
@@ -107,6 +109,19 @@ class ContextWorker:
         for wanted in step.prompt_logprobs:  # minus the id of the token itself: tests can see which one was meant
             output.prompt_logprobs.append([TokenLogprob(-float(t), None, None) for t in wanted.next_ids])
         return Done(output)
+
+    def _write(self, step: StepInput, part: slice, content: np.ndarray) -> None:
+        """The tokens of `part` into their slots; a slot of the other kind in the same memory then holds nothing."""
+        full, swa = step.out_cache_loc[part], step.out_cache_loc_swa[part]
+        self.full_kv[full] = content
+        if self.window is None:
+            return
+        self.swa_kv[swa] = content
+        ratio = self.shape.full_per_page / self.shape.swa_per_page  # full slots in the memory of a sliding one
+        self.swa_kv[np.unique((full[:, None] + [0, 1 - 1e-9]) // ratio).astype(np.int64)] = -1
+        first, last = np.floor(swa * ratio), np.ceil((swa + 1) * ratio)
+        for begin, end in zip(first.astype(int), last.astype(int), strict=True):
+            self.full_kv[begin:end] = -1
 
     def _verify(self, step: StepInput) -> StepOutput:
         count = self.decode_tokens
@@ -122,10 +137,9 @@ class ContextWorker:
                 rubbish[place] = context[-1], position
                 context.append(next_token(context, self.vocab_size))
             self.full_table[row, positions] = step.out_cache_loc[part]
-            self.full_kv[step.out_cache_loc[part]] = rubbish
             if self.window is not None:
                 self.swa_table[row, positions] = step.out_cache_loc_swa[part]
-                self.swa_kv[step.out_cache_loc_swa[part]] = rubbish
+            self._write(step, part, rubbish)
             output.next_ids.append(context[start + 1 :])
             output.kept.append(places)
             self.last_tokens[row] = context[-1]

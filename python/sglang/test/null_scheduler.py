@@ -4,9 +4,11 @@
 """
 
 import sys
+from types import SimpleNamespace
 
 import torch
 
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.step_io import StepInput
 
@@ -16,12 +18,13 @@ TOKEN = 200  # an ordinary token of the shipped tokenizer
 class NullRunner:
     """ModelRunner's face: endless slots, and TOKEN for every request."""
 
-    weight_bytes = kv_bytes = 0
+    weight_bytes = 0
+    kv_pool = SimpleNamespace(nbytes=0)
     cpu_threads = None
 
     def __init__(self, args, model_config):
-        self.full_size = args.max_running_requests * args.context_length
-        self.swa_size = self.full_size if model_config.sliding_window else 0
+        size = args.max_running_requests * args.context_length
+        self.kv_shape = ArenaShape.apart(size, size if model_config.sliding_window else 0)
 
     def launch(self, step: StepInput) -> LaunchedStep:
         return LaunchedStep(torch.full((len(step.sampled),), TOKEN))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.attention.forward_batch import ForwardBatch
-from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
+from sglang.test.separate_kv import SeparateKV
 
 
 class PagedHarness:
@@ -31,7 +31,7 @@ class PagedHarness:
     ):
         self.model, self.config, self.device = model, config, torch.device(device)
         self.drafted = drafted
-        self.pool = HybridKVPool(
+        self.pool = SeparateKV(
             [layer.on_rank(model.tp) for layer in config.kv_layers],
             max_tokens,
             max_tokens,
@@ -115,7 +115,8 @@ class PagedHarness:
         dead = table[row, : max(0, self.lengths[row] + 1 - window - self.drafted)]
         slots = dead[dead > 0].tolist()
         dead.zero_()
-        for k, v in self.pool.swa.buffers.values():
-            k[slots] = torch.nan
-            v[slots] = torch.nan
+        for spec in self.config.kv_layers:
+            if spec.sliding:
+                for buffer in self.pool.get_kv(spec.layer):
+                    buffer[slots] = torch.nan
         self.free[1] += slots

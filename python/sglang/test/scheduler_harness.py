@@ -17,6 +17,7 @@ from sglang.srt.managers.kv_manager import KVManager
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
 from sglang.srt.managers.scheduler_stats import SchedulerStats
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.test.fake_worker import ContextWorker
 
@@ -36,7 +37,8 @@ class Received:
 
 
 class Harness:
-    """`worker` None means a ContextWorker that checks every slot."""
+    """`worker` None means a ContextWorker that checks every slot. Each kind of slot has memory of its own (`full_size`,
+    `swa_size`), or both share an arena of `shape`."""
 
     def __init__(
         self,
@@ -56,9 +58,11 @@ class Harness:
         decode_tokens: int = 1,
         worker=None,
         grammars: GrammarManager | None = None,
+        shape: ArenaShape | None = None,
     ):
-        self.worker = worker or ContextWorker(full_size, swa_size, window, rows, max_len, vocab_size, decode_tokens)
-        self.kv = KVManager(full_size, swa_size, window, rows, max_len, cache, decode_tokens)
+        shape = shape or ArenaShape.apart(full_size, swa_size if window else 0)
+        self.worker = worker or ContextWorker(shape, window, rows, max_len, vocab_size, decode_tokens)
+        self.kv = KVManager(shape, window, rows, max_len, cache, decode_tokens)
         self.inbox: list[Message] = []
         self.other: list[Message] = []
         self.received: dict[str, Received] = {}

@@ -10,11 +10,12 @@ from sglang.test.engine_harness import LoadedModel
 
 
 def step_of(rows, seq_lens, extend_lens, num_extends, ids, slots) -> StepInput:
-    """Every request gets a token; slots of the sliding pool are 50 higher."""
+    """Every request gets a token. Slots are counted from the first behind the padding, where there are at most 100 of
+    them; sliding slots are in memory of other full ones."""
     arrays = (np.array(a, dtype=np.int64) for a in (rows, seq_lens, extend_lens))
-    slots = np.array(slots, dtype=np.int64)
+    slots = 100 + np.array(slots, dtype=np.int64)
     sampled = np.arange(len(rows))
-    return StepInput(*arrays, num_extends, np.array(ids, dtype=np.int64), slots, slots + 50, sampled, SamplingFlags(0))
+    return StepInput(*arrays, num_extends, np.array(ids, dtype=np.int64), slots, slots + 100, sampled, SamplingFlags(0))
 
 
 def take_triton(loaded: LoadedModel, rows: int) -> None:
@@ -24,6 +25,7 @@ def take_triton(loaded: LoadedModel, rows: int) -> None:
 
 
 def kv_buffers(runner: ModelRunner) -> list[Tensor]:
-    """K and V of every layer, in both pools."""
-    pools = (runner.kv_pool.full, runner.kv_pool.swa)
-    return [t for pool in pools for kv in pool.buffers.values() for t in kv]
+    """K and V of every layer but for the padding page, in which both kinds of slot lie upon each other."""
+    shape, pool = runner.kv_shape, runner.kv_pool
+    layers = [(s.layer, shape.swa_per_page if s.sliding else shape.full_per_page) for s in runner.kv_layers]
+    return [t[per_page:] for layer, per_page in layers for t in pool.get_kv(layer)]

@@ -7,6 +7,7 @@ import pytest
 
 from sglang.benchmark.static_batch import StaticBatch
 from sglang.srt.managers.kv_manager import KVManager
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import ContextWorker, expected_output
 
@@ -16,8 +17,9 @@ VOCAB, ROWS, MAX_LEN = 1000, 4, 64
 
 
 def make(full_size: int = 256, swa_size: int = 256, window: int | None = 8, cache: bool = True):
-    worker = ContextWorker(full_size, swa_size if window else 1, window, ROWS, MAX_LEN, VOCAB)
-    return worker, KVManager(full_size, swa_size, window, ROWS, MAX_LEN, enable_cache=cache)
+    shape = ArenaShape.apart(full_size, swa_size if window else 0)
+    worker = ContextWorker(shape, window, ROWS, MAX_LEN, VOCAB)
+    return worker, KVManager(shape, window, ROWS, MAX_LEN, enable_cache=cache)
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[np.ndarray]:

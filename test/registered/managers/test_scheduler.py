@@ -14,6 +14,7 @@ from sglang.srt.managers.io_struct import (
     InternalStateReq,
 )
 from sglang.srt.managers.request_stream import once_in
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_worker import expected_output
 from sglang.test.scheduler_harness import VOCAB, Harness, feed_sharing_requests, prompt_of
@@ -56,10 +57,46 @@ def test_many_requests_under_pressure(window: int | None, policy: str, mixed: bo
     h.kv.check_idle()
 
 
+SHARED = {  # arenas in which both kinds of slot want the last page
+    "single": ArenaShape(220, 1, 1, 220, 220),
+    "ten to one": ArenaShape(46, 10, 1, 460, 46),
+    "runs": ArenaShape(40, 16, 8, 640, 320, 4),
+    "uneven": ArenaShape(24, 15, 10, 360, 240, 5),
+}
+
+
+@pytest.mark.parametrize("shape", SHARED.values(), ids=SHARED.keys())
+@pytest.mark.parametrize("policy,overlap", [("fcfs", True), ("lpm", False)])
+def test_many_requests_in_one_arena(shape: ArenaShape, policy: str, overlap: bool):
+    """As above where memory goes to whichever kind asks: nothing deadlocks, and every token is right."""
+    h = Harness(shape=shape, window=8, rows=6, chunk=12, policy=policy, overlap=overlap, conservativeness=0.1)
+    wanted = feed_sharing_requests(h, random.Random(f"{shape}{policy}"))
+    for rid, (prompt, count) in wanted.items():
+        check(h, rid, prompt, count)
+    assert any(r.finals[0].report.cached_tokens > 0 for r in h.received.values())
+    h.kv.check_idle()
+    h.kv.flush()
+    assert h.kv.arena.free_pages == shape.num_pages
+
+
+def test_memory_of_one_kind_serves_the_other():
+    """Long contexts beside each other: with halves set apart for each kind only two would run at once."""
+    h = Harness(shape=ArenaShape(80, 10, 1, 800, 80), window=8, rows=6, chunk=16)
+    for i in range(6):
+        h.add(f"r{i}", prompt_of(100, seed=i), 8)
+    most = 0
+    while h.inbox or not h.scheduler.is_idle:
+        h.step()
+        most = max(most, len(h.scheduler.running))
+    assert most >= 4 and h.scheduler.stats.retractions == 0
+    for i in range(6):
+        check(h, f"r{i}", prompt_of(100, seed=i), 8)
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 def test_random_aborts_and_stops_leak_nothing(overlap: bool):
     rng = random.Random(5)
-    h = Harness(full_size=200, swa_size=120, rows=5, chunk=10, overlap=overlap)
+    h = Harness(shape=ArenaShape(40, 10, 5, 400, 200, 5), rows=5, chunk=10, overlap=overlap)
     alive = []
     for i in range(300):
         if rng.random() < 0.4:
@@ -228,7 +265,7 @@ def test_refusals_leave_others_alone():
 
 
 def test_a_sliding_pool_below_one_request_is_refused():
-    with pytest.raises(ValueError, match="sliding pool has 50 tokens, one request may need 128"):
+    with pytest.raises(ValueError, match="256 full or 50 sliding tokens, one request may need 128 and 128"):
         Harness(swa_size=50, window=64)
 
 

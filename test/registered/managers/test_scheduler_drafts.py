@@ -101,9 +101,9 @@ def test_output_ends_at_the_context_and_the_pool():
     h.run()
     check(h, "a", prompt_of(50), 14)
     h.kv.check_idle()
-    with pytest.raises(ValueError, match="the full pool has 68 tokens, one request may need 69"):
+    with pytest.raises(ValueError, match="68 full or 69 sliding tokens, one request may need 69 and"):
         make(full_size=68, swa_size=69, max_len=64)
-    with pytest.raises(ValueError, match="the sliding pool has 29 tokens, one request may need 30"):
+    with pytest.raises(ValueError, match="29 sliding tokens, one request may need 131 and 30"):
         make(swa_size=29)
 
 

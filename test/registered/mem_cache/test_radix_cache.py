@@ -5,19 +5,23 @@ import sys
 import numpy as np
 import pytest
 
-from sglang.srt.mem_cache.allocator import SlotAllocator
+from sglang.srt.mem_cache.arena import Arena, ArenaShape, SlotAllocator
 from sglang.srt.mem_cache.radix_cache import RadixCache
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=2, suite="unit-test-cpu")
 
 
+def slots_of(size: int) -> SlotAllocator:
+    """Slots 1 to `size` in memory of their own."""
+    return Arena(ArenaShape.apart(size, 0)).full
+
+
 class Cache(RadixCache):
     """A cache with its pools, and insertion of tokens that nobody holds slots for yet."""
 
-    def __init__(self, size: int = 100, window: int | None = None, page_size: int = 1, swa_size: int | None = None):
-        swa = SlotAllocator(swa_size or size, page_size) if window else None
-        super().__init__(SlotAllocator(size, page_size), swa, window)
+    def __init__(self, size: int = 100, window: int | None = None, swa_size: int | None = None):
+        super().__init__(slots_of(size), slots_of(swa_size or size) if window else None, window)
 
     @property
     def locked(self) -> bool:
@@ -35,7 +39,7 @@ class Cache(RadixCache):
 
     def put(self, ids, live_from: int = 0, key: str | None = None):
         """Insert `ids` as one who computed them all."""
-        done = self.insert(ids, key, *self.slots(len(ids) // self.page_size * self.page_size, live_from), 0)
+        done = self.insert(ids, key, *self.slots(len(ids), live_from), 0)
         self.check(idle=not self.locked)
         return done
 
@@ -133,22 +137,8 @@ def test_extra_keys_keep_prefixes_apart():
     assert cache.length([1, 2, 3], "b") == 0
 
 
-def test_pages_round_lengths_down_and_leave_the_rest_to_the_caller():
-    cache = Cache(size=40, window=4, page_size=4)
-    full, swa = cache.slots(12)
-    done = cache.insert(ids(0, 10), None, full, swa, 0)
-    assert done.full_slots.tolist() == full[:8].tolist()
-    assert not cache.full.is_free(full[8:]).any()
-    cache.full.free(full[8:])
-    cache.swa.free(swa[8:])
-    cache.check()
-    assert [cache.length(ids(0, n)) for n in (3, 4, 7, 8, 12)] == [0, 4, 4, 8, 8]
-    assert cache.length(ids(0, 5) + [99, 99, 99]) == 4
-    assert cache.length([0, 1, 2, 99]) == 0  # differs within the first page
-
-
 def test_a_disabled_cache_keeps_nothing():
-    full, swa = SlotAllocator(10), SlotAllocator(10)
+    full, swa = slots_of(10), slots_of(10)
     cache = RadixCache(full, swa, 4, enabled=False)
     match = cache.match([1, 2])
     assert match.length == 0
@@ -161,13 +151,11 @@ def test_a_disabled_cache_keeps_nothing():
 
 def test_wrong_construction_is_refused():
     with pytest.raises(ValueError, match="come together"):
-        RadixCache(SlotAllocator(4), SlotAllocator(4), None)
+        RadixCache(slots_of(4), slots_of(4), None)
     with pytest.raises(ValueError, match="come together"):
-        RadixCache(SlotAllocator(4), None, 4)
+        RadixCache(slots_of(4), None, 4)
     with pytest.raises(ValueError, match="at least 2"):
-        RadixCache(SlotAllocator(4), SlotAllocator(4), 1)
-    with pytest.raises(ValueError, match="page sizes 1 and 2"):
-        RadixCache(SlotAllocator(4), SlotAllocator(4, 2), 4)
+        RadixCache(slots_of(4), slots_of(4), 1)
 
 
 # ---- locks ----
@@ -320,9 +308,8 @@ def test_only_the_old_part_of_a_matched_node_is_dropped():
     cache.check()
 
 
-@pytest.mark.parametrize("page_size", [1, 4])
-def test_evicting_either_pool_leaves_the_other_branch_usable(page_size):
-    cache = Cache(size=200, window=8, page_size=page_size)
+def test_evicting_either_kind_leaves_the_other_branch_usable():
+    cache = Cache(size=200, window=8)
     cache.put(ids(0, 32))
     cache.put(ids(100, 32))
     cache.length(ids(0, 32))
@@ -379,35 +366,67 @@ def test_revival_stops_where_the_callers_slots_begin():
     assert cache.length(ids(0, 22)) == 22
 
 
-def test_part_of_a_page_cannot_be_given_back():
-    cache = Cache(size=40, window=8, page_size=4)
-    full, swa = cache.slots(8)
-    swa[:2] = 0
-    with pytest.raises(AssertionError, match="part of a page"):
-        cache.insert(ids(0, 8), None, full, swa, 0)
-
-
 def test_check_finds_leaks_and_double_owners():
     cache = Cache(window=4)
     cache.put(ids(0, 8))
     lost = cache.full.alloc(2)
-    with pytest.raises(AssertionError, match="full pool: 90 free . 8 cached of 100 slots: 2 leaked"):
+    with pytest.raises(AssertionError, match="full slots: 10 in use, 2 of them held, 8 in the tree: 2 leaked"):
         cache.check()
     cache.check(idle=False)
     cache.full.free(lost)
-    cache.swa.free(np.array([8]))
-    with pytest.raises(AssertionError, match="sliding pool: 93 free . 8 cached of 100 slots: 1 too many"):
+    with pytest.raises(AssertionError, match="slots .8. are cached, not held"):
+        cache.swa.free(np.array([8]))
+    cache.swa.evict(np.array([8]))
+    with pytest.raises(AssertionError, match="sliding slots: 7 in use, 0 of them held, 8 in the tree, of which 8"):
         cache.check()
-    cache.swa.alloc(1)
+    cache.swa.cache(cache.swa.alloc(1))
     cache.check()
     cache.lock(node := cache.match(ids(0, 8)).node)
-    with pytest.raises(AssertionError, match="8 cached tokens are locked while idle"):
+    with pytest.raises(AssertionError, match="8 are locked while idle"):
         cache.check()
     cache.unlock(node)
     cache._nodes()[0].full[0] = cache._nodes()[0].full[1]
     with pytest.raises(AssertionError, match="slots cached twice"):
         cache.check()
     cache.check(deep=False)
+
+
+# ---- what goes first ----
+
+
+def test_sliding_parts_that_nobody_will_ask_for_go_before_older_ones():
+    """A long new prompt keeps its last window; what lies before goes before an older prompt's window."""
+    cache = Cache(window=4)
+    cache.put(ids(50, 4))
+    cache.put(ids(0, 20))
+    for expected in (12, 4, 4):  # in two parts what lies before the last window of the new one, then the old leaf
+        assert cache.evict(0, 1)[1] == expected
+    assert (cache.length(ids(0, 20)), cache.length(ids(50, 4))) == (20, 0)
+
+
+def test_the_window_where_prompts_part_is_kept_as_long_as_any_of_them_is_used():
+    cache = Cache(window=4)
+    cache.put(ids(0, 12) + ids(100, 8))
+    cache.put(ids(0, 12) + ids(200, 8))  # leaves the first at 12
+    assert cache.swa.used == 40 - 12
+    other = cache.put(ids(300, 4)).full_slots
+    cache.length(ids(0, 12) + ids(100, 8))  # in use again, and the junction with it
+    while not cache.full.is_free(other).any():
+        cache.evict(0, 1)
+    assert cache.length(ids(0, 12) + ids(400, 8)) == 12
+
+
+def test_the_oldest_goes_first_of_either_kind():
+    cache = Cache(window=4)
+    cache.put(ids(0, 12), live_from=8)
+    cache.put(ids(50, 12), live_from=8)
+    cache.length(ids(0, 12))
+    assert cache.evict_oldest() and cache.cached() == (12, 4)
+    assert cache.length(ids(0, 12)) == 12
+    while cache.evict_oldest():
+        cache.check()
+    assert cache.cached() == (0, 0) and cache.full.arena.free_pages == 100
+    assert not cache.evict_oldest()
 
 
 # ---- bugs upstream has had ----

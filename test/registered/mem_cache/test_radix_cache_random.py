@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sglang.srt.mem_cache.allocator import SlotAllocator
+from sglang.srt.mem_cache.arena import Arena, ArenaShape
 from sglang.srt.mem_cache.radix_cache import Anchor, RadixCache
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -36,14 +36,13 @@ class Request:
 
 
 class Simulation:
-    def __init__(self, seed: int, window: int | None, page_size: int, full_size: int, swa_size: int):
+    def __init__(self, seed: int, window: int | None, full_size: int, swa_size: int):
         self.rng = np.random.default_rng(seed)
-        self.window, self.page = window, page_size
-        self.full = SlotAllocator(full_size, page_size)
-        self.swa = SlotAllocator(swa_size, page_size) if window else None
+        self.window = window
+        arena = Arena(ArenaShape.apart(full_size, swa_size if window else 0))
+        self.full, self.swa = arena.full, arena.swa
         self.cache = RadixCache(self.full, self.swa, window)
-        self.full_marks = np.zeros(full_size + page_size, dtype=np.int64)
-        self.swa_marks = np.zeros(swa_size + page_size, dtype=np.int64)
+        self.full_marks, self.swa_marks = np.zeros((2, full_size + swa_size + 1), dtype=np.int64)
         self.running: list[Request] = []
         # What the tree should hold, as place() names it: its full slot and its sliding slot (0: dropped).
         self.held: dict[tuple, list[int]] = {}
@@ -53,15 +52,15 @@ class Simulation:
     # ---- the model ----
 
     def place(self, ids: list[int], key: str | None, i: int) -> tuple:
-        """Token `i` in the tree: pages are kept apart that differ in any of their tokens."""
-        return key, tuple(ids[: (i // self.page + 1) * self.page]), i
+        """Token `i` in the tree."""
+        return key, tuple(ids[: i + 1]), i
 
     def window_start(self, length: int) -> int:
         return max(0, length - (self.window - 1))
 
     def expected_match(self, ids: list[int], key: str | None) -> int:
         longest = 0
-        for length in range(self.page, len(ids) + 1, self.page):
+        for length in range(1, len(ids) + 1):
             if self.place(ids, key, length - 1) not in self.held:
                 break
             needed = range(self.window_start(length), length) if self.window else ()
@@ -100,7 +99,7 @@ class Simulation:
                 table = (req.full, req.swa)[index]
                 owned.extend(table[getattr(req, owned_start) : req.computed].tolist())
             assert len(set(owned)) == len(owned), "a slot has two owners"
-            assert pool.available() + len(owned) == pool.size, "a slot has no owner"
+            assert pool.used == len(owned), "a slot has no owner"
         for req in self.running:
             self.check_request(req)
 
@@ -147,7 +146,7 @@ class Simulation:
             self.forget_freed()
             return
         marks = np.array([hash((key, tuple(ids[: i + 1]))) for i in range(len(ids))], dtype=np.int64)
-        full, swa = (np.zeros(len(ids) + self.page, dtype=np.int32) for _ in range(2))
+        full, swa = (np.zeros(len(ids) + 1, dtype=np.int32) for _ in range(2))
         full[: match.length], swa[: match.length] = match.full_slots, match.swa_slots
         n = match.length
         self.running.append(Request(ids, key, marks, n, n, n, match.node, full, swa))
@@ -158,10 +157,10 @@ class Simulation:
     def compute(self) -> None:
         """Some more tokens of a request, with eviction where slots are short."""
         req = self.pick()
-        left = (len(req.ids) - req.computed) // self.page if req else 0
+        left = len(req.ids) - req.computed if req else 0
         if left == 0:
             return
-        count = int(self.rng.integers(1, left + 1)) * self.page
+        count = int(self.rng.integers(1, left + 1))
         short_full = max(0, count - self.full.available())
         short_swa = max(0, count - self.swa.available()) if self.swa else 0
         evictable = self.cache.evictable()
@@ -184,7 +183,7 @@ class Simulation:
         req = self.pick()
         if req is None or not self.window:
             return
-        keep_from = self.window_start(req.computed) // self.page * self.page
+        keep_from = self.window_start(req.computed)
         if keep_from > req.swa_start:
             self.swa.free(req.swa[req.swa_start : keep_from].copy())
             req.swa[req.swa_start : keep_from] = 0
@@ -199,10 +198,7 @@ class Simulation:
         if req is None:
             return
         n = req.computed
-        rest = int(self.rng.integers(0, min(self.page, len(req.ids) - n + 1)))  # tokens of a page not yet full
-        done = self.cache.insert(
-            req.ids[: n + rest], req.key, req.full[: n + rest], req.swa[: n + rest], req.owned_from
-        )
+        done = self.cache.insert(req.ids[:n], req.key, req.full[:n], req.swa[:n], req.owned_from)
         self.after_insert(req, n)
         self.cache.lock(done.node)
         self.cache.unlock(req.anchor, swa_released=req.swa_released)
@@ -251,7 +247,7 @@ class Simulation:
         else:
             self.evict(10**6, 10**6 if self.swa else 0)
         self.forget_freed()
-        assert not self.held and self.full.available() == self.full.size
+        assert not self.held and self.full.used == 0
 
     def run(self, steps: int) -> None:
         names = ["admit", "compute", "trim", "share", "finish_one", "probe", "evict_some", "drain"]
@@ -267,19 +263,17 @@ class Simulation:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    "window, page_size, full_size, swa_size",
+    "window, full_size, swa_size",
     [
-        (None, 1, 75, 1),
-        (None, 4, 76, 4),
-        (2, 1, 90, 45),
-        (6, 1, 90, 60),
-        (6, 4, 120, 72),
-        (9, 4, 120, 72),
-        (100, 1, 90, 70),  # longer than any prompt
+        (None, 75, 1),
+        (2, 90, 45),
+        (6, 90, 60),
+        (9, 120, 72),
+        (100, 90, 70),  # longer than any prompt
     ],
 )
-def test_random_requests(window, page_size, full_size, swa_size, seed):
-    Simulation(seed, window, page_size, full_size, swa_size).run(2500)
+def test_random_requests(window, full_size, swa_size, seed):
+    Simulation(seed, window, full_size, swa_size).run(2500)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cuda_ci
 from sglang.test.engine_harness import StrictWorker
 from sglang.test.scheduler_harness import Harness
+from sglang.test.steps import kv_buffers
 from sglang.test.tiny_models import VOCAB, make_tiny_gemma4
 
 register_cuda_ci(est_time=30, stage="base-b", runner_config="1-gpu-large")
@@ -33,11 +34,10 @@ def runner(tmp_path_factory) -> ModelRunner:
 
 def harness(runner: ModelRunner, worker, overlap: bool = True) -> Harness:
     return Harness(
-        full_size=runner.full_size,
-        swa_size=runner.swa_size,
+        shape=runner.kv_shape,
         window=runner.config.sliding_window,
         rows=ROWS,
-        max_len=min(runner.config.context_len, runner.full_size),
+        max_len=min(runner.config.context_len, runner.kv_shape.full_size),
         chunk=40,
         overlap=overlap,
         vocab_size=VOCAB,
@@ -57,15 +57,12 @@ def test_graph_equals_eager(runner: ModelRunner, batch: int):
     inputs = np.stack((rows, lengths, rows + 100, rows + 200))
     _, replayed = runner.graphs.run(inputs)
     replayed = replayed[:batch].clone()
-    cached = [
-        t.clone() for pool in (runner.kv_pool.full, runner.kv_pool.swa) for kv in pool.buffers.values() for t in kv
-    ]
+    cached = [t.clone() for t in kv_buffers(runner)]
     size = next(s for s in runner.graphs.sizes if s >= batch)
     same = torch.as_tensor(padded(inputs, size, runner.graphs.padding), device="cuda")
     eager = runner.decode(same, [1] * size)[:batch]
     assert torch.isfinite(eager).all() and torch.equal(eager, replayed)
-    now = [t for pool in (runner.kv_pool.full, runner.kv_pool.swa) for kv in pool.buffers.values() for t in kv]
-    assert all(torch.equal(a[1:], b[1:]) for a, b in zip(cached, now, strict=True))  # slot 0 is padding
+    assert all(torch.equal(a, b) for a, b in zip(cached, kv_buffers(runner), strict=True))
 
 
 SAMPLING = [

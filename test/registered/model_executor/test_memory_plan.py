@@ -9,8 +9,10 @@ import psutil
 import pytest
 import torch
 
-from sglang.srt.layers.attention.kv_pool import KVPool
+from sglang.srt.configs.kv_layers import KVLayerSpec
+from sglang.srt.layers.attention.kv_pool import KVArena
 from sglang.srt.managers.run_scheduler import resolve_for_model
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.srt.model_executor import memory_plan
 from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cpu_ci
@@ -68,7 +70,7 @@ def test_a_gpu_is_asked_for_its_own_memory(monkeypatch):
 
 def test_drafters_count(monkeypatch):
     """The shipped model fits where it does not fit with its drafter."""
-    monkeypatch.setattr(memory_plan, "kv_tokens", lambda *_: (0, 0))
+    monkeypatch.setattr(memory_plan, "kv_shape", lambda *_: None)
     free = 60e6  # half of it for 28 MB of the model, buffers included, and 7 MB of the drafter
     assert refusal(monkeypatch, free, None) is None
     assert "does not fit" in refusal(monkeypatch, free, None, speculative_algorithm="NEXTN")
@@ -88,7 +90,8 @@ def test_a_pool_takes_what_is_used_of_it(dtype):
     """Half a GB of slots of which ten are written."""
     process = psutil.Process()
     before = process.memory_info().rss
-    pool = KVPool(1 << 20, [0], 1, 256 // dtype.itemsize, dtype, "cpu")
+    spec = KVLayerSpec(0, False, 1, 256 // dtype.itemsize)
+    pool = KVArena([spec], ArenaShape(1 << 20, 1, 0, 1 << 20, 0), dtype, "cpu")
     k, v = pool.get_kv(0)
     assert k.shape == (1 + (1 << 20), 1, 256 // dtype.itemsize) and k.dtype == dtype
     k[10:20] = 1

@@ -25,17 +25,18 @@ def test_warm_up_is_for_steps_beyond_the_graphs():
 
 @pytest.mark.parametrize("variant", ["moe_top4", "dense_k_eq_v", "ple_shared_double_wide"])
 def test_nobody_notices(variant, tmp_path):
-    """Tables, last tokens and cached keys and values are as before, but for row and slot 0."""
+    """Tables, last tokens and cached keys and values are as before, but for row 0 and the padding page."""
     runner = load(make_tiny_gemma4(tmp_path, variant), max_total_tokens=3000, max_running_requests=4).runner
     tables = runner.tables
-    state = [tables.req_to_token, tables.req_to_token_swa, tables.last_tokens, *kv_buffers(runner)]
+    tables, buffers = [tables.req_to_token, tables.req_to_token_swa, tables.last_tokens], kv_buffers(runner)
     rng = np.random.default_rng(0)
-    for t in state:
+    for t in (*tables, *buffers):
         t.copy_(torch.as_tensor(rng.integers(0, 100, t.shape)))
-    before = [t.clone() for t in state]
+    before = [t.clone() for t in tables], [t.clone() for t in buffers]
     runner.warm_up([1, 40, runner.config.context_len + 100])
-    assert all(torch.equal(a[1:], b[1:]) for a, b in zip(before, state, strict=True))
-    assert any(not torch.equal(a[0], b[0]) for a, b in zip(before, state, strict=True))
+    assert all(torch.equal(a[1:], b[1:]) for a, b in zip(before[0], tables, strict=True))
+    assert any(not torch.equal(a[0], b[0]) for a, b in zip(before[0], tables, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before[1], buffers, strict=True))
 
 
 if __name__ == "__main__":

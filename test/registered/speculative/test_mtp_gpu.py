@@ -38,13 +38,12 @@ def harness(request, tmp_path_factory):
 def cached(runner, lengths) -> None:
     """Request rows 1, 2, .. have so many tokens with K and V, a newest token and a hidden state, all at random."""
     generator = torch.Generator("cuda").manual_seed(0)
-    for pool in (runner.kv_pool.full, runner.kv_pool.swa):
-        for keys_and_values in pool.buffers.values():
-            for t in keys_and_values:
-                t.normal_(generator=generator)
+    runner.kv_pool.buffer.normal_(generator=generator)
     for i, length in enumerate(lengths.tolist()):
         slots = 100 + 40 * i + torch.arange(length, device="cuda")
-        runner.tables.note_slots(torch.full_like(slots, i + 1), torch.arange(length, device="cuda"), slots, slots)
+        runner.tables.note_slots(
+            torch.full_like(slots, i + 1), torch.arange(length, device="cuda"), slots, slots + 2000
+        )
     runner.tables.last_tokens.random_(3, VOCAB, generator=generator)
     runner.tables.hidden.normal_(generator=generator)
 

@@ -1,4 +1,4 @@
-"""KVManager: who owns which KV slot. Rows, the host's slot tables, both allocators and the prefix cache.
+"""KVManager: who owns which KV slot. Rows, the host's slot tables, the arena of both kinds of slot, the prefix cache.
 
 Of a running request's positions, those below `owned_from` belong to the tree (locked while it runs) and the rest to
 the request. Everything here is host arithmetic; the device sees slots only through StepInput.
@@ -7,7 +7,7 @@ the request. Everything here is host arithmetic; the device sees slots only thro
 import numpy as np
 
 from sglang.srt.managers.schedule_batch import Req
-from sglang.srt.mem_cache.allocator import SlotAllocator
+from sglang.srt.mem_cache.arena import Arena, ArenaShape, Room
 from sglang.srt.mem_cache.radix_cache import Match, RadixCache
 from sglang.srt.model_executor.step_io import TableWrite
 
@@ -17,15 +17,14 @@ TRIM_EVERY = 128  # tokens between two looks at a request's sliding slots, as up
 class KVManager:
     """Slots for at most `max_rows` running requests of up to `max_len` tokens.
 
-    `window` is W keys including the query's own; None when the model has no sliding layers (then `swa_size` is 0).
+    `window` is W keys including the query's own; None when the model has no sliding layers.
     `decode_tokens`: slots a decode step takes for a request, more than one when it verifies a draft; keep() says
     afterwards which of them stay.
     """
 
     def __init__(
         self,
-        full_size: int,
-        swa_size: int,
+        shape: ArenaShape,
         window: int | None,
         max_rows: int,
         max_len: int,
@@ -35,9 +34,9 @@ class KVManager:
         self.window = window
         self.max_len = max_len
         self.decode_tokens = decode_tokens
-        self.full = SlotAllocator(full_size)
-        self.swa = SlotAllocator(swa_size) if window is not None else None
-        self.full_size, self.swa_size = full_size, swa_size if window is not None else 0
+        self.arena = Arena(shape)
+        self.full, self.swa = self.arena.full, self.arena.swa
+        self.full_size, self.swa_size = shape.full_size, shape.swa_size
         self.cache = RadixCache(self.full, self.swa, window, enabled=enable_cache)
         self.free_rows = list(range(max_rows, 0, -1))  # row 0 is padding
         width = max_len + decode_tokens - 1  # a draft may go past the last token there can be
@@ -48,17 +47,17 @@ class KVManager:
         self.look_back = (window if decode_tokens > 1 else window - 1) if window else 0
         # The most sliding slots one request can hold: a locked cached window, its own, and what is not trimmed yet.
         least = min(width, 2 * window + self.trim_every + decode_tokens) if window else 0
-        if self.full_size < width:
-            raise ValueError(f"the full pool has {full_size} tokens, one request may need {width}")
-        if self.swa_size < least:
-            raise ValueError(f"the sliding pool has {self.swa_size} tokens, one request may need {least}")
+        if self.swa:
+            least += shape.swa_per_page - 1  # a window may begin and end inside a page
+        if not self.arena.fits(width, least):
+            raise ValueError(
+                f"KV memory holds {self.full_size} full or {self.swa_size} sliding tokens, one request may need "
+                f"{width} and {least}"
+            )
 
-    def room(self) -> tuple[int, int]:
-        """Slots that can be had now in the full and the sliding pool, the cache's evictable ones included."""
-        full, swa = self.cache.evictable()
-        if self.swa is None:
-            return self.full.available() + full, self.full_size + self.max_len  # never the limit
-        return self.full.available() + full, self.swa.available() + swa
+    def room(self) -> Room:
+        """What can be had now, what the cache can give up included."""
+        return Room(self.arena)
 
     def match(self, req: Req) -> Match:
         """The longest cached prefix the request may start from; not locked yet."""
@@ -79,20 +78,26 @@ class KVManager:
         self.swa_table[req.row, start:end] = swa_slots
         return TableWrite(req.row, start, full_slots, swa_slots)
 
-    def _reserve(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """`count` new slots in each pool. Plans never ask for more than room() has, so a shortage is our own error."""
-        short_full = count - self.full.available()
-        short_swa = count - self.swa.available() if self.swa else 0
+    def _make_room(self, count: int) -> int:
+        """Evict until `count` slots of each kind can be had; returns how many free pages the sliding ones need. Plans
+        never ask for more than room() has, so a shortage is our own error."""
+        short_full = count - (self.full.size - self.full.used)
+        short_swa = count - (self.swa.size - self.swa.used) if self.swa else 0
         if short_full > 0 or short_swa > 0:
             self.cache.evict(max(0, short_full), max(0, short_swa))
-        full = self.full.alloc(count)
-        swa = self.swa.alloc(count) if self.swa else np.zeros(count, dtype=np.int32)
-        assert full is not None and swa is not None, f"no {count} slots: {self.usage()}"
-        return full, swa
+        while not self.arena.has(count, count):
+            assert self.cache.evict_oldest(), f"no {count} slots: {self.usage()}"
+        return self.swa.pages_for(count) if self.swa else 0
 
     def append_chunk(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots for the request's next `count` tokens."""
-        full, swa = self._reserve(count)
+        swa_pages = self._make_room(count)
+        last = max(0, req.computed - 1)
+        full = self.full.alloc(count, int(self.full_table[req.row, last]), swa_pages)
+        if self.swa is None:
+            swa = np.zeros(count, dtype=np.int32)
+        else:
+            swa = self.swa.alloc(count, int(self.swa_table[req.row, last]))
         self._write(req, req.computed, full, swa)
         req.computed += count
         return full, swa
@@ -100,9 +105,12 @@ class KVManager:
     def append_tokens(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
         """Slots for the next `decode_tokens` tokens of each request, request by request."""
         count = self.decode_tokens
-        full, swa = self._reserve(len(reqs) * count)
-        rows = np.repeat([req.row for req in reqs], count)
-        positions = np.add.outer([req.computed for req in reqs], np.arange(count)).ravel()
+        swa_pages = self._make_room(len(reqs) * count)
+        rows, ends = np.array([(req.row, req.computed) for req in reqs]).T
+        full = self.full.extend(self.full_table[rows, ends - 1], count, swa_pages)
+        swa = np.zeros_like(full) if self.swa is None else self.swa.extend(self.swa_table[rows, ends - 1], count)
+        rows = np.repeat(rows, count)
+        positions = np.add.outer(ends, np.arange(count)).ravel()
         self.full_table[rows, positions] = full
         self.swa_table[rows, positions] = swa
         for req in reqs:
@@ -186,24 +194,25 @@ class KVManager:
         self.cache.reset()
 
     def usage(self) -> dict:
-        """Counts of both pools for logs, /server_info and /metrics. Used are slots that requests hold: neither free nor
-        to be had from the cache."""
+        """Counts of both kinds for logs, /server_info and /metrics. Used are slots that requests hold. Capacity and
+        free slots are what one kind could have, were the other to take no more; a free page is in both.
+        `token_usage` is the share of pages in which requests hold slots."""
         cached_full, cached_swa = self.cache.cached()
-        room_full, room_swa = self.room()
         return {
             "full_capacity": self.full_size,
             "full_free": self.full.available(),
             "full_cached": cached_full,
-            "full_used": self.full_size - room_full,
+            "full_used": self.full.held,
             "swa_capacity": self.swa_size,
             "swa_free": self.swa.available() if self.swa else 0,
             "swa_cached": cached_swa,
-            "swa_used": self.swa_size - room_swa if self.swa else 0,
+            "swa_used": self.swa.held if self.swa else 0,
+            "token_usage": self.arena.held_share,
         }
 
     def check_idle(self, deep: bool = True) -> None:
-        """Nothing runs, so every slot is free or cached and every row is free; raises AssertionError with counts.
-        `deep` goes through the whole tree too: some milliseconds per 100 thousand cached tokens."""
+        """Nothing runs, so every slot is free or cached, every page has one owner and every row is free; raises
+        AssertionError with counts. `deep` goes through the whole tree and all slots too, which takes milliseconds."""
         self.cache.check(idle=True, deep=deep)
         assert len(self.free_rows) == len(self.full_table) - 1, (
             f"{len(self.full_table) - 1 - len(self.free_rows)} request rows leaked"

@@ -96,17 +96,16 @@ def load_runner(args, model_config, tp):
 
 
 def make_kv_manager(args, model_config, runner):
-    """(KVManager over the runner's pools, tokens of prompt and output together that a request may have)."""
+    """(KVManager over the runner's memory, tokens of prompt and output together that a request may have)."""
     from sglang.srt.managers.kv_manager import KVManager
 
-    decode_tokens = args.decode_tokens
-    max_len = min(args.context_length, runner.full_size - decode_tokens + 1)
-    if args.chunked_prefill_size < 0 and runner.swa_size:  # the whole prompt has sliding slots while it is computed
-        max_len = min(max_len, runner.swa_size - decode_tokens + 1)
+    decode_tokens, shape = args.decode_tokens, runner.kv_shape
+    max_len = min(args.context_length, shape.full_size - decode_tokens + 1)
+    if args.chunked_prefill_size < 0 and shape.swa_size:  # the whole prompt has sliding slots while it is computed
+        max_len = min(max_len, shape.swa_size - decode_tokens + 1)
     kv = KVManager(
-        runner.full_size,
-        runner.swa_size,
-        model_config.sliding_window if runner.swa_size else None,
+        shape,
+        model_config.sliding_window if shape.swa_size else None,
         args.max_running_requests,
         max_len,
         enable_cache=not args.disable_radix_cache,
@@ -214,8 +213,8 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
     grammars = make_grammar_manager(args, model_config, process, tp)
     scheduler = Scheduler(worker, kv, policy, limits, receive, send, stats, grammars)
     public = args.public_dict() | {
-        "max_total_num_tokens": runner.full_size,
-        "max_total_num_tokens_swa": runner.swa_size,
+        "max_total_num_tokens": runner.kv_shape.full_size,
+        "max_total_num_tokens_swa": runner.kv_shape.swa_size,
         "max_req_input_len": max_len - 1,
         "max_req_len": max_len,
         "cpu_threads": runner.cpu_threads,
@@ -226,8 +225,8 @@ def build(typed, process: ProcessConfig, make_runner: Callable | None = None):
         "model_type": model_config.model_type,
         "memory_usage": {
             "weight": round(runner.weight_bytes / 1e9, 3),
-            "kvcache": round(runner.kv_bytes / 1e9, 3),
-            "token_capacity": runner.full_size,
+            "kvcache": round(runner.kv_pool.nbytes / 1e9, 3),
+            "token_capacity": runner.kv_shape.full_size,
         },
     }
     return scheduler, SchedulerReady(public)

@@ -54,15 +54,14 @@ class SchedulePolicy:
         self.ratio = NewTokenRatio(conservativeness)
 
     def victim(self, running: list[Req], kv: KVManager) -> Req | None:
-        """The request to retract next, the latest arrival, so that the others can go on; None when all can.
-
-        The oldest request is never the victim: alone it always fits, or it would not have been accepted.
-        """
+        """The request to retract next, the latest arrival, so that the others can go on; None when all can."""
+        if not running:
+            return None
         decoding = sum(not r.is_prefilling and r.wants_token for r in running)
-        full, swa = kv.room()
-        stuck = decoding == 0 and min(full, swa) == 0 and any(r.is_prefilling for r in running)
         needed = decoding * kv.decode_tokens
-        if len(running) < 2 or (full >= needed and swa >= needed and not stuck):
+        if not decoding and any(r.is_prefilling for r in running):
+            needed = 1  # else nothing would go on
+        if kv.room().fits(needed, needed):
             return None
         return max(running, key=lambda r: r.order)
 
@@ -95,7 +94,7 @@ class SchedulePolicy:
 
 
 class PrefillBudget:
-    """What is left for prefill in one step: tokens, rows and slots in both pools."""
+    """What is left for prefill in one step: tokens, rows and slots of both kinds."""
 
     def __init__(self, policy: SchedulePolicy, running: list[Req], decodes: list[Req], kv: KVManager):
         self.kv = kv
@@ -104,9 +103,8 @@ class PrefillBudget:
         self.chunked = policy.chunked_prefill_size > 0
         if self.chunked:
             self.tokens = min(self.tokens, policy.chunked_prefill_size - len(decodes) * policy.mixed_chunk)
-        self.full, self.swa = kv.room()
-        self.full -= len(decodes) * kv.decode_tokens
-        self.swa -= len(decodes) * kv.decode_tokens
+        self.room = kv.room()
+        self.room.take(len(decodes) * kv.decode_tokens, len(decodes) * kv.decode_tokens)
         self.ratio = policy.ratio.value
         # Slots the running requests are expected to want later.
         self.reserved = sum(self.expected_growth(r) for r in running)
@@ -118,7 +116,7 @@ class PrefillBudget:
 
     def continue_chunk(self, plan: StepPlan, req: Req) -> None:
         """The next chunk of a prompt that is already running."""
-        count = min(req.prefill_end - req.computed, self.tokens, self.full, self.swa)
+        count = self.room.most(min(req.prefill_end - req.computed, self.tokens))
         if count > 0:
             self.take(count)
             self.reserved -= count
@@ -129,26 +127,22 @@ class PrefillBudget:
         if self.rows == 0 or self.tokens <= 0:
             return False
         match = self.kv.match(req)
-        full, swa = self.kv.room()
-        self.kv.cache.lock(match.node)
-        now_full, now_swa = self.kv.room()
-        full_left = self.full - (full - now_full)  # the prefix can no longer be evicted
-        swa_left = self.swa - (swa - now_swa)
+        self.kv.cache.lock(match.node)  # it can no longer be evicted, which the room knows
         rest = req.num_tokens - match.length
         count = min(rest, self.tokens) if self.chunked else rest
         left = min(req.max_new_tokens - len(req.output_ids), MAX_RESERVED_NEW_TOKENS)
         later = rest + int(left * self.ratio)
         alone = len(plan.chunks) == 0 and self.rows == len(self.kv.full_table) - 1
         if alone and self.chunked:
-            count = min(count, full_left, swa_left)
+            count = self.room.most(count)
         # One request alone always fits in the end (it was accepted), whatever it is expected to need.
-        fits = 0 < count <= full_left and count <= swa_left and (alone or later + self.reserved <= full_left)
+        fits = 0 < count and self.room.fits(count, count)
+        fits &= alone or self.room.fits(later + self.reserved, count)
         if not self.chunked and count > self.tokens and plan.chunks:
             fits = False
         if not fits:
             self.kv.cache.unlock(match.node)
             return False
-        self.full, self.swa = full_left, swa_left
         self.take(count)
         self.reserved += later - count
         self.rows -= 1
@@ -157,5 +151,4 @@ class PrefillBudget:
 
     def take(self, count: int) -> None:
         self.tokens -= count
-        self.full -= count
-        self.swa -= count
+        self.room.take(count, count)

@@ -304,11 +304,13 @@ class Scheduler:
         self.kv.release(req)
         req.report.num_retractions += 1
         self.running.remove(req)
+        if not self.running:  # what it began from lay too scattered; alone in an empty arena it fits
+            self.kv.flush()
         self.waiting.append(req)
         self.waiting.sort(key=lambda r: r.order)
         self.policy.ratio.after_retraction(self.running)
         self.stats.retractions += 1
-        logger.info("KV pools are full: request %d retracted, %d still run", req.serial, len(self.running))
+        logger.info("KV memory is full: request %d retracted, %d still run", req.serial, len(self.running))
 
     def process(self, launched: InFlight) -> None:
         """Hand out the tokens of a finished step."""

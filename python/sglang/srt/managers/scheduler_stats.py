@@ -94,7 +94,8 @@ class SchedulerStats:
 
 
 def _usage_text(kv: KVManager) -> str:
-    """Share of each pool that running requests hold (cached tokens can be evicted, so they count as free)."""
-    full, swa = kv.room()
-    text = f"full token usage: {1 - full / kv.full_size:.2f}"
-    return text if kv.swa is None else f"{text}, swa token usage: {1 - swa / kv.swa_size:.2f}"
+    """Tokens of each kind that running requests hold, of those the memory could have (cached ones can be evicted)."""
+    text = f"#full-token: {kv.full.held} of {kv.full_size}"
+    if kv.swa is not None:
+        text += f", #swa-token: {kv.swa.held} of {kv.swa_size}"
+    return f"{text}, token usage: {kv.arena.held_share:.2f}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sglang.srt.mem_cache.allocator import SlotAllocator
+from sglang.srt.mem_cache.arena import SlotAllocator
 from sglang.srt.mem_cache.radix_node import LruList, TreeNode
 
 NO_SLOTS = np.zeros(0, dtype=np.int32)
@@ -51,7 +51,7 @@ class Match:
 
 @dataclass(slots=True)
 class Inserted:
-    """Where the inserted tokens are now, in whole pages; the slots of a last, partial page stay the caller's."""
+    """Where the inserted tokens are now."""
 
     node: Anchor
     full_slots: np.ndarray  # int32 [n]
@@ -59,24 +59,21 @@ class Inserted:
 
 
 class RadixCache:
-    """Prefixes over a full pool and, with a sliding `window` in tokens, a sliding pool; both of one page size.
+    """Prefixes over full slots and, with a sliding `window` in tokens, sliding slots. `extra_key` keeps prefixes apart.
 
-    Nodes begin and end at pages; lengths of ids are rounded down to pages. `extra_key` keeps prefixes apart.
+    Slots of locked parts are held, all others the tree has are cached.
     With `enabled` False nothing is kept: match() gives 0 tokens and insert() frees the caller's slots.
     """
 
     def __init__(self, full: SlotAllocator, swa: SlotAllocator | None, window: int | None, enabled: bool = True):
         if (swa is None) != (window is None):
             raise ValueError(f"a sliding pool and a window come together, got {swa} and {window}")
-        if swa is not None and swa.page_size != full.page_size:
-            raise ValueError(f"page sizes {full.page_size} and {swa.page_size} of the two pools differ")
         if window is not None and window < 2:
             raise ValueError(f"window {window} must be at least 2: a query and one token before it")
         self.full = full
         self.swa = swa
         self.window = window
         self.enabled = enabled
-        self.page_size = full.page_size
         self._full_lru = LruList()
         self._swa_lru = LruList()
         self._clear()
@@ -112,8 +109,7 @@ class RadixCache:
     def _walk(self, ids: np.ndarray, extra_key: str | None) -> tuple[list[TreeNode], int]:
         """The nodes that hold the longest cached prefix of `ids`, and its length, which may end inside the last."""
         path: list[TreeNode] = []
-        node, pos, page = self._root, 0, self.page_size
-        end = len(ids) // page * page
+        node, pos, end = self._root, 0, len(ids)
         while pos < end:
             node = node.children.get(self._key(ids, pos, extra_key))
             if node is None:
@@ -123,14 +119,13 @@ class RadixCache:
             differs = node.tokens[:count] != ids[pos : pos + count]
             first = int(differs.argmax())
             if differs[first]:
-                return path, pos + first // page * page
+                return path, pos + first
             pos += count
         return path, pos
 
     def _key(self, ids: np.ndarray, pos: int, extra_key: str | None) -> Hashable:
-        """Key of a child: the first page of its tokens, with the extra key at the root."""
-        first_page = ids[pos : pos + self.page_size].tobytes()
-        return first_page if pos else (extra_key, first_page)
+        """Key of a child: its first token, with the extra key at the root."""
+        return int(ids[pos]) if pos else (extra_key, int(ids[pos]))
 
     def _reusable(self, path: list[TreeNode], length: int) -> tuple[list[TreeNode], int]:
         """Cut a walk back to where a whole window of sliding slots ends.
@@ -164,18 +159,19 @@ class RadixCache:
 
         A node that only reaches into the tail is left to lock() and insert(), which split it there.
         """
-        tail_start = self._tail_start(length)
+        windows, window_start = [], self._tail_start(length)
         for node in reversed(path):
             self._full_lru.touch(node.full_link, self._clock)
-        for node in path:
-            if node.start >= tail_start and node.swa is not None:
-                self._swa_lru.touch(node.swa_link, self._clock)
+            if len(node.children) > 1:
+                window_start = self._tail_start(node.end)
+            if node.start >= window_start and node.swa is not None:
+                windows.append(node)
+        for node in reversed(windows):
+            self._swa_lru.touch(node.swa_link, self._clock)
 
     def _tail_start(self, length: int) -> int:
-        """Where the last window of a prefix begins, at a page; `length` itself without a sliding pool."""
-        if self.window is None:
-            return length
-        return max(0, (length - self.window) // self.page_size * self.page_size)
+        """Where the last window of a prefix begins; `length` itself without a sliding pool."""
+        return length if self.window is None else max(0, length - self.window)
 
     # ---- locking ----
 
@@ -200,10 +196,12 @@ class RadixCache:
                 part.swa_link.used = self._clock
                 if part.swa_lock == 1 and part.swa is not None:
                     self._swa_lru.remove(part.swa_link)
+                    self.swa.hold(part.swa)
         while node is not self._root:
             node.full_lock += 1
             if node.full_lock == 1:
                 self._full_lru.remove(node.full_link)
+                self.full.hold(node.full)
             node = node.parent
 
     def release_swa(self, anchor: Anchor) -> None:
@@ -215,6 +213,7 @@ class RadixCache:
             assert part.swa_lock >= 0, f"[{part.start}, {part.end}) of the sliding part unlocked more than locked"
             if part.swa_lock == 0 and part.swa is not None:
                 self._swa_lru.add(part.swa_link, after_equals=False)
+                self.swa.cache(part.swa)
 
     def unlock(self, anchor: Anchor, swa_released: bool = False) -> None:
         """Take one lock() back. That is no use of the prefix: it goes where its last match or insert puts it."""
@@ -226,6 +225,7 @@ class RadixCache:
             assert node.full_lock >= 0, f"[{node.start}, {node.end}) unlocked more than locked"
             if node.full_lock == 0:
                 self._full_lru.add(node.full_link, after_equals=True)
+                self.full.cache(node.full)
             node = node.parent
         self._prune(anchor.node)
 
@@ -253,22 +253,22 @@ class RadixCache:
         swa_slots: np.ndarray,
         owned_from: int,
     ) -> Inserted:
-        """The tree takes over the caller's slots of positions [owned_from, n), where n = len(ids) in whole pages.
+        """The tree takes over the caller's held slots of positions [owned_from, n), where n = len(ids).
 
         Positions below `owned_from` are the tree's, from a match whose lock the caller still holds; their slots are
         not looked at. `swa_slots` is 0 where the caller gave the slot back. Duplicates of what the tree has are freed,
         but where the tree has dropped the sliding part it takes the caller's. Nothing is locked by this.
         """
         ids = _as_ids(ids)
-        n = len(ids) // self.page_size * self.page_size
-        assert 0 <= owned_from <= n and owned_from % self.page_size == 0, f"owned from {owned_from} of {n} tokens"
+        n = len(ids)
+        assert 0 <= owned_from <= n, f"owned from {owned_from} of {n} tokens"
         assert len(full_slots) >= n and len(swa_slots) >= n, f"{len(full_slots)}, {len(swa_slots)} slots, {n} tokens"
         if not self.enabled:
             self._free(full_slots[owned_from:n], swa_slots[owned_from:n])
             return Inserted(Anchor(self._root, 0), NO_SLOTS, NO_SLOTS)
 
         self._clock += 1
-        path, held = self._walk(ids[:n], extra_key)
+        path, held = self._walk(ids, extra_key)
         assert held >= owned_from, f"the caller's first {owned_from} tokens should be cached, {held} are"
         node = path[-1] if path else self._root
         if held < node.end:
@@ -278,6 +278,7 @@ class RadixCache:
             if self.swa is not None:
                 for part in path:
                     self._merge_swa(part, swa_slots, owned_from)
+        branch = node
         for start, end, live in self._runs(swa_slots, held, n):
             node = self._add_child(
                 node,
@@ -288,9 +289,23 @@ class RadixCache:
             )
         if self.swa is not None:
             self._tail(node)  # part what is before the tail from it, to be dropped alone
+            self._spend_first(node, branch)
         path = self._path(node)
         self._touch(path, n)
         return Inserted(Anchor(node, n), *self._slots(path, n))
+
+    def _spend_first(self, end: TreeNode, branch: TreeNode) -> None:
+        """Of the sliding slots that this insert brought only two windows will be asked for: the last one, where `end`
+        ends, and that at `branch`, where others may leave this prefix. The rest goes first."""
+        kept = {id(part) for part in (*self._tail(end), *self._tail(branch))}
+        for node in self._path(end):
+            if (
+                node.swa_link.used == self._clock
+                and node.swa is not None
+                and id(node) not in kept
+                and not node.swa_lock
+            ):
+                self._swa_lru.make_oldest(node.swa_link)
 
     def _merge_swa(self, node: TreeNode, swa_slots: np.ndarray, owned_from: int) -> None:
         """The caller owns `swa_slots` from `owned_from` on: revive with them what `node` dropped, free the others."""
@@ -311,6 +326,7 @@ class RadixCache:
             part.swa_link.used = self._clock
             if part.swa_lock == 0:
                 self._swa_lru.append(part.swa_link, self._clock)
+                self.swa.cache(part.swa)
 
     def _runs(self, swa_slots: np.ndarray, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Runs (start, end, live) of [start, end): with sliding slots or without."""
@@ -318,7 +334,6 @@ class RadixCache:
             return
         live = swa_slots[start:end] != 0 if self.swa is not None else np.zeros(end - start, dtype=bool)
         changes = (np.flatnonzero(live[1:] != live[:-1]) + (start + 1)).tolist()
-        assert all(c % self.page_size == 0 for c in changes), f"part of a page was given back, at {changes[:4]}"
         for run_start, run_end in zip([start, *changes], [*changes, end], strict=True):
             yield run_start, run_end, bool(live[run_start - start])
 
@@ -329,14 +344,16 @@ class RadixCache:
         parent.children[key] = node
         self._cached_full += len(node)
         self._full_lru.append(node.full_link, self._clock)
+        self.full.cache(full)
         if swa is not None:
             self._cached_swa += len(node)
             self._swa_lru.append(node.swa_link, self._clock)
+            self.swa.cache(swa)
         return node
 
     def _split(self, node: TreeNode, at: int) -> TreeNode:
         """Part `node` at position `at`; returns the new upper part. Locks and places in the orders hold for both."""
-        assert node.start < at < node.end and at % self.page_size == 0, f"split [{node.start}, {node.end}) at {at}"
+        assert node.start < at < node.end, f"split [{node.start}, {node.end}) at {at}"
         k = at - node.start
         swa = None if node.swa is None else node.swa[:k]
         upper = TreeNode(node.parent, node.key, node.start, node.tokens[:k], node.full[:k], swa)
@@ -347,7 +364,7 @@ class RadixCache:
         node.start = at
         node.tokens, node.full = node.tokens[k:], node.full[k:]
         node.swa = None if swa is None else node.swa[k:]
-        node.key = node.tokens[: self.page_size].tobytes()
+        node.key = int(node.tokens[0])
         upper.children[node.key] = node
         if not node.full_lock:
             self._full_lru.add_upper(upper.full_link, node.full_link, newer=True)
@@ -374,19 +391,31 @@ class RadixCache:
         while before_full - self._cached_full < full and (node := self._full_lru.oldest()):
             self._remove_leaf(node)
         while before_swa - self._cached_swa < swa and (node := self._swa_lru.oldest()):
-            tail_start = self._tail_start(node.end)
-            if node.start < tail_start:
-                node = self._split(node, tail_start)
-            if node.children or node.full_lock:
-                self._drop_swa(node)
-            else:
-                self._remove_leaf(node)
+            self._evict_swa(node)
         return before_full - self._cached_full, before_swa - self._cached_swa
+
+    def evict_oldest(self) -> bool:
+        """Free what was used least recently, a leaf or a sliding part; False when nothing is left to evict."""
+        full, swa = self._full_lru.oldest(), self._swa_lru.oldest()
+        if swa is not None and (full is None or swa.swa_link.used <= full.full_link.used):
+            self._evict_swa(swa)
+        elif full is not None:
+            self._remove_leaf(full)
+        return full is not None or swa is not None
+
+    def _evict_swa(self, node: TreeNode) -> None:
+        tail_start = self._tail_start(node.end)
+        if node.start < tail_start:
+            node = self._split(node, tail_start)
+        if node.children or node.full_lock:
+            self._drop_swa(node)
+        else:
+            self._remove_leaf(node)
 
     def _drop_swa(self, node: TreeNode) -> None:
         self._swa_lru.remove(node.swa_link)
         self._cached_swa -= len(node)
-        self.swa.free(node.swa)
+        self.swa.evict(node.swa)
         node.swa = None
 
     def _remove_leaf(self, node: TreeNode) -> None:
@@ -408,7 +437,7 @@ class RadixCache:
             self._drop_swa(node)
         self._full_lru.remove(node.full_link)
         self._cached_full -= len(node)
-        self.full.free(node.full)
+        self.full.evict(node.full)
         del node.parent.children[node.key]
         node.alive = False
 
@@ -422,7 +451,9 @@ class RadixCache:
         locked_full = self._cached_full - self._full_lru.tokens
         assert locked_full == 0, f"{locked_full} tokens of the prefix cache are still locked"
         for node in self._nodes():
-            self._free(node.full, NO_SLOTS if node.swa is None else node.swa)
+            self.full.evict(node.full)
+            if node.swa is not None:
+                self.swa.evict(node.swa)
             node.alive = False
         self._clear()
 
@@ -438,26 +469,27 @@ class RadixCache:
     def check(self, idle: bool = True, deep: bool = True) -> None:
         """Raise AssertionError, with numbers, where the books are wrong.
 
-        `idle`: no request runs, so nothing is locked and every slot of both pools is free or cached. `deep`: go through
-        the whole tree too, which takes some milliseconds per 100 thousand cached tokens.
+        `idle`: no request runs, so nothing is locked and every slot in use is the tree's. `deep`: go through the whole
+        tree and all slots too, which takes some milliseconds per 100 thousand cached tokens.
         """
         pools = [("full", self.full, self._cached_full, self._full_lru)]
         if self.swa is not None:
             pools.append(("sliding", self.swa, self._cached_swa, self._swa_lru))
         for name, pool, cached, lru in pools:
-            known = pool.available() + cached
-            counts = f"{name} pool: {pool.available()} free + {cached} cached of {pool.size} slots"
-            assert known <= pool.size, f"{counts}: {known - pool.size} too many"
+            counts = f"{name} slots: {pool.used} in use, {pool.held} of them held, {cached} in the tree"
+            assert pool.used - pool.held == lru.tokens, f"{counts}, of which {lru.tokens} could be evicted"
             if idle:
-                assert known == pool.size, f"{counts}: {pool.size - known} leaked"
-                assert lru.tokens == cached, f"{name} pool: {cached - lru.tokens} cached tokens are locked while idle"
+                assert pool.used == cached, f"{counts}: {pool.used - cached} leaked"
+                assert lru.tokens == cached, f"{counts}: {cached - lru.tokens} are locked while idle"
+        self.full.arena.check()
         if deep:
             self._check_tree()
+            self.full.arena.check_deep()
 
     def _check_tree(self) -> None:
         nodes = self._nodes()
         for node in nodes:
-            _check_node(node, self._root, self.page_size)
+            _check_node(node, self._root)
         live = [node for node in nodes if node.swa is not None]
         _check_slots("full", self.full, [node.full for node in nodes], self._cached_full)
         _check_order("full", self._full_lru, [node for node in nodes if not node.full_lock])
@@ -478,13 +510,11 @@ def _name(node: TreeNode) -> str:
     return f"node [{node.start}, {node.end})"
 
 
-def _check_node(node: TreeNode, root: TreeNode, page_size: int) -> None:
+def _check_node(node: TreeNode, root: TreeNode) -> None:
     parent, name = node.parent, _name(node)
-    first_page = node.tokens[:page_size].tobytes()
     key = node.key[1] if parent is root else node.key
-    assert node.alive and parent.children[node.key] is node and key == first_page, f"{name} is not under its key"
+    assert node.alive and parent.children[node.key] is node and key == node.tokens[0], f"{name} is not under its key"
     assert node.start == parent.end < node.end, f"{name} follows {_name(parent)}"
-    assert node.start % page_size == 0 and node.end % page_size == 0, f"{name} does not end at pages of {page_size}"
     sizes = [len(node.tokens), len(node.full), len(node) if node.swa is None else len(node.swa)]
     assert sizes == [len(node)] * 3, f"{name} has {sizes} tokens, full and sliding slots"
     assert 0 <= node.swa_lock <= node.full_lock, f"{name} is locked {node.full_lock} times, sliding {node.swa_lock}"
@@ -497,8 +527,6 @@ def _check_slots(name: str, pool: SlotAllocator, parts: list[np.ndarray], cached
     assert len(slots) == cached, f"{name} pool: the tree holds {len(slots)} slots but counts {cached}"
     if len(slots) == 0:
         return
-    low, high = pool.page_size, pool.page_size + pool.size
-    assert low <= slots.min() and slots.max() < high, f"{name} pool: cached slots {slots.min()}..{slots.max()}"
     owners = np.bincount(slots)
     assert owners.max() == 1, f"{name} pool: slots cached twice: {np.flatnonzero(owners > 1)[:8]}"
     free = slots[pool.is_free(slots)]

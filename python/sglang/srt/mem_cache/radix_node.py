@@ -115,6 +115,12 @@ class LruList:
         link.newer = None
         self._insert(link, self._ring)
 
+    def make_oldest(self, link: Link) -> None:
+        """The node, in the list, goes before all others, as if it had never been used."""
+        link.older.newer, link.newer.older = link.newer, link.older
+        link.used, link.newer = 0, None
+        self._insert(link, self._ring.newer)
+
     def add_upper(self, upper: Link, lower: Link, newer: bool) -> None:
         """A node of the list was split; its upper part joins as the next newer or the next older node."""
         self._insert(upper, lower.newer if newer else lower)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sglang.srt.layers.attention.forward_batch import AttentionBackend, DraftRows, ForwardBatch
-from sglang.srt.layers.attention.kv_pool import HybridKVPool
+from sglang.srt.layers.attention.kv_pool import KVArena
 from sglang.srt.model_executor.step_io import StepInput, TableWrite
 from sglang.srt.model_executor.step_layout import LAST_TOKEN, StepTensors, layout, split
 from sglang.srt.utils.device_copies import to_device
@@ -21,7 +21,7 @@ class DeviceTables:
         self,
         rows: int,
         max_len: int,
-        kv_pool: HybridKVPool,
+        kv_pool: KVArena,
         attn_backend: AttentionBackend,
         device: torch.device,
         hidden_size: int,

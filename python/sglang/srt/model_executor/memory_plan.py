@@ -1,5 +1,5 @@
 """What of a device's memory goes to weights and to KV: the same sums before anything is loaded, when a model that does
-not fit is refused, and for the pools once the weights are there."""
+not fit is refused, and for the arena once the weights are there."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,8 @@ from torch import nn
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import TensorParallel
-from sglang.srt.mem_cache.pool_sizes import pool_sizes
+from sglang.srt.mem_cache.arena import ArenaShape
+from sglang.srt.mem_cache.arena_size import arena_shape
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.utils.device_memory import free_memory
 
@@ -25,9 +26,9 @@ def free_for_rank(args: ResolvedArgs) -> int:
     return free // (args.tp_size // args.nnodes) if args.device == "cpu" else free
 
 
-def kv_tokens(args: ResolvedArgs, config: ModelConfig, kv_layers: list[KVLayerSpec], budget: int) -> tuple[int, int]:
-    """pool_sizes() of a server with these settings in `budget` bytes; `kv_layers` are a rank's."""
-    return pool_sizes(
+def kv_shape(args: ResolvedArgs, config: ModelConfig, kv_layers: list[KVLayerSpec], budget: int) -> ArenaShape:
+    """arena_shape() of a server with these settings in `budget` bytes; `kv_layers` are a rank's."""
+    return arena_shape(
         budget,
         kv_layers,
         config.torch_dtype.itemsize,
@@ -55,4 +56,4 @@ def check_fits(args: ResolvedArgs, config: ModelConfig, shells: Iterable[nn.Modu
             f"GB free {where} --mem-fraction-static {args.mem_fraction_static:g} leaves {here * room / 1e9:.1f} GB for "
             f"weights and KV; {way_out}, or end what else uses memory"
         )
-    kv_tokens(args, config, [layer.on_rank(tp) for layer in config.kv_layers], room - weights)
+    kv_shape(args, config, [layer.on_rank(tp) for layer in config.kv_layers], room - weights)

@@ -14,13 +14,13 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.backends import check_backend, make_backend
 from sglang.srt.layers.attention.forward_batch import AttentionBackend, ForwardBatch
-from sglang.srt.layers.attention.kv_pool import HybridKVPool
+from sglang.srt.layers.attention.kv_pool import KVArena
 from sglang.srt.layers.logprobs import PendingLogprobs, token_logprobs
 from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
 from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import Forwarded, LaunchedStep, output_logprobs
-from sglang.srt.model_executor.memory_plan import free_for_rank, kv_tokens, weight_bytes
+from sglang.srt.model_executor.memory_plan import free_for_rank, kv_shape, weight_bytes
 from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
 from sglang.srt.model_executor.step_io import Admission, StepInput, TokenMasks
 from sglang.srt.model_executor.step_layout import decode_layout, padding_step, split
@@ -37,7 +37,7 @@ LOGPROB_ROWS = 1024  # prompt rows whose logits exist at a time: at 262,144 toke
 
 
 class ModelRunner:
-    """Loads the model and sizes the KV pools from `args`; `launch` starts steps, which run in that order.
+    """Loads the model and sizes KV memory from `args`; `launch` starts steps, which run in that order.
 
     Raises ValueError when the checkpoint can't be served or memory holds no single request.
     """
@@ -65,20 +65,18 @@ class ModelRunner:
             for module in modules:
                 warm_products(module.parameters())
 
-        budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # pools are equal on all ranks
-        self.full_size, self.swa_size = kv_tokens(args, config, self.kv_layers, budget)
-        self.kv_pool = HybridKVPool(self.kv_layers, self.full_size, self.swa_size, config.torch_dtype, self.device)
-        self.kv_bytes = (
-            self.full_size * self.kv_pool.full_bytes_per_token + self.swa_size * self.kv_pool.swa_bytes_per_token
-        )
+        budget = tp.minimum(int(free_before * args.mem_fraction_static) - weights)  # arenas are equal on all ranks
+        self.kv_shape = shape = kv_shape(args, config, self.kv_layers, budget)
+        self.kv_pool = KVArena(self.kv_layers, shape, config.torch_dtype, self.device)
         logger.info(
-            "KV cache: %d full and %d sliding tokens, %.2f GB", self.full_size, self.swa_size, self.kv_bytes / 1e9
-        )
+            "KV cache: %d full or %d sliding tokens, %.2f GB in %d pages",
+            shape.full_size, shape.swa_size, self.kv_pool.nbytes / 1e9, shape.num_pages,
+        )  # fmt: skip
         self.weight_bytes = weights
         self.cpu_threads: int | None = None  # see cpu_threads.py
 
         rows = args.max_running_requests
-        max_len = min(args.context_length + decode_tokens - 1, self.full_size)
+        max_len = min(args.context_length + decode_tokens - 1, shape.full_size)
         self.longest = min(max_len, config.context_len)  # tokens that a request may have
         most_rows = rows * (max(decode_tokens, speculation.topk) if speculation else 1)
         backend = self.attention_backend(args.attention_backend, most_rows, max_len)
@@ -99,7 +97,7 @@ class ModelRunner:
         self.prefill_graphs: PrefillGraphs | None = None
         if args.piecewise_cuda_graph_max_tokens is not None:
             self.capture_prefills(args.piecewise_cuda_graph_max_tokens, rows)
-            self.warm_up(warm_up_sizes(self.prefill_graphs.largest, min(args.step_prompt_tokens, self.full_size)))
+            self.warm_up(warm_up_sizes(self.prefill_graphs.largest, min(args.step_prompt_tokens, shape.full_size)))
 
     def attention_backend(self, name: str, max_batch: int, longest: int) -> AttentionBackend:
         """One for this rank's part of the model, see make_backend."""
@@ -117,7 +115,7 @@ class ModelRunner:
     def capture_prefills(self, most: int, max_requests: int) -> None:
         """Prefill and mixed steps of up to `most` tokens and `max_requests` requests are then replayed."""
         tile_tokens = self.tables.attn_backend.tile_tokens
-        most = min(most, self.full_size)
+        most = min(most, self.kv_shape.full_size)
         self.prefill_graphs = PrefillGraphs(self.prefill, tile_tokens, most, max_requests, self.longest, self.device)
 
     @torch.inference_mode()

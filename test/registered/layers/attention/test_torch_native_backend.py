@@ -11,10 +11,10 @@ import torch
 from sglang.srt.configs.model_config import KVLayerSpec
 from sglang.srt.layers.attention import torch_native_backend
 from sglang.srt.layers.attention.forward_batch import Attention, DraftRows, ForwardBatch
-from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.torch_native_tiles import TorchNativeTilesBackend
 from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.separate_kv import SeparateKV
 
 register_cpu_ci(est_time=8, suite="base-a-test-cpu")
 
@@ -44,9 +44,9 @@ def make_step(
     """rows: (cached, new) tokens of each request. Pools hold NaN but for what is visible and slot 0."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    pool = HybridKVPool(SPECS, SLOTS, SLOTS, dtype, "cpu")
-    for buffers in (*pool.full.buffers.values(), *pool.swa.buffers.values()):
-        for buffer in buffers:
+    pool = SeparateKV(SPECS, SLOTS, SLOTS, dtype, "cpu")
+    for layer in pool.layers:
+        for buffer in pool.get_kv(layer):
             buffer[1:] = torch.nan
     table_rows = rng.sample(range(8), len(rows))
     tables = {0: torch.randint(1, SLOTS, (8, 128), dtype=torch.int32), 1: None}

@@ -9,9 +9,9 @@ import torch
 from sglang.srt.configs.model_config import KVLayerSpec
 from sglang.srt.layers.attention import torch_native_tiles
 from sglang.srt.layers.attention.forward_batch import Attention, ForwardBatch
-from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_tiles import TILE, TorchNativeTilesBackend, rectangle, row_sizes
 from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.separate_kv import SeparateKV
 
 register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 
@@ -35,7 +35,7 @@ class Cache:
         torch.manual_seed(0)
         total = sum(LENGTHS)
         self.layer = Attention(heads, kv_heads, dim, dim**-0.5, kv_layer=0, sliding_window=window)
-        self.pool = HybridKVPool([KVLayerSpec(0, False, kv_heads, dim)], total, total, dtype, "cpu")
+        self.pool = SeparateKV([KVLayerSpec(0, False, kv_heads, dim)], total, total, dtype, "cpu")
         self.qkv = [[torch.randn(n, h, dim).to(dtype) for h in (heads, kv_heads, kv_heads)] for n in LENGTHS]
         slots = (torch.randperm(total) + 1).int().split(LENGTHS)
         self.table = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.int32)

@@ -18,7 +18,6 @@ from sglang.test.triton_testing import DEVICE, exact_products  # noqa: F401, a f
 from sglang.srt.configs.kv_layers import KVLayerSpec
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.attention.forward_batch import Attention, ForwardBatch
-from sglang.srt.layers.attention.kv_pool import HybridKVPool
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeBackend
 from sglang.srt.layers.attention.triton_backend import TritonBackend
 from sglang.srt.ops.attention import key_blocks as key_blocks_module
@@ -37,6 +36,7 @@ from sglang.srt.ops.invariance.mode import batch_invariant
 from sglang.srt.ops.products.matmul import instructions_agree
 from sglang.test.ci.ci_register import is_weekly, register_cpu_ci, register_cuda_ci
 from sglang.test.paged_harness import PagedHarness
+from sglang.test.separate_kv import SeparateKV
 
 register_cpu_ci(est_time=50, suite="base-a-test-cpu")
 register_cpu_ci(est_time=100, suite="weekly-test-cpu")
@@ -513,7 +513,7 @@ def serve_natively(model, config, ids):
 def test_decode_step_in_a_cuda_graph_and_no_waits():
     """prepare and forward never wait for the device; a captured decode step follows lengths and slots that change."""
     spec, batch_size, dtype = KVLayerSpec(0, False, 2, 64), 3, torch.bfloat16
-    pool = HybridKVPool([spec], 400, 400, dtype, DEVICE)
+    pool = SeparateKV([spec], 400, 400, dtype, DEVICE)
     for buffer in pool.get_kv(0):
         buffer.normal_()
     backend = TritonBackend([spec], 8, batch_size, None, 128, dtype, DEVICE)

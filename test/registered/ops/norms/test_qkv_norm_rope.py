@@ -261,7 +261,7 @@ def test_all_layers_of_a_model_take_it(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "DISABLED", disabled)
         harness = PagedHarness(model, config, max_tokens=64, device=DEVICE)
         steps = [harness.step({0: [5, 6]}), harness.step({0: [7]})]
-        pools = [x for pool in (harness.pool.full, harness.pool.swa) for kv in pool.buffers.values() for x in kv]
+        pools = [x for layer in harness.pool.layers for x in harness.pool.get_kv(layer)]
         results.append([logits for step in steps for logits in step.values()] + pools)
     assert launched == 2 * [not layer.owns_kv for layer in config.text.layers]
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(*results, strict=True))

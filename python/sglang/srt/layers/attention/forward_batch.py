@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sglang.srt.layers.attention.kv_pool import HybridKVPool
+from sglang.srt.layers.attention.kv_pool import KVArena
 from sglang.srt.ops.attention.kv_slots import KVSlots
 
 
@@ -47,7 +47,7 @@ class ForwardBatch:
     num_extends: int
     seq_lens_cpu: list[int]
     extend_seq_lens_cpu: list[int]
-    kv_pool: HybridKVPool
+    kv_pool: KVArena
     attn_backend: "AttentionBackend"
     drafts: DraftRows | None = None  # then seq_lens_cpu are upper bounds
 

@@ -1,95 +1,67 @@
-"""KV memory on the device: one buffer pair a layer. It knows no owners of slots."""
+"""KV memory on the device: one buffer, seen as the slots of both kinds of layer. It knows no owners of slots."""
 
-import math
 import mmap
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from sglang.srt.configs.kv_layers import KVLayerSpec
+from sglang.srt.mem_cache.arena import ArenaShape
 
 
-class KVPool:
-    """K and V of `layers`, which share one head geometry and one set of slots.
+class KVArena:
+    """K and V of `kv_layers`, the layers that own KV, in the pages of `shape` and the padding page before them.
 
-    Buffers are [size + page_size, num_kv_heads, head_dim]; page 0 is padding and slots follow as in SlotAllocator.
-    They start as zeros, since attention may read (and mask) slots that were never written, and 0 x NaN is NaN.
+    A slot of either kind is a row over all layers of its kind: layer after layer, K then V. Full and sliding slots lie
+    in the same buffer, one number after the other at equal distances, so each layer has its K and V as strided views
+    of the whole; which slots belong to whom is the allocators' business (mem_cache/arena.py).
+    The buffer starts as zeros, since attention may read (and mask) slots that were never written, and 0 x NaN is NaN;
+    what one kind leaves to the other are finite numbers of the same dtype.
+    Raises ValueError when layers of one kind differ in head geometry.
     """
 
-    def __init__(
-        self,
-        size: int,
-        layers: Iterable[int],
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        page_size: int = 1,
-    ):
-        self.size = size
-        shape = (size + page_size, num_kv_heads, head_dim)
-        self.buffers = {layer: (_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for layer in layers}
-        self.bytes_per_token = len(self.buffers) * 2 * num_kv_heads * head_dim * dtype.itemsize
-
-    def get_kv(self, layer: int) -> tuple[Tensor, Tensor]:
-        """K and V buffers of a layer, each [size + page_size, num_kv_heads, head_dim]."""
-        return self.buffers[layer]
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros. On a host they take memory only where somebody has written: a pool costs what has been used of it."""
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
-
-
-class HybridKVPool:
-    """The full-attention pool and the sliding pool behind one interface; a layer's slots are those of its own pool.
-
-    `kv_layers` are the layers that own KV. A pool without layers is None and its size is not used.
-    Raises ValueError when layers of one pool differ in head geometry.
-    """
-
-    def __init__(
-        self,
-        kv_layers: list[KVLayerSpec],
-        full_size: int,
-        swa_size: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        page_size: int = 1,
-    ):
-        self.full = _make_pool([s for s in kv_layers if not s.sliding], full_size, dtype, device, page_size)
-        self.swa = _make_pool([s for s in kv_layers if s.sliding], swa_size, dtype, device, page_size)
-        self._pool_of = {s.layer: self.swa if s.sliding else self.full for s in kv_layers}
+    def __init__(self, kv_layers: list[KVLayerSpec], shape: ArenaShape, dtype: torch.dtype, device: torch.device | str):
+        full, swa = ([s for s in kv_layers if s.sliding == sliding] for sliding in (False, True))
+        pages = {_slot_elements(full) * shape.full_per_page, _slot_elements(swa) * shape.swa_per_page} - {0}
+        if len(pages) != 1:
+            raise ValueError(f"{shape.full_per_page} full and {shape.swa_per_page} sliding slots fill no page alike")
+        self.buffer = _zeros((shape.num_pages + 1) * pages.pop(), dtype, device)
+        self._views = _views(self.buffer, full) | _views(self.buffer, swa)
         self._sliding = {s.layer: s.sliding for s in kv_layers}
+        self.layers = list(self._sliding)
 
     @property
-    def full_bytes_per_token(self) -> int:
-        return self.full.bytes_per_token if self.full else 0
-
-    @property
-    def swa_bytes_per_token(self) -> int:
-        return self.swa.bytes_per_token if self.swa else 0
+    def nbytes(self) -> int:
+        return self.buffer.numel() * self.buffer.element_size()
 
     def is_sliding(self, layer: int) -> bool:
-        """Whether `layer` keeps its KV in the sliding pool."""
+        """Whether `layer` keeps its KV in sliding slots."""
         return self._sliding[layer]
 
     def get_kv(self, layer: int) -> tuple[Tensor, Tensor]:
-        """See KVPool.get_kv."""
-        return self._pool_of[layer].get_kv(layer)
+        """K and V of a layer, each [slots of its kind, num_kv_heads, head_dim], slots at equal distances."""
+        return self._views[layer]
 
 
-def _make_pool(
-    specs: list[KVLayerSpec], size: int, dtype: torch.dtype, device: torch.device | str, page_size: int
-) -> KVPool | None:
-    if not specs:
-        return None
-    shapes = {(s.num_kv_heads, s.head_dim) for s in specs}
+def _slot_elements(layers: list[KVLayerSpec]) -> int:
+    """Elements of one slot of these layers."""
+    return sum(2 * s.num_kv_heads * s.head_dim for s in layers)
+
+
+def _views(buffer: Tensor, layers: list[KVLayerSpec]) -> dict[int, tuple[Tensor, Tensor]]:
+    shapes = {(s.num_kv_heads, s.head_dim) for s in layers}
     if len(shapes) > 1:
-        raise ValueError(f"layers that share a KV pool differ in (num_kv_heads, head_dim): {sorted(shapes)}")
-    num_kv_heads, head_dim = shapes.pop()
-    return KVPool(size, [s.layer for s in specs], num_kv_heads, head_dim, dtype, device, page_size)
+        raise ValueError(f"layers of one kind differ in (num_kv_heads, head_dim): {sorted(shapes)}")
+    if not layers:
+        return {}
+    ((heads, dim),) = shapes
+    rows = buffer.view(-1, len(layers), 2, heads, dim)
+    return {s.layer: (rows[:, i, 0], rows[:, i, 1]) for i, s in enumerate(layers)}
+
+
+def _zeros(elements: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros. On a host they take memory only where somebody has written: an arena costs what has been used of it."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(elements, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, elements * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype)

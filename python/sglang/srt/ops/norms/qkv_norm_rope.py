@@ -89,6 +89,7 @@ def _qkv_norm_rope_kernel(
     v_buffer,
     slots,
     qkv_stride,
+    slot_stride,
     eps,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
@@ -99,7 +100,8 @@ def _qkv_norm_rope_kernel(
     DEPENDENT: tl.constexpr,
 ):
     """qkv [T, HEADS * D], rows `qkv_stride` apart, D = 2 ** (LEVELS + 1). cos, sin [T, D], whose second half repeats
-    the first; q_out [T, NUM_HEADS, D], buffers [slots, NUM_KV_HEADS, D]. Grid (T, HEADS) with PER_HEAD, else (T,)."""
+    the first; q_out [T, NUM_HEADS, D], buffers [slots, NUM_KV_HEADS, D], whose slots are `slot_stride` apart. Grid
+    (T, HEADS) with PER_HEAD, else (T,)."""
     HALF: tl.constexpr = 1 << LEVELS
     token = tl.program_id(0).to(tl.int64)
     turn = token * 2 * HALF + tl.arange(0, HALF)
@@ -108,7 +110,7 @@ def _qkv_norm_rope_kernel(
     qkv += token * qkv_stride
     q_out += token * (NUM_HEADS * 2 * HALF)
     if NUM_KV_HEADS > 0:
-        kv_row = tl.load(slots + token) * (NUM_KV_HEADS * 2 * HALF)
+        kv_row = tl.load(slots + token) * slot_stride
         k_buffer += kv_row
         v_buffer += kv_row
     if PER_HEAD:
@@ -154,6 +156,7 @@ def launch(
             v_buffer,
             slots,
             qkv.stride(0),
+            k_buffer.stride(0),
             eps,
             NUM_HEADS=num_heads,
             NUM_KV_HEADS=kv_heads,
@@ -198,8 +201,10 @@ def can_use(qkv: Tensor, q_weight: Tensor, cos: Tensor, sin: Tensor, kv: KVSlots
     pool = kv is None or (
         kv.k_buffer.dtype == kv.v_buffer.dtype == qkv.dtype
         and kv.k_buffer.shape == kv.v_buffer.shape
+        and kv.k_buffer.stride() == kv.v_buffer.stride()
+        and kv.k_buffer.stride()[1:] == (kv.k_buffer.shape[2], 1)
         and kv.slots.dtype == torch.int64
-        and all(x.is_contiguous() for x in kv)
+        and kv.slots.is_contiguous()
     )
     return rows and turns and pool and not DISABLED
 
