@@ -25,11 +25,13 @@ class LoadedModel:
     args: ResolvedArgs
     config: ModelConfig
 
-    def harness(self, **changes) -> Harness:
-        """A scheduler with an empty cache, set up as the arguments say; `changes` are Harness's own arguments."""
+    def harness(self, full_size: int | None = None, **changes) -> Harness:
+        """A scheduler with an empty cache, set up as the arguments say but for at most `full_size` tokens; `changes` are
+        Harness's own arguments."""
         args, runner = self.args, self.runner
+        shape = runner.kv_shape if full_size is None else runner.kv_shape._replace(full_size=full_size)
         settings = dict(
-            shape=runner.kv_shape,
+            shape=shape,
             window=self.config.sliding_window if runner.kv_shape.swa_size else None,
             rows=args.max_running_requests,
             max_len=min(args.context_length, runner.kv_shape.full_size - args.decode_tokens + 1),

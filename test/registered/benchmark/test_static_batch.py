@@ -116,7 +116,7 @@ def test_log_probabilities_when_asked():
 @pytest.mark.parametrize("cache", [False, True])
 def test_what_does_not_fit_is_said_and_given_back(pools, lengths, output_len, cache):
     _, kv = make(**pools, cache=cache)
-    with pytest.raises(ValueError, match="does not fit the KV pools.*raise --max-total-tokens"):
+    with pytest.raises(ValueError, match="does not fit KV memory.*raise --max-total-tokens"):
         with StaticBatch(kv, prompts(*lengths), -1) as batch:
             list(batch.prefill_steps())
             for _ in range(output_len - 1):

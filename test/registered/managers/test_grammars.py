@@ -8,6 +8,7 @@ import pytest
 
 from sglang.srt.managers.grammar_manager import GrammarManager
 from sglang.srt.managers.io_struct import InternalStateReq
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_grammar import FakeBackend, MaskedWorker, give_grammars, masked_token
 from sglang.test.fake_worker import expected_output
@@ -22,7 +23,8 @@ def harness(**settings) -> Harness:
     sizes = {"full_size": 256, "swa_size": 256, "window": 8, "rows": 8, "max_len": 128} | {
         name: settings.pop(name) for name in ("full_size", "swa_size", "rows") if name in settings
     }
-    h = Harness(**sizes, worker=MaskedWorker(vocab_size=VOCAB, **sizes), **settings)
+    shape = ArenaShape.apart(sizes.pop("full_size"), sizes.pop("swa_size"))
+    h = Harness(shape=shape, **sizes, worker=MaskedWorker(shape, vocab_size=VOCAB, **sizes), **settings)
     h.backend = give_grammars(h, EOS, at_once=False)
     return h
 

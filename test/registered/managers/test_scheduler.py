@@ -80,8 +80,8 @@ def test_many_requests_in_one_arena(shape: ArenaShape, policy: str, overlap: boo
 
 
 def test_memory_of_one_kind_serves_the_other():
-    """Long contexts beside each other: with halves set apart for each kind only two would run at once."""
-    h = Harness(shape=ArenaShape(80, 10, 1, 800, 80), window=8, rows=6, chunk=16)
+    """Six contexts of 11 pages and their windows of up to 18: as many at once as that makes of 140 pages."""
+    h = Harness(shape=ArenaShape(140, 10, 1, 1400, 140), window=8, rows=6, chunk=16)
     for i in range(6):
         h.add(f"r{i}", prompt_of(100, seed=i), 8)
     most = 0

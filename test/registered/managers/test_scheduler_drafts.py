@@ -103,7 +103,7 @@ def test_output_ends_at_the_context_and_the_pool():
     h.kv.check_idle()
     with pytest.raises(ValueError, match="68 full or 69 sliding tokens, one request may need 69 and"):
         make(full_size=68, swa_size=69, max_len=64)
-    with pytest.raises(ValueError, match="29 sliding tokens, one request may need 131 and 30"):
+    with pytest.raises(ValueError, match="29 sliding tokens, one request may need 133 and 30"):
         make(swa_size=29)
 
 

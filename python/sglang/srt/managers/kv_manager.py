@@ -92,12 +92,10 @@ class KVManager:
     def append_chunk(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots for the request's next `count` tokens."""
         swa_pages = self._make_room(count)
-        last = max(0, req.computed - 1)
-        full = self.full.alloc(count, int(self.full_table[req.row, last]), swa_pages)
-        if self.swa is None:
-            swa = np.zeros(count, dtype=np.int32)
-        else:
-            swa = self.swa.alloc(count, int(self.swa_table[req.row, last]))
+        last = self.full_table[req.row, req.computed - 1], self.swa_table[req.row, req.computed - 1]
+        full_last, swa_last = map(int, last) if req.computed else (0, 0)
+        full = self.full.alloc(count, full_last, swa_pages)
+        swa = np.zeros(count, dtype=np.int32) if self.swa is None else self.swa.alloc(count, swa_last)
         self._write(req, req.computed, full, swa)
         req.computed += count
         return full, swa

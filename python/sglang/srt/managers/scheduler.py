@@ -189,7 +189,7 @@ class Scheduler:
         if len(msg.input_ids) >= self.limits.max_len:
             return _refused(
                 f"the prompt has {len(msg.input_ids)} tokens; with at least one output token it must stay within "
-                f"{self.limits.max_len} (the context length and the KV pools' size)"
+                f"{self.limits.max_len} (the context length and KV memory)"
             )
         if not 0 <= min(msg.input_ids) <= max(msg.input_ids) < self.limits.vocab_size:
             return _refused(f"token ids must be from 0 to {self.limits.vocab_size - 1}")

@@ -17,8 +17,8 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     max_queued_requests: int
     speculative_num_steps: int | None = None
 
-    max_req_input_len: int  # longest prompt, in tokens, that context and KV pools leave room for
-    max_total_num_tokens: int  # size of the full-attention KV pool
+    max_req_input_len: int  # longest prompt, in tokens, that context and KV memory leave room for
+    max_total_num_tokens: int  # full-attention tokens that KV memory could hold
     vocab_size: int
     eos_token_ids: list[int]
     generation_config: dict

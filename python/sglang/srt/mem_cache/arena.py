@@ -123,8 +123,8 @@ class SlotAllocator:
         self.arena, self.per_page, self.size, self.run = arena, per_page, size, run
         pages = arena.num_pages + 1
         self.lent = np.zeros(pages, dtype=bool)
-        self._state = np.full((pages + 1) * per_page, FREE, dtype=np.uint8)
-        self._state[:per_page] = self._state[-per_page:] = HELD  # padding, and no slots: never given out
+        self._state = np.full(pages * per_page, FREE, dtype=np.uint8)
+        self._state[:per_page] = HELD  # padding is never given out
         self._order = np.empty(pages * per_page, dtype=np.int32)  # scratch of those who look for slots given twice
         self._free_in_run = np.zeros(pages * per_page // run, dtype=np.int32)
         self._used_in_page = np.zeros(pages, dtype=np.int32)
@@ -167,7 +167,8 @@ class SlotAllocator:
             return None
         run, behind = after // self.run, after + 1
         end = min(n, (run + 1) * self.run - behind)
-        taken = self._state[behind : behind + end]  # all held in the padding page, where a request without slots is
+        # Held in the padding page, in which `after` is where there is none.
+        taken = self._state[behind : behind + end] != FREE
         count = int(taken.argmax()) if taken.any() else end
         parts = [self._take_run(behind, count)]
         n -= count
@@ -188,7 +189,7 @@ class SlotAllocator:
         self._order[after] = order
         behind = self._order[after] == order  # of those who begin at one cached slot only one goes on there
         behind &= after % self.run + count < self.run
-        behind &= ~self._state[slots].any(axis=1)
+        behind &= ~self._state[np.where(behind[:, None], slots, 0)].any(axis=1)
         rest = np.flatnonzero(~behind).tolist()
         runs = []
         while count <= self.run and len(runs) < len(rest) and (run := self._pop_empty_run(keep_pages)) is not None:
@@ -295,8 +296,8 @@ class SlotAllocator:
         if not len(slots):
             return
         low, high = slots.min(), slots.max()
-        assert self.per_page <= low and high < len(self._order), (
-            f"slots {low}..{high} of {self.per_page}..{len(self._order) - 1}"
+        assert self.per_page <= low and high < len(self._state), (
+            f"slots {low}..{high} of {self.per_page}..{len(self._state) - 1}"
         )
         wrong = slots[self._state[slots] != before]
         assert not len(wrong), f"slots {wrong[:8]} are {STATES[self._state[wrong[0]]]}, not {STATES[before]}"
@@ -340,7 +341,7 @@ class SlotAllocator:
 
     def check(self) -> None:
         """Raises AssertionError where a count is not that of the slots. Goes through all of them."""
-        pages = self._state.reshape(-1, self.per_page)[1:-1]
+        pages = self._state.reshape(-1, self.per_page)[1:]
         for name, counts, state in (
             ("used", self._used_in_page, pages != FREE),
             ("held", self._held_in_page, pages == HELD),
@@ -349,7 +350,7 @@ class SlotAllocator:
             assert state.sum() == getattr(self, name), f"{state.sum()} slots {name}, {getattr(self, name)} counted"
         assert np.count_nonzero(self._held_in_page) == self.held_pages and self.lent.sum() == self.lent_pages
         assert np.array_equal(self._used_in_page > 0, self.lent), "pages lent and pages used differ"
-        free = (self._state[: len(self._order)] == FREE).reshape(-1, self.run).sum(axis=1)
+        free = (self._state == FREE).reshape(-1, self.run).sum(axis=1)
         free[~np.repeat(self.lent, self.per_page // self.run)] = 0
         assert np.array_equal(free, self._free_in_run), "free slots a run are miscounted"
 

@@ -67,7 +67,7 @@ class RadixCache:
 
     def __init__(self, full: SlotAllocator, swa: SlotAllocator | None, window: int | None, enabled: bool = True):
         if (swa is None) != (window is None):
-            raise ValueError(f"a sliding pool and a window come together, got {swa} and {window}")
+            raise ValueError(f"sliding slots and a window come together, got {swa} and {window}")
         if window is not None and window < 2:
             raise ValueError(f"window {window} must be at least 2: a query and one token before it")
         self.full = full
@@ -170,7 +170,7 @@ class RadixCache:
             self._swa_lru.touch(node.swa_link, self._clock)
 
     def _tail_start(self, length: int) -> int:
-        """Where the last window of a prefix begins; `length` itself without a sliding pool."""
+        """Where the last window of a prefix begins; `length` itself without sliding slots."""
         return length if self.window is None else max(0, length - self.window)
 
     # ---- locking ----

@@ -20,7 +20,7 @@ class Link:
 class TreeNode:
     """The tokens [start, end) of every prefix that passes through here, with their slots.
 
-    `swa` is None where the sliding slots were dropped (always, in a tree without a sliding pool): a node's sliding part
+    `swa` is None where the sliding slots were dropped (always, in a tree without sliding slots): a node's sliding part
     is there as a whole or not at all. A split makes a new node of the upper part, so a node keeps its `end` for life.
     """
 

@@ -29,7 +29,7 @@ class DeviceTables:
     ):
         self.kv_pool, self.attn_backend, self.device = kv_pool, attn_backend, device
         self.max_len = max_len
-        # slots by position, in the full and the sliding pool: [rows + 1, max_len]
+        # slots by position, full and sliding ones: [rows + 1, max_len]
         self.req_to_token = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=device)
         self.req_to_token_swa = torch.zeros(rows + 1, max_len, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(rows + 1, dtype=torch.int64, device=device)  # sampled last
@@ -63,7 +63,7 @@ class DeviceTables:
         slots: tuple[Tensor, Tensor],
         drafts: DraftRows | None = None,
     ) -> ForwardBatch:
-        """One token a row; `rows` of requests, `prefix_lens` seq_lens - 1, `slots` in the full and the sliding pool."""
+        """One token a row; `rows` of requests, `prefix_lens` seq_lens - 1, full and sliding `slots`."""
         return self._batch(
             input_ids=input_ids,
             positions=positions,

@@ -1,4 +1,4 @@
-"""ModelRunner: the model, its KV pools and tables on one device, and how a StepInput becomes a LaunchedStep, in two
+"""ModelRunner: the model, its KV memory and tables on one device, and how a StepInput becomes a LaunchedStep, in two
 halves: forward and sample.
 
 It owns every device tensor of a step. It knows rows and slots, not requests; the numbers come from the scheduler.

@@ -1,7 +1,7 @@
 """Steps as numbers: how one lies in an array that goes to the device in one copy, and how one of prompts is filled up
 with padding.
 
-Padding's requests are row 0 of the tables, its tokens lie in slot 0 of both pools.
+Padding's requests are row 0 of the tables, its tokens lie in slot 0 of both kinds.
 """
 
 from dataclasses import replace

@@ -136,7 +136,7 @@ class FrozenKVMTP:
         return forwarded._replace(host_tokens=tokens, host_parents=parents, drafted=drafted)
 
     def make_round(self, inputs: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Round:
-        """inputs [2 + 2 * nodes, B]: request rows, tokens with KV, then new slots in the full and the sliding pool.
+        """inputs [2 + 2 * nodes, B]: request rows, tokens with KV, then new full and sliding slots.
         `before_cpu`: the tokens with KV, for backends that plan on the host. The part that graphs capture."""
         nodes = self.settings.num_draft_tokens
         rows, before = inputs[0], inputs[1]

@@ -40,8 +40,8 @@ class ForwardBatch:
     extend_seq_lens: Tensor  # [B] int64, new tokens
     extend_prefix_lens: Tensor  # [B] int64, tokens cached before this step
     extend_start_loc: Tensor  # [B] int64
-    out_cache_loc: Tensor  # [T] int64, full-pool slots the step writes
-    out_cache_loc_swa: Tensor  # [T] int64, sliding-pool slots
+    out_cache_loc: Tensor  # [T] int64, full slots the step writes
+    out_cache_loc_swa: Tensor  # [T] int64, sliding slots
     req_to_token: Tensor  # [rows, max_len] int32
     req_to_token_swa: Tensor  # [rows, max_len] int32
     num_extends: int
