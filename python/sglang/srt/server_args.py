@@ -304,7 +304,10 @@ class ServerArgs:
     )
     page_size: int = arg(1, help="KV slots in a page.", group=MEMORY, check=_only_one("larger pages are not in yet"))
     swa_full_tokens_ratio: float = arg(
-        0.8, help="Sliding tokens in KV memory per full token it could hold, at most.", group=MEMORY, check=between(0.01, 1)
+        0.8,
+        help="Sliding tokens in memory per full token it could hold, at most.",
+        group=MEMORY,
+        check=between(0.01, 1),
     )
     scheduler_recv_interval: int = arg(
         1,

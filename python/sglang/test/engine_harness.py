@@ -26,8 +26,8 @@ class LoadedModel:
     config: ModelConfig
 
     def harness(self, full_size: int | None = None, **changes) -> Harness:
-        """A scheduler with an empty cache, set up as the arguments say but for at most `full_size` tokens; `changes` are
-        Harness's own arguments."""
+        """A scheduler with an empty cache, set up as the arguments say, but for at most `full_size` tokens; `changes`
+        are Harness's own arguments."""
         args, runner = self.args, self.runner
         shape = runner.kv_shape if full_size is None else runner.kv_shape._replace(full_size=full_size)
         settings = dict(
