@@ -83,14 +83,14 @@ def test_memory_of_one_kind_serves_the_other():
     """Six contexts of 11 pages and their windows of up to 18: as many at once as that makes of 140 pages."""
     h = Harness(shape=ArenaShape(140, 10, 1, 1400, 140), window=8, rows=6, chunk=16)
     for i in range(6):
-        h.add(f"r{i}", prompt_of(100, seed=i), 8)
+        h.add(f"r{i}", prompt_of(40, seed=i), 60)
     most = 0
     while h.inbox or not h.scheduler.is_idle:
         h.step()
         most = max(most, len(h.scheduler.running))
     assert most >= 4 and h.scheduler.stats.retractions == 0
     for i in range(6):
-        check(h, f"r{i}", prompt_of(100, seed=i), 8)
+        check(h, f"r{i}", prompt_of(40, seed=i), 60)
 
 
 @pytest.mark.parametrize("overlap", [True, False])

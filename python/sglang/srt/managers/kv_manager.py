@@ -37,6 +37,7 @@ class KVManager:
         self.arena = Arena(shape)
         self.full, self.swa = self.arena.full, self.arena.swa
         self.full_size, self.swa_size = shape.full_size, shape.swa_size
+        self._full_left = self._swa_left = 0  # slots of the step being built that are still to be taken
         self.cache = RadixCache(self.full, self.swa, window, enabled=enable_cache)
         self.free_rows = list(range(max_rows, 0, -1))  # row 0 is padding
         width = max_len + decode_tokens - 1  # a draft may go past the last token there can be
@@ -78,35 +79,42 @@ class KVManager:
         self.swa_table[req.row, start:end] = swa_slots
         return TableWrite(req.row, start, full_slots, swa_slots)
 
-    def _make_room(self, count: int) -> int:
-        """Evict until `count` slots of each kind can be had; returns how many free pages the sliding ones need. Plans
-        never ask for more than room() has, so a shortage is our own error."""
+    def make_room(self, count: int) -> None:
+        """Evict until `count` slots of each kind can be had, those of a whole step, which are then taken in any order.
+        Plans never ask for more than room() has, so a shortage is our own error."""
         short_full = count - (self.full.size - self.full.used)
         short_swa = count - (self.swa.size - self.swa.used) if self.swa else 0
         if short_full > 0 or short_swa > 0:
             self.cache.evict(max(0, short_full), max(0, short_swa))
         while not self.arena.has(count, count):
             assert self.cache.evict_oldest(), f"no {count} slots: {self.usage()}"
-        return self.swa.pages_for(count) if self.swa else 0
+        self._full_left = self._swa_left = count
 
     def append_chunk(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slots for the request's next `count` tokens."""
-        swa_pages = self._make_room(count)
+        """Slots for the request's next `count` tokens, of those that make_room() made."""
         last = self.full_table[req.row, req.computed - 1], self.swa_table[req.row, req.computed - 1]
         full_last, swa_last = map(int, last) if req.computed else (0, 0)
-        full = self.full.alloc(count, full_last, swa_pages)
-        swa = np.zeros(count, dtype=np.int32) if self.swa is None else self.swa.alloc(count, swa_last)
+        full = self.full.alloc(count, full_last, self._pages_for_swa())
+        self._full_left -= count
+        swa = self._no_slots(count)
+        if self.swa is not None:
+            swa = self.swa.alloc(count, swa_last, self.full.pages_for(self._full_left))
+            self._swa_left -= count
         self._write(req, req.computed, full, swa)
         req.computed += count
         return full, swa
 
     def append_tokens(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
-        """Slots for the next `decode_tokens` tokens of each request, request by request."""
+        """Slots for the next `decode_tokens` tokens of each request, request by request, of those that make_room()
+        made."""
         count = self.decode_tokens
-        swa_pages = self._make_room(len(reqs) * count)
         rows, ends = np.array([(req.row, req.computed) for req in reqs]).T
-        full = self.full.extend(self.full_table[rows, ends - 1], count, swa_pages)
-        swa = np.zeros_like(full) if self.swa is None else self.swa.extend(self.swa_table[rows, ends - 1], count)
+        full = self.full.extend(self.full_table[rows, ends - 1], count, self._pages_for_swa())
+        self._full_left -= len(full)
+        swa = self._no_slots(len(full))
+        if self.swa is not None:
+            swa = self.swa.extend(self.swa_table[rows, ends - 1], count, self.full.pages_for(self._full_left))
+            self._swa_left -= len(swa)
         rows = np.repeat(rows, count)
         positions = np.add.outer(ends, np.arange(count)).ravel()
         self.full_table[rows, positions] = full
@@ -114,6 +122,14 @@ class KVManager:
         for req in reqs:
             req.computed += count
         return full, swa
+
+    def _pages_for_swa(self) -> int:
+        """Free pages that the step's sliding slots will need."""
+        return self.swa.pages_for(self._swa_left) if self.swa else 0
+
+    @staticmethod
+    def _no_slots(count: int) -> np.ndarray:
+        return np.zeros(count, dtype=np.int32)
 
     def keep(self, req: Req, places: list[int]) -> TableWrite | None:
         """After append_tokens(): of the request's new slots those at `places` (0 up to decode_tokens - 1) hold its next

@@ -15,6 +15,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
 
     Afterwards `computed` counts the step's tokens and finished prompts are in the prefix cache.
     """
+    kv.make_room(sum(chunk.tokens for chunk in plan.chunks) + len(plan.decodes) * kv.decode_tokens)
     admissions, writes = [], []
     for chunk in plan.chunks:
         if chunk.match is not None:
