@@ -9,6 +9,7 @@ import pytest
 
 from sglang.srt.constrained.grammar import AfterThought, mask_words
 from sglang.srt.managers.io_struct import ThoughtMarks
+from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.fake_grammar import FakeGrammar, MaskedWorker, allowed, give_grammars, masked_token
 from sglang.test.fake_worker import expected_output
@@ -25,9 +26,10 @@ def harness(**settings) -> Harness:
     sizes = {"full_size": 160, "swa_size": 100, "window": 8, "rows": 8, "max_len": 128} | {
         name: settings.pop(name) for name in ("full_size", "swa_size") if name in settings
     }
-    worker = MaskedWorker(vocab_size=VOCAB, **sizes)
+    shape = ArenaShape.apart(sizes.pop("full_size"), sizes.pop("swa_size"))
+    worker = MaskedWorker(shape, vocab_size=VOCAB, **sizes)
     settings = {"vocab_size": VOCAB, "conservativeness": 0.1} | settings
-    h = Harness(**sizes, worker=worker, **settings)
+    h = Harness(shape=shape, **sizes, worker=worker, **settings)
     give_grammars(h, VOCAB - 1)
     return h
 
