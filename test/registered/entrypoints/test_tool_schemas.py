@@ -157,6 +157,10 @@ def test_a_template_that_writes_schemas_whole_gets_them_whole():
         ({"anyOf": {}}, "has {} as anyOf; a list is expected"),
         ({"required": "a"}, "has 'a' as required"),
         ({"type": {"a": 1}}, "has {'a': 1} as type"),
+        ({"anyOf": [{"type": "string"}, {"type": [[1]]}]}, "has [[1]] as type"),
+        ({"type": []}, "has [] as type"),
+        ({"allOf": [{"required": ["a"]}, {"required": [{}]}]}, "has [{}] as required; a list of names"),
+        ({"properties": {"a": {"$ref": "#"}}, "type": [1]}, "has [1] as type"),
     ],
 )
 def test_schemas_that_cannot_be_read(schema, says):

@@ -78,10 +78,8 @@ class _Flattener:
                 cut = {"type": kinds[0]} if kinds else {}
                 return cut | ({} if said is None else {"description": said})
             return self._flat(target | beside, open | {ref})
-        if not isinstance(schema.get("type", ""), str | list):
-            raise self._wrong(f"has {shown(schema['type'])} as type")
+        self._check_names(schema)
         flat = {key: value for key, value in schema.items() if key not in REPLACED}
-        self._list(schema, "required")
         if (properties := schema.get("properties")) is not None:
             if not isinstance(properties, dict):
                 raise self._wrong(f"has {shown(properties)} as properties; an object is expected")
@@ -102,6 +100,14 @@ class _Flattener:
                 _note(flat, f"values: {kind}")
         return flat
 
+    def _check_names(self, schema: Schema) -> None:
+        """`type` and `required` are used as names from here on."""
+        kinds = schema.get("type", "object")
+        if not kinds or not all(isinstance(kind, str) for kind in (kinds if isinstance(kinds, list) else [kinds])):
+            raise self._wrong(f"has {shown(kinds)} as type")
+        if not all(isinstance(name, str) for name in self._list(schema, "required")):
+            raise self._wrong(f"has {shown(schema['required'])} as required; a list of names is expected")
+
     def _list(self, schema: Schema, field: str) -> list:
         value = schema.get(field)
         value = [] if value is None else value
@@ -121,6 +127,7 @@ class _Flattener:
                 target = target.get(step) if isinstance(target, dict) else None
         if not isinstance(target, dict):
             raise self._wrong(f"refers to {shown(ref)}, and there is no schema")
+        self._check_names(target)
         self._followed += len(msgspec.json.encode(target))
         if self._followed > MAX_FOLLOWED_BYTES:
             raise self._wrong(f"has more than {MAX_FOLLOWED_BYTES} bytes when its references are written out")
