@@ -217,7 +217,8 @@ def chain(question: str, first: Job, second: Job) -> tuple[Turn, list[Job]]:
 
 
 LOOPS: tuple[Callable, ...] = (look_up_then_compute, look_up_then_convert, look_up_chain, compute_chain)
-TRAINING_LOOPS = (*LOOPS, look_up_then_convert, look_up_chain, look_up_chain)  # these are harder to learn
+HARDER = (look_up_then_convert, look_up_chain)  # to learn
+TRAINING_LOOPS = (*LOOPS, *HARDER, *HARDER)
 
 
 def loop(draw: Draw) -> tuple[Turn, list[Job]]:

@@ -539,11 +539,18 @@ def calculator(draw: Draw) -> Job:
 
 FROM_UNIT = ("Unit of the value", "Unit to convert from", "The unit it is in", "From this unit")
 TO_UNIT = ("Unit to convert to", "The unit wanted", "Into this unit", "To this unit")
-# Training's alone: enough ways to say it that the words from and to, in and into have to be read.
-MORE_FROM_UNIT = ("Source unit", "Unit of the input", "Unit it comes in", "Unit it has now", "Convert from this unit", "Given in this unit", "Out of this unit",
-                  "The unit to start from", "From which unit", "Old unit", "Unit before", "The unit to leave")  # fmt: skip
-MORE_TO_UNIT = ("Target unit", "Unit of the output", "Unit it goes to", "Unit it gets", "Convert to this unit", "Wanted in this unit", "Turn it into this unit",
-                "The unit to end with", "To which unit", "New unit", "Unit after", "The unit to reach", "Convert into")  # fmt: skip
+# Training's alone. The short ones come first: what a parameter named at random is for is then learned from one word.
+MORE_FROM_UNIT = (
+    "From",
+    "Source",
+    "Old",
+    "From",
+    "Source unit",
+    "From unit",
+    "Unit it has now",
+    "Convert from this unit",
+)
+MORE_TO_UNIT = ("To", "Target", "New", "Into", "Target unit", "To unit", "Unit it gets", "Convert to this unit")
 
 
 def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | None = None) -> Job:
@@ -552,7 +559,7 @@ def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | N
         target = draw.word(UNITS)
     amount = amount if amount is not None else draw.number()
     result = str(tidy(amount * draw.int(2, 400) / draw.any(1, 3, 10, 100)))
-    own = draw.random() < (0.4 if draw.test else 0.3)  # a tool for this pair of units alone
+    own = draw.random() < (0.4 if draw.test else 0.15)  # a tool for this pair of units alone
     if own:
         name = tool_name(
             draw,
@@ -605,7 +612,7 @@ def convert(draw: Draw, amount: Number | None = None, units: tuple[str, str] | N
             "start end",
         ).split()
         described = 0.3
-        if any(held(p) != draw.test for p in pair) or (not draw.test and draw.chance(0.5)):
+        if any(held(p) != draw.test for p in pair) or (not draw.test and draw.chance(0.65)):
             pair, described = [draw.made_up(), draw.made_up()], 1.0
             if pair[0] == pair[1]:
                 pair = [draw.made_up() + "_from", draw.made_up() + "_to"]
@@ -735,10 +742,10 @@ def act(draw: Draw) -> Job:
 
 
 KINDS_OF_JOBS = (  # percent of the test sets, of training
-    (look_up, 30, 28),
-    (compute, 20, 20),
-    (convert, 14, 16),
-    (act, 22, 22),
+    (look_up, 30, 26),
+    (compute, 20, 16),
+    (convert, 14, 24),
+    (act, 22, 20),
     (of_many, 5, 4),
     (calculator, 6, 4),
     (table_look_up, 3, 6),
