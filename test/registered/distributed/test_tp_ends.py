@@ -112,7 +112,7 @@ def test_a_node_without_http_ends_on_a_signal():
 )
 def test_refused_at_start_in_one_line(flags, says):
     server = ServerProcess(MODULE, *FLAGS, *flags)
-    assert server.process.wait(30) == 2
+    assert server.process.wait(120) == 2
     errors = [line for line in server.output().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert says in errors[0]

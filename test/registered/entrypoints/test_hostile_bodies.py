@@ -92,6 +92,7 @@ TOOL = b'{"type":"function","function":{"name":"f","parameters":{"properties":{"
 CHAT, TEXTS, IDS = "/v1/chat/completions", b'{"text":[', b'{"input_ids":['
 PATTERNS = json.dumps([f"[a-z]+[0-9]{{{i}}}" for i in range(1, 33)]).encode()
 DEEP = json.loads('{"a":' * 300 + "1" + "}" * 300)
+DEEP_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": DEEP}}}
 
 HOSTILE = {
     "300,000 prompts with 32 patterns": (
@@ -105,7 +106,7 @@ HOSTILE = {
     "1,200 messages": (CHAT, lambda: many(b'{"messages":[', USER, b"]}", 1200 * 31), 400),
     "tools": (CHAT, lambda: many(b'{"messages":[' + USER + b'],"tools":[', TOOL, b"]}"), 400),
     "tools that are read": (CHAT, lambda: many(b'{"messages":[' + USER + b'],"tools":[', TOOL, b"]}", MB // 2), 400),
-    "300 levels of tools": (CHAT, lambda: as_json(messages=[{"role": "user", "content": "x"}], tools=[DEEP]), 200),
+    "300 levels of tools": (CHAT, lambda: as_json(messages=[{"role": "user", "content": "x"}], tools=[DEEP_TOOL]), 200),
     "parts": (CHAT, lambda: many(b'{"messages":[{"role":"user","content":[', b'{"type":"text"}', b"]}]}"), 400),
     "special tokens": (CHAT, lambda: as_json(messages=[{"role": "user", "content": "<|turn>" * 300_000}]), 400),
     "a role": (CHAT, lambda: as_json(messages=[{"role": "r" * 5 * MB, "content": "x"}]), 400),
