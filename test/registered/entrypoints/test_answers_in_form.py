@@ -177,7 +177,7 @@ def test_ranks_and_drafts_change_no_answer(answers, flags):
         assert stopped["text"] == "ab" and stopped["meta_info"]["finish_reason"]["matched"] == "c"
         state, compiler = other.internal_state(), other.children()["xgrammar_compile"]
     assert [g["output_ids"] for g in got] == [w["output_ids"] for w in answers[: len(got)]]
-    wait_for(lambda: not psutil.pid_exists(compiler))
+    wait_for(lambda: not psutil.pid_exists(compiler), 30.0)
     if "NEXTN" in flags:
         assert state["avg_spec_accept_length"] > 1.03, "drafts are accepted in forms too"
 

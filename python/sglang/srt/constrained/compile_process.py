@@ -190,6 +190,7 @@ def serve(load: Callable[[CompilerSettings], tuple[bytes, Callable[[str, str], b
     first, compile = load(settings)
     with contextlib.suppress(BrokenPipeError):  # the server has gone
         _Server(settings, compile, source, sink).run(first)
+    os._exit(0)  # libraries take a second to clear up
 
 
 @dataclass
