@@ -393,6 +393,24 @@ def test_calls_or_an_answer_in_form():
         assert not takes(compiled(f"{kind} or tools", both), [answer, *call("f", {"b": 1})])
 
 
+def test_structural_tags():
+    """White space in their JSON is bounded; beside one, calls may come."""
+    content = {"type": "json_schema", "json_schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    tags = [{"type": "tag", "begin": "<f>", "content": content, "end": "</f>"}]
+    form = {"type": "triggered_tags", "triggers": ["<f>"], "tags": tags, "at_least_one": True, "stop_after_first": True}
+    tag = json.dumps({"type": "structural_tag", "format": form})
+    if LIBRARY == "llguidance":
+        with pytest.raises(GrammarError, match="only --grammar-backend xgrammar reads it"):
+            compiled("structural_tag", tag)
+        return
+    assert takes(compiled("structural_tag", tag), ['<f>{"a": 1}</f>'])
+    assert not takes(compiled("structural_tag", tag), ["<f>[]</f>"])
+    assert not takes(compiled("structural_tag", tag), [f'<f>{{{chr(10) * 30}"a": 1}}</f>'])
+    both = json.dumps([tag, call_grammar([Function("f", PAIR, "f")], MARKS, many=True, free=False)])
+    assert takes(compiled("structural_tag or tools", both), ['<f>{"a": 1}</f>'])
+    assert takes(compiled("structural_tag or tools", both), call("f", {"b": 1}))
+
+
 @pytest.mark.parametrize(
     "schema,message",
     [

@@ -279,6 +279,17 @@ def test_strict_tools_leave_the_text_free(client):
     check_calls(client.chat.completions.create(**options, tools=strict).choices[0], {"get_weather", "now"})
 
 
+def test_a_structural_tag(client, server):
+    """Both endpoints, both ways of writing it."""
+    parts = [{"type": "const_string", "value": "It is "}, {"type": "regex", "pattern": "[0-9]{3}"}]
+    form = {"type": "structural_tag", "format": {"type": "sequence", "elements": parts}}
+    answer = client.chat.completions.create(model="m", messages=ASK, extra_body={"response_format": form}).choices[0]
+    assert re.fullmatch("It is [0-9]{3}", answer.message.content)
+    tag = {"structures": [{"begin": "<r>", "schema": SCHEMA, "end": "</r>"}], "triggers": ["<r>"]}
+    reply = generate(server, STORY + "<r", structural_tag=json.dumps(tag), max_new_tokens=20)
+    assert reply["output_ids"]
+
+
 def test_a_form_and_tools(client):
     """An answer in the form, or calls."""
     options = {"model": "m", "messages": ASK, "tools": TOOLS, "response_format": FORM, "max_tokens": LONG}

@@ -204,7 +204,7 @@ OK = {"text": "a", "sampling_params": {"max_new_tokens": 1}}
         ({**OK, "sampling_params": {"n": 1000}}, "n"),
         ({**OK, "sampling_params": {"logit_bias": {str(i): 1 for i in range(1024)} | {"x": 1}}}, "logit_bias"),
         ({**OK, "sampling_params": {"json_schema": "{"}}, "json_schema is no JSON"),
-        ({**OK, "sampling_params": {"structural_tag": "{}"}}, "structural_tag is not supported"),
+        ({**OK, "sampling_params": {"structural_tag": "{}"}}, "structural_tag has neither a format"),
         ({**OK, "sampling_params": {"regex": "a", "ebnf": "b"}}, "regex and ebnf are both given"),
         ({**OK, "sampling_params": [{}]}, "sampling_params is a list, but there is one prompt"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params has 1 entries for 2 prompts"),

@@ -285,7 +285,7 @@ CHAT = {"messages": HELLO}
         ("chat/completions", {**CHAT, "n": 0}, "n must be"),
         ("chat/completions", {**CHAT, "stop": ["x"] * 1000}, "1000"),
         ("chat/completions", {**CHAT, "logit_bias": {"x": 1}}, "logit_bias"),
-        ("chat/completions", {**CHAT, "response_format": {"type": "structural_tag"}}, "the type 'structural_tag'"),
+        ("chat/completions", {**CHAT, "response_format": {"type": "structural_tag"}}, "structural_tag has neither a"),
         ("chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, "has no schema, which is an"),
         ("chat/completions", {**CHAT, "response_format": "json"}, "response_format has the type None"),
         (

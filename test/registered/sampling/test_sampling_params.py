@@ -1,5 +1,7 @@
 """Sampling parameters from a request: defaults, null, bounds, and messages that name the field."""
 
+import copy
+import json
 import sys
 
 import msgspec
@@ -8,10 +10,10 @@ import pytest
 from sglang.srt.sampling.sampling_flags import SamplingFlags, flag_bits
 from sglang.srt.sampling.sampling_params import (
     CHECKS,
+    GRAMMAR_FIELDS,
     MAX_GRAMMAR_BYTES,
     MAX_NEW_TOKENS,
     MAX_SCHEMA_DEPTH,
-    OFTEN_EMPTY,
     SamplingParams,
 )
 from sglang.test.ci.ci_register import register_cpu_ci
@@ -43,6 +45,7 @@ GOOD = {
     "json_schema": ["{}", "true"],
     "regex": ["a+"],
     "ebnf": ['root ::= "a"'],
+    "structural_tag": ['{"type": "structural_tag", "format": {"type": "any_text"}}'],
     "thinking_budget": [0, 1, 1 << 30],
 }
 NAN, INF = float("nan"), float("inf")
@@ -79,6 +82,7 @@ BAD = {
     "json_schema": ["{", "[1]", "5", 5, ["{}"], {"a": object()}, '{"a": "\0"}'],
     "regex": [5, ["a"], "a" * 65537, "\ud800"],
     "ebnf": [5, {"root": "a"}, "a\0"],
+    "structural_tag": ["x", "[1]", 5, {}, {"structures": []}, '{"format": "\ud800"}'],
     "thinking_budget": [-1, 0.5, True, "5", 1 << 31, [1], {}],
     "custom_params": [[1], "x", {"a": "y" * 70000}, {"a": object()}, {"a": 2**70}, {"a": "\ud800"}],
 }
@@ -122,7 +126,7 @@ def test_bad_values_are_named(name: str, value):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("name", sorted({*CHECKS, *OFTEN_EMPTY}))
+@pytest.mark.parametrize("name", sorted({*CHECKS, *GRAMMAR_FIELDS}))
 def test_null_is_the_default(name: str):
     if name != "max_new_tokens":
         assert SamplingParams.from_request({name: None}) == SamplingParams()
@@ -133,7 +137,7 @@ def test_null_max_new_tokens_is_as_many_as_there_is_room_for():
     assert SamplingParams.from_request({}, {"max_new_tokens": None}).max_new_tokens == 128  # it was not given
 
 
-@pytest.mark.parametrize("name", OFTEN_EMPTY)
+@pytest.mark.parametrize("name", GRAMMAR_FIELDS)
 def test_an_empty_grammar_is_none(name):
     assert SamplingParams.from_request({name: ""}) == SamplingParams()
 
@@ -161,6 +165,17 @@ def test_a_schema_may_be_an_object():
     assert SamplingParams.from_request({"json_schema": {"type": "object"}}).grammar[1] == '{"type":"object"}'
 
 
+def test_both_ways_of_structural_tags_are_one():
+    old = {"structures": [{"begin": "<f>", "schema": {"type": "object"}, "end": "</f>"}], "triggers": ["<f"]}
+    content = {"type": "json_schema", "json_schema": {"type": "object"}}
+    tags = [{"type": "tag", "begin": "<f>", "content": content, "end": "</f>"}]
+    new = {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<f"], "tags": tags}}
+    given = [old, json.dumps(old), copy.deepcopy(new), json.dumps(new)]
+    for tag in given:
+        kind, text = SamplingParams.from_request({"structural_tag": tag}).grammar
+        assert (kind, json.loads(text)) == ("structural_tag", new)
+
+
 DEEP = '{"a":' * MAX_SCHEMA_DEPTH
 
 
@@ -178,7 +193,13 @@ DEEP = '{"a":' * MAX_SCHEMA_DEPTH
         ({"ebnf": "a\0"}, "ebnf holds a NUL character, at 1"),
         ({"regex": "a", "ebnf": "b"}, "regex and ebnf are both given"),
         ({"regex": "a", "min_new_tokens": 3}, "min_new_tokens contradicts regex"),
-        ({"structural_tag": "x"}, "structural_tag is not supported"),
+        (
+            {"structural_tag": {"structures": [{"begin": "x"}], "triggers": []}},
+            "has in structures.0. no begin",
+        ),
+        ({"structural_tag": {"format": {"type": "token", "token": "<x>"}}}, "names in token a token by its text"),
+        ({"structural_tag": {"format": [{"exclude_tokens": [1, "x"]}]}}, "names in exclude_tokens a token by its text"),
+        ({"structural_tag": {"format": {}}, "regex": "a"}, "regex and structural_tag are both given"),
     ],
 )
 def test_grammars_that_cannot_be_served(given: dict, message: str):

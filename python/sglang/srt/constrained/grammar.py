@@ -58,8 +58,8 @@ class Compiled(Protocol):
 
 
 class GrammarBackend(Protocol):
-    """Compiles grammars. `kind` is json_schema, regex, ebnf or tools (Lark); or several of those with ` or ` between,
-    `text` then being a JSON list of one text each."""
+    """Compiles grammars. `kind` is json_schema, regex, ebnf, structural_tag or tools (Lark); or several of those with
+    ` or ` between, `text` then being a JSON list of one text each."""
 
     def compile(self, kind: str, text: str) -> "Future[tuple[Compiled, bytes]]":
         """The grammar, and what load() makes the same of on another rank. Returns at once. The future fails with

@@ -90,6 +90,8 @@ def _lark(kind: str, text: str) -> str:
             return json.loads(llguidance.LLMatcher.grammar_from_regex(text))["grammars"][0]["lark_grammar"]
         case "ebnf":
             return llguidance.grammar_from("ebnf", text).removeprefix("%llguidance {}")
+        case "structural_tag":
+            raise ValueError("only --grammar-backend xgrammar reads it")
         case "tools":
             return text
     raise ValueError(f"unknown kind {kind}")

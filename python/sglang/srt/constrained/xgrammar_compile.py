@@ -71,9 +71,22 @@ def read(kind: str, text: str):
             return Grammar.from_regex(text)
         case "ebnf":
             return Grammar.from_ebnf(text)
+        case "structural_tag":
+            return Grammar.from_structural_tag(json.dumps(_with_bounded_space(json.loads(text))))
         case "tools":
             return Grammar.from_lark(text)
     raise ValueError(f"unknown kind {kind}")
+
+
+def _with_bounded_space(node):
+    """The parts of a structural tag, white space bounded in those that are JSON."""
+    if isinstance(node, list):
+        return [_with_bounded_space(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "json_schema":
+        return {"max_whitespace_cnt": MAX_WHITESPACE} | node
+    return {key: _with_bounded_space(value) for key, value in node.items()}
 
 
 def new_matcher(compiled, eos_token_ids: list[int]):

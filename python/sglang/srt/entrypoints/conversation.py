@@ -154,7 +154,7 @@ class Conversation:
                 param="min_tokens",
             )
         if choice.required:  # then there is no answer that could have a form
-            params.json_schema = params.regex = params.ebnf = None
+            params.json_schema = params.regex = params.ebnf = params.structural_tag = None
         try:
             functions = choice.functions(all_strict=choice.required or form)
             params.tools = self._format.call_grammar(functions, many=many, free=not (choice.required or form))

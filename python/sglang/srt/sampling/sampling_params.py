@@ -8,6 +8,7 @@ import msgspec
 
 from sglang.srt.constrained.schema_check import check_schema
 from sglang.srt.sampling.stop_regex import check_repeats, check_stop_regex
+from sglang.srt.sampling.structural_tag import with_format
 from sglang.srt.utils.shown import cut, shown
 
 MAX_NEW_TOKENS = 1 << 30
@@ -19,9 +20,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_N = 128
 MAX_CUSTOM_PARAMS_BYTES = 65536
 GREEDY_BELOW = 1e-6  # upstream: lower temperatures mean argmax
-GRAMMAR_FIELDS = ("json_schema", "regex", "ebnf")
-NOT_SERVED = ("structural_tag",)
-OFTEN_EMPTY = (*GRAMMAR_FIELDS, *NOT_SERVED)  # "" is none, as in upstream
+GRAMMAR_FIELDS = ("json_schema", "regex", "ebnf", "structural_tag")  # "" is none, as in upstream
 MAX_GRAMMAR_BYTES = 65536
 MAX_SCHEMA_DEPTH = 64  # of objects and lists in each other: the time to compile grows with its square
 
@@ -51,10 +50,11 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     stream_interval: int | None = None
     sampling_seed: int | None = None
     custom_params: dict | None = None
-    json_schema: str | None = None  # what the output must match; at most one of the three
+    json_schema: str | None = None  # what the output must match; at most one of the four
     regex: str | None = None
     ebnf: str | None = None
-    tools: str | None = None  # a grammar of calls, made here and never given; beside one of the three: either may come
+    structural_tag: str | None = None
+    tools: str | None = None  # a grammar of calls, made here and never given; beside one of the four: either may come
     thinking_budget: int | None = None  # tokens of thoughts, after which one that is open is closed
 
     @classmethod
@@ -66,12 +66,10 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
         if given is not None and not isinstance(given, dict):
             raise ValueError(f"sampling_params must be an object, got {shown(given)}")
         merged = {k: v for k, v in (defaults or {}).items() if v is not None}
-        merged |= {k: v for k, v in (given or {}).items() if v is not None and not (k in OFTEN_EMPTY and v == "")}
+        merged |= {k: v for k, v in (given or {}).items() if v is not None and not (k in GRAMMAR_FIELDS and v == "")}
         if given and given.get("max_new_tokens", 0) is None:
             merged["max_new_tokens"] = MAX_NEW_TOKENS
         for name in merged:
-            if name in NOT_SERVED:
-                raise ValueError(f"{name} is not supported; use one of {', '.join(GRAMMAR_FIELDS)}")
             if name not in CHECKS:
                 raise ValueError(f"unknown sampling parameter {shown(name)}; known are {', '.join(sorted(CHECKS))}")
         params = cls(**{name: CHECKS[name](name, value) for name, value in merged.items()})
@@ -228,7 +226,24 @@ def _grammar(name: str, value: Any) -> str:
 
 def _json_schema(name: str, value: Any) -> str:
     """Text, as upstream has it, or the schema itself."""
-    if isinstance(value, dict | bool):
+    text, schema = _json(name, value, dict | bool, "a JSON schema, which is an object")
+    check_schema(schema, name)
+    return text
+
+
+def _structural_tag(name: str, value: Any) -> str:
+    """Text, or the object itself; as an object with a `format`."""
+    tag = _json(name, value, dict, "an object")[1]
+    try:
+        text = json.dumps(with_format(tag), ensure_ascii=False)
+    except ValueError as e:
+        raise ValueError(f"{name} {e}") from None
+    return _grammar(name, text)
+
+
+def _json(name: str, value: Any, kinds: Any, rule: str) -> tuple[str, Any]:
+    """A text, or what is of `kinds`, as JSON text and as what that says."""
+    if isinstance(value, kinds):
         try:
             value = msgspec.json.encode(value).decode()
         except (TypeError, ValueError, RecursionError) as e:
@@ -238,8 +253,8 @@ def _json_schema(name: str, value: Any) -> str:
         schema = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{name} is no JSON: {cut(str(e))}") from None
-    if not isinstance(schema, dict | bool):
-        raise _bad(name, value, "a JSON schema, which is an object")
+    if not isinstance(schema, kinds):
+        raise _bad(name, value, rule)
     level, depth = [schema] if isinstance(schema, dict) else [], 0
     while level:
         depth += 1
@@ -247,8 +262,7 @@ def _json_schema(name: str, value: Any) -> str:
             raise ValueError(f"{name} is nested more than {MAX_SCHEMA_DEPTH} levels deep; name its parts in $defs")
         inner = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
         level = [value for value in inner if isinstance(value, dict | list)]
-    check_schema(schema, name)
-    return text
+    return text, schema
 
 
 CHECKS = {
@@ -276,5 +290,6 @@ CHECKS = {
     "json_schema": _json_schema,
     "regex": _grammar,
     "ebnf": _grammar,
+    "structural_tag": _structural_tag,
     "thinking_budget": _int(0, MAX_NEW_TOKENS),
 }

@@ -150,14 +150,20 @@ def check_common(body: CommonFields) -> None:
         raise RequestError("stream_options needs stream: true", param="stream_options")
 
 
-def json_schema(body: CommonFields) -> str | dict | bool | None:
-    """The schema an answer must match. Raises RequestError for a response_format that is not served."""
-    schema = None if body.response_format is None else form_schema(body.response_format, "response_format")
+FORMS = ("text", "json_object", "json_schema", "structural_tag")
+
+
+def form_params(body: CommonFields) -> dict[str, Any]:
+    """The sampling parameters of the form an answer must have. Raises RequestError for one that is not served."""
+    form = body.response_format
+    if isinstance(form, dict) and form.get("type") == "structural_tag":
+        return {"json_schema": body.json_schema, "structural_tag": form}
+    schema = None if form is None else form_schema(form, "response_format", FORMS)
     if schema is not None and body.json_schema:
         raise RequestError(
             "response_format and json_schema are both given; an output can have one form", param="response_format"
         )
-    return body.json_schema if schema is None else schema
+    return {"json_schema": body.json_schema if schema is None else schema}
 
 
 def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_tokens: int) -> SamplingParams:
@@ -165,7 +171,7 @@ def make_sampling_params(body: CommonFields, manager: TokenizerManager, max_new_
         name: getattr(body, field) for name, field in RENAMED.items()
     }
     values["max_new_tokens"] = max_new_tokens
-    values["json_schema"] = json_schema(body)
+    values |= form_params(body)
     if body.seed is not None:
         values["sampling_seed"] = body.seed % 2**63  # OpenAI's may be negative
     return request_params(values, manager, RENAMED)
