@@ -3,6 +3,7 @@
 APIs translate: their requests into a Turn and a Prompt without text, events into their replies. No API is known here.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
@@ -178,7 +179,8 @@ class Conversation:
         calls = self.reads_calls and choice is not None
         thoughts = self.reads_thoughts and thoughts
         if choice is not None:
-            self._constrain_calls(choice, prompt.params, parallel_calls)
+            # In a thread: hundreds of kilobytes of schemas take it most of a second, a piece at a time.
+            await asyncio.to_thread(self._constrain_calls, choice, prompt.params, parallel_calls)
         if prompt.params.grammar is not None and self.reads_thoughts:
             prompt.thought_marks = self._format.thought_marks(self._thinks(turn))
         if self._format is not None:

@@ -15,7 +15,7 @@ from sglang.srt.managers.generation import RequestError
 from sglang.srt.parser.gemma4 import NAME
 from sglang.srt.utils.shown import shown
 
-MAX_SCHEMA_BYTES = 1 << 18  # of all tools, where a grammar is made of them: that takes a second for 2 MB
+MAX_SCHEMA_BYTES = 1 << 18  # of all tools, where a grammar is made of them: half a second of processor time
 NO_PARAMETERS = {"type": "object", "properties": {}}
 EXPECTED = ('"auto", "none", "required", {"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", '
             "...} is expected")  # fmt: skip
