@@ -199,7 +199,8 @@ def test_numbered_bodies(server):
     assert reply.status_code == 200 and reply.json()["usage"]["completion_tokens"] > 0
     after = footprint(server)
     assert after["threads"] <= before["threads"] + 4 and after["files"] <= before["files"] + 8, (before, after)
-    assert after["bytes"] <= before["bytes"] + (200 << 20), (before, after)
+    # What is kept of grammars and responses is still growing then, to 256 and 64 MB.
+    assert after["bytes"] <= before["bytes"] + (400 << 20), (before, after)
 
 
 def is_idle(server: ServerProcess) -> bool:
