@@ -182,7 +182,9 @@ def measure(bench: Bench, own: argparse.Namespace) -> None:
     print(f"| {' | '.join(titles)} |\n{'|---' * (2 + 3 * len(kinds))}|", flush=True)
     libraries = {name: Library(name, bench.config.vocab_size, list(bench.config.eos_token_ids)) for name in own.library}
     for batch_size in own.batch_size:
-        case = Case(batch_size, own.input_len, 2 + (WARM_UP + own.steps) * bench.kv.decode_tokens)
+        chunk = bench.args.chunked_prefill_size
+        before = 2 + (batch_size * own.input_len // chunk if chunk > 0 else batch_size)  # steps beside others' prompts
+        case = Case(batch_size, own.input_len, (before + WARM_UP + own.steps) * bench.kv.decode_tokens)
         bench.check(case)
         free, _ = loop.steps(case, own.steps, None)
         cells = [f"{batch_size}", f"{free:.3f}"]

@@ -57,8 +57,8 @@ KINDS = {
     "*fp32": "sums lses states weights weights_ptr",
     "fp32": "eps root scale",
     "i32": "elements width num_pairs num_segments pairs_per_row hidden M N K window splits nodes stride_x stride_a "
-    "logits_stride qkv_stride table_stride path_stride q_token_stride q_head_stride k_slot_stride k_head_stride "
-    "v_slot_stride v_head_stride out_token_stride",
+    "logits_stride qkv_stride slot_stride table_stride path_stride q_token_stride q_head_stride k_slot_stride "
+    "k_head_stride v_slot_stride v_head_stride out_token_stride",
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 
