@@ -86,7 +86,8 @@ def test_residual_norms_of_other_sizes(rows, width, kernel):
 def test_qkv_norm_rope(width, kv_heads, has_v, dtype, per_head, arch):
     """It compiles, and to operations that round where the reference does: no fused product, no approximation."""
     parts = ("qkv", "q_weight", "k_weight", "cos", "sin", "q_out", "k_buffer", "v_buffer")
-    signature = dict.fromkeys(parts, f"*{dtype}") | {"slots": "*i64", "qkv_stride": "i32", "eps": "fp32"}
+    numbers = {"slots": "*i64", "qkv_stride": "i32", "slot_stride": "i32", "eps": "fp32"}
+    signature = dict.fromkeys(parts, f"*{dtype}") | numbers
     constants = {
         "NUM_HEADS": 16,
         "NUM_KV_HEADS": kv_heads,
