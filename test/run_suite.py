@@ -39,6 +39,7 @@ BACKENDS = ("cpu", "cuda", "amd", "musa", "npu", "xpu", "mlx")
 TAIL_LINES = 2000  # output kept a file, to judge a retry and to find unittest's summary
 # What files of a suite get beside the runner's own environment, and pytest's flags there.
 SUITE_ENV = {WEEKLY_SUITE: {"SGLANG_TEST_WEEKLY": "1"}}  # sglang.test.triton_compile
+SAME_EXAMPLES = {"CI": "true"}  # hypothesis then takes the same on every run: only a change makes a test fail
 SUITE_ADDOPTS = {UNIT_SUITE: "-p sglang.test.without_torch"}
 
 _stop = threading.Event()  # the runner is being stopped: files end, none begins
@@ -134,7 +135,7 @@ def run_file(files: Files, path: Path, suite: str, timeout_s: float, shown: Text
     with tempfile.TemporaryDirectory(prefix="run_suite_") as folder:
         report = Path(folder) / "report.xml"
         flags = [os.environ.get("PYTEST_ADDOPTS", ""), SUITE_ADDOPTS.get(suite, ""), f"--junitxml={report}"]
-        env = SUITE_ENV.get(suite, {}) | {"PYTEST_ADDOPTS": " ".join(filter(None, flags))}
+        env = SUITE_ENV.get(suite, SAME_EXAMPLES) | {"PYTEST_ADDOPTS": " ".join(filter(None, flags))}
         readable, writable = os.pipe()
         reader = threading.Thread(target=_echo, args=(readable, tail, shown), daemon=True)
         reader.start()

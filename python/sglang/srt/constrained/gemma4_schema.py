@@ -40,6 +40,7 @@ from sglang.srt.utils.shown import cut, shown
 MAX_RULES = 4000  # of all schemas of a call
 MAX_WRITTEN = 4 << 20  # characters of schemas that are looked at, those that references lead to each time
 MAX_EXACT = 2.0**53
+MAX_COUNT = 1_000_000  # characters, items or keys: longer than any answer
 
 INTEGER = Regex("-?(0|[1-9][0-9]*)")
 NUMBER = Regex(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -325,7 +326,9 @@ class SchemaGrammar:
         low, high = int(schema.get(least, 0)), schema.get(most)
         if high is not None and low > high:
             raise GrammarError(f"{place}: {least} {low} is above {most} {high}")
-        return low, None if high is None else int(high)
+        if low > MAX_COUNT:
+            raise GrammarError(f"{place}.{least} is {shown(schema[least])}; no answer has more than {MAX_COUNT}")
+        return low, None if high is None or high > MAX_COUNT else int(high)
 
     def _integer(self, schema: dict[str, Any], place: str) -> Node:
         return self._number(schema, place, "integer")

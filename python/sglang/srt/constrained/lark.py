@@ -5,7 +5,11 @@ no finite text, and a model would follow it until its limit.
 """
 
 import json
+import re
 from dataclasses import dataclass
+
+RAW = re.compile(r"[\x7f-\x9f]")  # control characters that JSON leaves as they are
+DIGIT_BEHIND = re.compile(r"(?<=[^ -~])(?=[0-9a-fA-F])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ def _pruned(node: Node, ending: set[str]) -> Node:
         case Choice(parts):
             return choice(*(_pruned(part, ending) for part in parts if can_end(part, ending)))
         case Repeat(part, low, high):
-            return Repeat(_pruned(part, ending), low, high) if can_end(part, ending) else EMPTY
+            return Repeat(_pruned(part, ending), low, high) if high != 0 and can_end(part, ending) else EMPTY
     return node
 
 
@@ -163,7 +167,9 @@ def _rule_names(node: Node) -> list[str]:
 def _text(node: Node) -> str:
     match node:
         case Literal(text):
-            return json.dumps(text, ensure_ascii=False)
+            # Where XGrammar writes a character as its number, it takes a digit behind it for one more of the number's.
+            pieces = (json.dumps(piece, ensure_ascii=False) for piece in DIGIT_BEHIND.split(text))
+            return RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", " ".join(pieces))
         case Token(id):
             return f"<[{id}]>"
         case AnyTokenBut(id):
