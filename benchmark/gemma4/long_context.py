@@ -4,7 +4,7 @@
 
 Sends all requests at once to a server's /generate (random ids, `--output-len` tokens each) and prints when the first
 and the last got their first token and their last, how many were retracted or failed, and what KV memory held meanwhile
-(/server_info). Exit code 1 when a request failed or was retracted.
+(/server_info). A key is taken from OPENAI_API_KEY. Exit code 1 when a request failed or was retracted.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 
 import httpx
+from agents import headers
 
 from sglang.srt.utils.flag_types import at_least
 
@@ -58,9 +59,10 @@ async def watch(client: httpx.AsyncClient, seen: list[dict]) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     rng = random.Random(args.seed)
-    prompts = [[rng.randrange(1000, args.vocab - 4000) for _ in range(args.input_len)] for _ in range(args.requests)]
+    ids = range(args.vocab // 4, 3 * args.vocab // 4)  # ordinary tokens, wherever a tokenizer has its special ones
+    prompts = [rng.choices(ids, k=args.input_len) for _ in range(args.requests)]
     limits = httpx.Limits(max_connections=args.requests + 1)
-    async with httpx.AsyncClient(base_url=args.url, timeout=None, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=args.url, timeout=None, limits=limits, headers=headers()) as client:
         seen: list[dict] = []
         watcher = asyncio.create_task(watch(client, seen))
         start = time.perf_counter()
@@ -91,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=at_least(1), default=30, metavar="N", help="(30)")
     parser.add_argument("--input-len", type=at_least(1), default=110_000, metavar="N", help="tokens (110000)")
     parser.add_argument("--output-len", type=at_least(1), default=32, metavar="N", help="tokens (32)")
-    parser.add_argument("--vocab", type=at_least(6000), default=VOCAB, metavar="N", help=f"({VOCAB})")
+    parser.add_argument("--vocab", type=at_least(4), default=VOCAB, metavar="N", help=f"({VOCAB})")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     return parser
 

@@ -1,7 +1,9 @@
-"""bench_serving against the shipped model's own server: every endpoint counts the same tokens."""
+"""Loads against the shipped model's own server: every endpoint counts the same tokens, agents find their histories."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,8 @@ LENGTHS = ("--random-input-len", "48", "--random-output-len", "8", "--random-ran
 
 @pytest.fixture(scope="module")
 def server():
-    with ServerProcess("sglang.launch_server", "--log-level", "warning", "--api-key", "hush") as running:
+    flags = "--log-level", "warning", "--api-key", "hush", "--enable-cache-report"
+    with ServerProcess("sglang.launch_server", *flags) as running:
         yield running
 
 
@@ -54,6 +57,36 @@ def test_the_same_text_however_it_is_asked_for(bench):
         for more in ([], ["--backend", "sglang-oai"], ["--disable-stream"], ["--tokenize-prompt"])
     ]
     assert all(texts[0]) and texts[1:] == texts[:1] * 3
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmark/gemma4")
+    monkeypatch.setenv("OPENAI_API_KEY", "hush")
+
+
+def test_agents_find_their_histories(server, scripts, capsys):
+    import agents
+
+    flags = ["--url", server.url, "--agents", "3", "--history", "200", "--new", "5", "--turns", "2", "--output", "2"]
+    assert agents.main([*flags, "--vocab", "2048"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "turn 1: first token after" in first and first.endswith("history cached 0 of 3")
+    assert second.endswith("history cached 3 of 3")
+    assert agents.main([*flags, "--vocab", "262144"]) == 1  # ids that the model does not have
+    assert "HTTP 400" in capsys.readouterr().err
+
+
+def test_long_contexts_at_once(server, scripts, capsys):
+    import long_context
+
+    flags = ["--url", server.url, "--requests", "4", "--output-len", "12", "--vocab", "2048"]
+    assert long_context.main([*flags, "--input-len", "600"]) == 0
+    out = capsys.readouterr().out
+    assert "4 requests of 600 tokens" in out and "0 failed, 0 retractions" in out
+    assert re.search(r"at most at once: \d running, \d+ full tokens of \d+, \d+ sliding of \d+", out)
+    assert long_context.main([*flags, "--input-len", "5000"]) == 1
+    assert "failed: HTTP 400" in capsys.readouterr().err
 
 
 if __name__ == "__main__":
