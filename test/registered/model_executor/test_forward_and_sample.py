@@ -34,7 +34,7 @@ def sampled(runner: ModelRunner, step: StepInput, token: int) -> list[int]:
 def test_tokens_are_what_the_logits_leave(tmp_path):
     """Also captured: a graph's logits may be changed before they are sampled from. The next step starts from the token
     that was sampled."""
-    runner = load(make_tiny_gemma4(tmp_path, "moe_top2"), max_total_tokens=100, max_running_requests=2).runner
+    runner = load(make_tiny_gemma4(tmp_path, "moe_top2"), max_total_tokens=400, max_running_requests=2).runner
     decodes = [step_of([1], [n], [1], 0, [], [n]) for n in (6, 7)]
     assert [sampled(runner, step, token) for step, token in zip([PROMPT, *decodes], (40, 41, 42), strict=True)] == [
         [40],
@@ -51,7 +51,7 @@ def test_drafts_are_judged_by_what_the_logits_leave(tmp_path):
     folder = make_tiny_gemma4(tmp_path / "target", "moe_top2")
     drafter = make_tiny_assistant(tmp_path / "drafter", "moe_top2")
     settings = {"speculative_algorithm": "NEXTN", "speculative_draft_model_path": str(drafter)}
-    runner = load(folder, max_total_tokens=100, max_running_requests=2, speculative_num_steps=2, **settings).runner
+    runner = load(folder, max_total_tokens=400, max_running_requests=2, speculative_num_steps=2, **settings).runner
     assert sampled(runner, PROMPT, 40) == [40]
     nodes = runner.speculation.settings.num_draft_tokens
     tokens = sampled(runner, step_of([1], [5 + nodes], [nodes], 0, [], range(6, 6 + nodes)), 41)
@@ -59,7 +59,7 @@ def test_drafts_are_judged_by_what_the_logits_leave(tmp_path):
 
 
 def test_a_chunk_in_the_middle_samples_nothing(tmp_path):
-    runner = load(make_tiny_gemma4(tmp_path, "moe_top2"), max_total_tokens=100, max_running_requests=2).runner
+    runner = load(make_tiny_gemma4(tmp_path, "moe_top2"), max_total_tokens=400, max_running_requests=2).runner
     step = step_of([1], [5], [5], 1, [7, 30, 9, 12, 4], range(1, 6))
     step.sampled = step.sampled[:0]
     forwarded = runner.forward(step)
