@@ -95,6 +95,17 @@ def test_max_total_tokens_sets_or_limits_full_tokens():
     assert shape(1 << 30, ONE_LAYER, max_total_tokens=77).full_size == 77
 
 
+@pytest.mark.parametrize("layers", [*MODELS.values(), SMALL[1:]], ids=[*MODELS, "as large"])
+@pytest.mark.parametrize("tokens", [1, 17, 100, 400, 3000, 5000, 65_536])
+def test_whatever_total_is_asked_for_is_had(layers, tokens):
+    """Also where the sliding part of one request is all the tokens, in pages that it does not fill."""
+    for window, chunk in ((16, 512), (1024, 8192), (128, -1)):
+        got = shape(
+            60 << 30, layers, max_total_tokens=tokens, window=window, chunked_prefill_size=chunk, context_len=5000
+        )
+        assert got.full_size == tokens and got.swa_size >= min(tokens, 16)
+
+
 def test_without_sliding_layers_all_is_full_tokens():
     got = shape(1 << 30, ONE_LAYER, window=None)
     assert got.full_size == got.num_pages * got.full_per_page == (1 << 30) // 256 - 64

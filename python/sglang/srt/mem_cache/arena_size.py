@@ -58,22 +58,22 @@ def arena_shape(
         one_request = min(context_len, window + held + chunk)
         demand = max(one_request, max_running_requests * 2 * held + max(chunk, chunked_prefill_size))
 
+    most = context_len if max_total_tokens is None else min(context_len, max_total_tokens)
+    least_swa = min(one_request, most)
     run = LONGEST_RUN
     while True:
         page_bytes = _page_bytes(full_bytes, swa_bytes, run)
         full_per_page, swa_per_page = page_bytes // full_bytes, page_bytes // swa_bytes if swa_bytes else 0
         pages = budget_bytes // page_bytes - 1  # less the padding page
+        # A window moves on through its pages, so it may begin and end inside one.
+        swa_pages = -(-(least_swa + swa_per_page - 1) // swa_per_page) if least_swa else 0
         if max_total_tokens is not None:
-            wanted = min(max_total_tokens, demand)
-            pages = min(pages, -(-max_total_tokens // full_per_page) + (-(-wanted // swa_per_page) if wanted else 0))
+            wanted = -(-min(max_total_tokens, demand) // swa_per_page) if swa_per_page else 0
+            pages = min(pages, -(-max_total_tokens // full_per_page) + max(swa_pages, wanted))
         if pages >= LEAST_PAGES or run == 1:
             break
         run //= 2
 
-    # A window moves on through its pages, so it may begin and end inside one; so may a context after a cached prefix.
-    most = context_len if max_total_tokens is None else min(context_len, max_total_tokens)
-    least_swa = min(one_request, most)
-    swa_pages = -(-(least_swa + swa_per_page - 1) // swa_per_page) if least_swa else 0
     full_size = (pages - swa_pages) * full_per_page
     if max_total_tokens is not None:
         full_size = min(full_size, max_total_tokens)
