@@ -24,8 +24,8 @@ def test_the_numbers_of_a_step():
     assert numbers_of(STEP) == {
         "token_rows": [3, 3, 3, 3, 1, 1, 1, 2],
         "positions": [3, 4, 5, 6, 0, 1, 2, 8],
-        "out_cache_loc": [1, 2, 3, 4, 5, 6, 7, 8],
-        "out_cache_loc_swa": [51, 52, 53, 54, 55, 56, 57, 58],
+        "out_cache_loc": [101, 102, 103, 104, 105, 106, 107, 108],
+        "out_cache_loc_swa": [201, 202, 203, 204, 205, 206, 207, 208],
         "ids": [10, 11, 12, 13, 20, 21, 22, LAST_TOKEN],
         "rows": [3, 1, 2],
         "seq_lens": [7, 3, 9],
@@ -41,8 +41,8 @@ def test_what_is_filled_up_is_padding():
     assert numbers_of(step) == {
         "token_rows": [3, 3, 3, 3, 1, 1, 1, 2, 0, 0, 0, 0],
         "positions": [3, 4, 5, 6, 0, 1, 2, 8, 0, 1, 2, 3],
-        "out_cache_loc": [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0],
-        "out_cache_loc_swa": [51, 52, 53, 54, 55, 56, 57, 58, 0, 0, 0, 0],
+        "out_cache_loc": [101, 102, 103, 104, 105, 106, 107, 108, 0, 0, 0, 0],
+        "out_cache_loc_swa": [201, 202, 203, 204, 205, 206, 207, 208, 0, 0, 0, 0],
         "ids": [10, 11, 12, 13, 20, 21, 22, LAST_TOKEN, 0, 0, 0, 0],
         "rows": [3, 1, 2, 0, 0, 0],
         "seq_lens": [7, 3, 9, 0, 0, 4],

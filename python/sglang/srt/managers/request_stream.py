@@ -5,19 +5,22 @@ The messages travel as msgpack over the group, never as pickled objects.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from sglang.srt.distributed.process_group import ProcessGroup
 from sglang.srt.managers.io_struct import Message, StartProfileReq, StopProfileReq, ToScheduler
 from sglang.srt.utils.heartbeat import IDLE_SECONDS
+
+if TYPE_CHECKING:
+    from sglang.srt.distributed.process_group import ProcessGroup
 
 RANK_0_ONLY = (StartProfileReq, StopProfileReq)  # a profile is of one rank, and changes no decision
 
 Receive = Callable[[bool | float], list[Message]]
 
 
-def leading(receive: Callable[[bool | float], list[Message]], group: ProcessGroup) -> Receive:
+def leading(receive: Callable[[bool | float], list[Message]], group: "ProcessGroup") -> Receive:
     """Rank 0's receive: passes on what has come, also when that is nothing. RankLost when another rank has ended."""
     encode = msgspec.msgpack.Encoder().encode
 
@@ -30,7 +33,7 @@ def leading(receive: Callable[[bool | float], list[Message]], group: ProcessGrou
     return receive_and_share
 
 
-def following(group: ProcessGroup) -> Receive:
+def following(group: "ProcessGroup") -> Receive:
     """Every other rank's receive. It always waits for rank 0, which speaks once a step. RankLost when it has ended."""
     decoder = msgspec.msgpack.Decoder(list[ToScheduler])
 

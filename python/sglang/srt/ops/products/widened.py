@@ -5,8 +5,8 @@ as one, and multiply a tenth of what the cores can. Here a block of the weight t
 multiplied by the library's float32 product, so memory is read once and no copy is kept. Every term is exact in
 float32, sums are float32, one rounding at the end: what the other way does too. Close op.
 
-Floor: few rows read the weight once; many are bound by float32 multiply-adds. Measured in
-benchmark/kernels/products.md.
+Floor: few rows read the weight once; many are bound by float32 multiply-adds. Measured:
+benchmark/kernels/products.md, "16 bits on a CPU without instructions for them".
 """
 
 import functools
