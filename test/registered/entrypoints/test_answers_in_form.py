@@ -12,10 +12,11 @@ import psutil
 import pydantic
 import pytest
 
-from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.ci.ci_register import is_weekly, register_cpu_ci
 from sglang.test.server_process import ServerProcess, wait_for
 
-register_cpu_ci(est_time=80, suite="base-a-test-cpu")
+register_cpu_ci(est_time=150, suite="base-a-test-cpu")
+register_cpu_ci(est_time=300, suite="weekly-test-cpu")
 
 MODULE = "sglang.launch_server"
 # float32: in bfloat16 a token may depend on what its request is batched with
@@ -167,7 +168,7 @@ DRAFTS = "--speculative-algorithm NEXTN"
 TREE = f"{DRAFTS} --speculative-num-steps 3 --speculative-eagle-topk 2 --speculative-num-draft-tokens 6"
 
 
-@pytest.mark.parametrize("flags", ["--tp-size 2", f"--tp-size 2 {TREE}", DRAFTS])
+@pytest.mark.parametrize("flags", [f"--tp-size 2 {TREE}", *(["--tp-size 2", DRAFTS] if is_weekly() else [])])
 def test_ranks_and_drafts_change_no_answer(answers, flags):
     with ServerProcess(MODULE, *FLAGS, *flags.split(), timeout=180) as other:
         got = jobs(other, 6 if "NEXTN" in flags else 12)
@@ -421,10 +422,10 @@ def test_servers_without_grammars():
         assert reply.status_code == 400 and "--grammar-backend none" in reply.json()["message"]
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [f"--enable-deterministic-inference {DRAFTS}", "--disable-overlap-schedule --grammar-backend llguidance"],
-)
+WAYS = ["--disable-overlap-schedule --grammar-backend llguidance", f"--enable-deterministic-inference {DRAFTS}"]
+
+
+@pytest.mark.parametrize("flags", WAYS if is_weekly() else WAYS[:1])
 def test_other_ways_to_run(flags):
     with ServerProcess(MODULE, *FLAGS, *flags.split(), timeout=180) as server:
         check(jobs(server, 6))
