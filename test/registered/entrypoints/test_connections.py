@@ -63,8 +63,9 @@ def test_first_token_of_a_kept_connection_comes_alone(start, host):
         gaps = []
         for _ in range(10):
             arrivals = ask(client, max_new_tokens=3, custom_params={"delay": 0.02})
-            first, second = (next(when for when, count in arrivals if count >= n) for n in (1, 2))
-            gaps.append(second - first)
+            first, second = (next((when for when, count in arrivals if count >= n), None) for n in (1, 2))
+            if second is not None:  # on a busy machine one event may hold all tokens
+                gaps.append(second - first)
         assert max(gaps) > 0.01, gaps
 
 
