@@ -22,8 +22,7 @@ from sglang.test.compare_runs import compare, report
 from sglang.test.engine_harness import DEVICE
 from sglang.test.eval_data import load
 
-register_cpu_ci(est_time=50, suite="base-b-test-cpu")
-register_cpu_ci(est_time=300, suite="weekly-test-cpu")
+register_cpu_ci(est_time=50, suite="weekly-test-cpu")
 register_cuda_ci(est_time=120, stage="base-b", runner_config="1-gpu-large")
 register_cuda_ci(est_time=120, stage="extra-a", runner_config="2-gpu-large")
 

@@ -11,8 +11,7 @@ from sglang.srt.ops.attention.tiles import decode_tile, extend_tile, key_block_t
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.triton_compile import asked, compile_kernel
 
-register_cpu_ci(est_time=60, suite="base-a-test-cpu")
-register_cpu_ci(est_time=80, suite="weekly-test-cpu")
+register_cpu_ci(est_time=60, suite="weekly-test-cpu")
 
 CAPABILITIES = {80: (8, 0), 89: (8, 9), 90: (9, 0), 100: (10, 0)}
 ARCHS = asked(*CAPABILITIES)
