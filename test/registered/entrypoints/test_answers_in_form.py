@@ -168,7 +168,7 @@ DRAFTS = "--speculative-algorithm NEXTN"
 TREE = f"{DRAFTS} --speculative-num-steps 3 --speculative-eagle-topk 2 --speculative-num-draft-tokens 6"
 
 
-@pytest.mark.parametrize("flags", [f"--tp-size 2 {TREE}", *(["--tp-size 2", DRAFTS] if is_weekly() else [])])
+@pytest.mark.parametrize("flags", ["--tp-size 2", *([f"--tp-size 2 {TREE}", DRAFTS] if is_weekly() else [])])
 def test_ranks_and_drafts_change_no_answer(answers, flags):
     with ServerProcess(MODULE, *FLAGS, *flags.split(), timeout=180) as other:
         got = jobs(other, 6 if "NEXTN" in flags else 12)
