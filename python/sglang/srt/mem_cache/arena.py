@@ -68,26 +68,16 @@ class Arena:
 
     def has(self, full: int, swa: int) -> bool:
         """Whether that many slots can be had without an eviction."""
-        counts = zip(self._kinds, (full, swa), strict=False)
-        return self._pages_for([(n, kind.size - kind.used, kind.free_in_pages, kind) for kind, n in counts]) <= len(
-            self._free_pages
-        )
+        wanted = list(zip(self._kinds, (full, swa), strict=False))
+        allowed = all(n <= kind.size - kind.used for kind, n in wanted)
+        return allowed and sum(kind.pages_for(n) for kind, n in wanted) <= self.free_pages
 
     def fits(self, full: int, swa: int) -> bool:
         """Whether that many slots can be had at all, the cache evicted as far as needed."""
-        counts = zip(self._kinds, (full, swa), strict=False)
-        pages = self.num_pages - self.held_pages
-        return self._pages_for([(n, kind.size - kind.held, kind.beside_held, kind) for kind, n in counts]) <= pages
-
-    @staticmethod
-    def _pages_for(wanted: list[tuple]) -> float:
-        """New pages that take what does not fit `inside` pages that the kind has; infinite beyond what it may have."""
-        pages = 0
-        for count, allowed, inside, kind in wanted:
-            if count > allowed:
-                return float("inf")
-            pages += -(-max(0, count - inside) // kind.per_page)
-        return pages
+        wanted = list(zip(self._kinds, (full, swa), strict=False))
+        allowed = all(n <= kind.size - kind.held for kind, n in wanted)
+        pages = sum(kind.pages_beyond(n, kind.beside_held) for kind, n in wanted)
+        return allowed and pages <= self.num_pages - self.held_pages
 
     def check(self) -> None:
         """Raises AssertionError where a page has no owner or two. Cheap: it counts."""
@@ -158,7 +148,11 @@ class SlotAllocator:
 
     def pages_for(self, n: int) -> int:
         """Pages that must be borrowed for `n` slots."""
-        return -(-max(0, n - self.free_in_pages) // self.per_page)
+        return self.pages_beyond(n, self.free_in_pages)
+
+    def pages_beyond(self, n: int, inside: int) -> int:
+        """Pages for those of `n` slots that `inside` slots do not take."""
+        return -(-max(0, n - inside) // self.per_page)
 
     def alloc(self, n: int, after: int = 0, keep_pages: int = 0) -> np.ndarray | None:
         """`n` slots, int32 [n], held from now on; those behind slot `after` first. Leaves `keep_pages` of the free
