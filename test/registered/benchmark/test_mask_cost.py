@@ -1,4 +1,4 @@
-"""benchmark/gemma4/mask_cost.py on a tiny model: a row for each batch, with both libraries, with drafts and without."""
+"""benchmark/gemma4/mask_cost.py on a tiny model: a row for each batch and grammar, both libraries, drafts or none."""
 
 import subprocess
 import sys
@@ -30,14 +30,16 @@ def test_table(tmp_path: Path, drafts: bool):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len({len(row) for row in rows}) == 1 and len(rows[0]) == 2 + 6 * len(libraries)
-    assert [row[0].strip() for row in rows[2:]] == ["1", "4"]
-    for row in rows[2:]:
-        free, numbers = float(row[1]), row[2:]
-        assert free > 0
-        for step, cost, masks in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
-            assert 0 < float(masks) < float(step)
-            assert float(cost.strip(" %")) == pytest.approx(100 * (float(step) / free - 1), abs=2)
+    titles = ["batch", "grammar", "free ms", "ms", "same ms", "cost", "masks ms", "late"]
+    assert [title.strip() for title in rows[0]] == titles
+    kinds = [f"{library} {name}" for library in libraries for name in ("schema", "object")]
+    rows = [[cell.strip() for cell in row] for row in rows[2:]]
+    assert [row[:2] for row in rows] == [[batch, kind] for batch in ("1", "4") for kind in kinds]
+    for *_, free, step, same, cost, masks, late in rows:
+        assert (same == "-") == drafts and late.endswith("/6")
+        without = float(free if drafts else same)
+        assert 0 < float(masks) < float(step) and without > 0
+        assert float(cost.strip(" %")) == pytest.approx(100 * (float(step) / without - 1), abs=2)
 
 
 if __name__ == "__main__":
