@@ -1,6 +1,7 @@
 """MaskMaker: from the grammars of a step's requests to the masks of their next tokens, on several processors."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,10 +44,24 @@ class MaskMaker:
             else:
                 _fill_draft(grammar, bits[k], drafts.tokens[i].tolist(), drafts.parents[i].tolist())
 
-        for _ in map(fill, range(len(masked))) if len(masked) <= FEW else self._threads.map(fill, range(len(masked))):
-            pass
+        self._share(fill, len(masked))
         places = np.array(masked, dtype=np.int64)[:, None] * nodes + np.arange(nodes)
         return TokenMasks(places.flatten(), bits.reshape(-1, self._words))
+
+    def _share(self, work: Callable[[int], None], count: int) -> None:
+        """work(0) to work(count - 1). Threads take the next number when they are done with one, this one too: a task
+        for each would cost as much as a mask."""
+        numbers = iter(range(count))  # Python's lock lets one thread at a time take one
+
+        def some() -> None:
+            for k in numbers:
+                work(k)
+
+        helpers = [self._threads.submit(some) for _ in range(min(THREADS, count) - 1)] if count > FEW else []
+        some()
+        for helper in helpers:
+            if not helper.cancel():  # it has begun
+                helper.result()
 
     def dead_end(self, req: Req) -> str:
         """Why the sampler found no token for a request that its grammar takes."""
