@@ -140,7 +140,7 @@ class SamplingState:
 
         `rows` [S] int64, `positions` [S] int64: index in its sequence of the token being sampled. `flags` must hold
         what any of the rows needs; more than that changes no token. `logits` is left as it was. The tokens count as
-        generated from now on. `masks`: places and bits for mask_tokens().
+        generated from now on. `masks`: of which rows, and their bits, for mask_tokens().
         """
         next_ids, reported = self.choose(logits, rows, positions, flags, masks=masks)
         self.count(rows, next_ids, flags)
@@ -158,7 +158,7 @@ class SamplingState:
         """sample() without counting the tokens as generated. `path` [S, P] int64: drafted tokens that come before the
         row's token and count as generated for it; -1 where there are fewer."""
         ints, floats = self.ints[rows], self.floats[rows]
-        allowed = logits.float() if masks is None else mask_tokens(logits.float(), *masks)
+        allowed = logits.float() if masks is None else mask_tokens(logits, *masks)
         adjusted = self._adjust(allowed, rows, positions, ints, floats, flags, path)
         scaled = adjusted / floats[:, :1] if flags & SamplingFlags.TEMPERATURE else adjusted
         # Of the adjusted logits: dividing can make equal what was not. torch.argmax takes the first of equals.

@@ -20,6 +20,7 @@ from sglang.srt.layers.sampler import SamplingState
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
 from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import Forwarded, LaunchedStep, output_logprobs
+from sglang.srt.model_executor.mask_copies import MaskCopies
 from sglang.srt.model_executor.memory_plan import free_for_rank, kv_shape, weight_bytes
 from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
 from sglang.srt.model_executor.step_io import Admission, StepInput, TokenMasks
@@ -29,7 +30,7 @@ from sglang.srt.ops.invariance.mode import set_enabled
 from sglang.srt.ops.products.linear import warm_products
 from sglang.srt.resolved_args import ResolvedArgs
 from sglang.srt.speculative.frozen_kv_mtp import ForwardedDrafts, FrozenKVMTP
-from sglang.srt.utils.device_copies import to_device, to_host
+from sglang.srt.utils.device_copies import to_host
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class ModelRunner:
         hidden_size = config.hidden_size if speculation else 0
         self.tables = DeviceTables(rows, max_len, self.kv_pool, backend, self.device, hidden_size, config.torch_dtype)
         self.sampling = SamplingState(rows, config.vocab_size, self.device, config.never_sampled)
+        self.mask_copies = MaskCopies(self.device)
         self.speculation: FrozenKVMTP | None = None
         if speculation:
             target = self.hidden_states, self.model.compute_logits
@@ -150,7 +152,7 @@ class ModelRunner:
         grammars."""
         bits = None
         if masks is not None and len(masks.places):
-            bits = self.tables.tensor(masks.places), to_device(masks.bits, torch.int32, self.device)
+            bits = self.mask_copies.put(masks, len(forwarded.logits))
         if isinstance(forwarded, ForwardedDrafts):
             launched = self.speculation.sample(step, forwarded, bits)
         else:

@@ -69,6 +69,10 @@ class ForwardedDrafts(NamedTuple):
     host_parents: Tensor | None = None
     drafted: torch.cuda.Event | None = None
 
+    @property
+    def logits(self) -> Tensor:
+        return self.round.logits
+
     def drafts(self) -> DraftTokens:
         """Waits for the round."""
         if self.drafted is not None:

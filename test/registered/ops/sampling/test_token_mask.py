@@ -5,10 +5,13 @@ import sys
 from sglang.test.triton_testing import DEVICE
 
 # isort: split
+import numpy as np
 import pytest
 import torch
 
 from sglang.srt.layers.sampler import SamplingState
+from sglang.srt.model_executor.mask_copies import MaskCopies
+from sglang.srt.model_executor.step_io import TokenMasks
 from sglang.srt.ops.sampling.token_mask import can_use, mask_tokens, mask_tokens_reference
 from sglang.srt.sampling.sampling_flags import SamplingFlags, flag_bits
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -27,31 +30,48 @@ def words(allowed: torch.Tensor) -> torch.Tensor:
     return bits.sum(-1).to(torch.int32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 4096, 4097, 9000])
-@pytest.mark.parametrize("places", [[0], [2, 0], [0, 1, 2]])
-def test_kernel_equals_reference(vocab_size, places):
+@pytest.mark.parametrize("places", [[0, -1, -1], [1, -1, 0], [0, 1, 2]])
+def test_kernel_equals_reference(vocab_size, places, dtype):
     torch.manual_seed(vocab_size)
-    logits = torch.randn(3, vocab_size, device=DEVICE)
-    logits[0, 0], logits[1, -1], logits[2, 0] = -0.0, torch.inf, torch.finfo(torch.float32).min
-    allowed = torch.rand(len(places), vocab_size, device=DEVICE) < 0.3
+    logits = torch.randn(3, vocab_size, device=DEVICE).to(dtype)
+    logits[0, 0], logits[1, -1], logits[2, 0] = -0.0, torch.inf, torch.finfo(dtype).min
+    mask_rows = torch.tensor(places, dtype=torch.int32, device=DEVICE)
+    allowed = torch.rand(max(places) + 1, vocab_size, device=DEVICE) < 0.3
     allowed[0] = True
     allowed[-1, 0] = False
-    rows, bits, before = torch.tensor(places, device=DEVICE), words(allowed), logits.clone()
-    assert can_use(logits, rows, bits)
-    got, want = mask_tokens(logits, rows, bits), mask_tokens_reference(logits, rows, bits)
-    assert torch.equal(got, want) and torch.equal(logits, before)
+    bits, before = words(allowed), logits.clone()
+    assert can_use(logits, mask_rows, bits)
+    got, want = mask_tokens(logits, mask_rows, bits), mask_tokens_reference(logits, mask_rows, bits)
+    assert got.dtype == want.dtype == torch.float32
+    assert torch.equal(got, want) and torch.equal(got.signbit(), want.signbit()) and torch.equal(logits, before)
     barred = torch.zeros_like(logits, dtype=torch.bool)
-    barred[rows] = ~allowed
-    assert torch.equal(want, logits.masked_fill(barred, -torch.inf))
+    masked = mask_rows >= 0
+    barred[masked] = ~allowed[mask_rows[masked]]
+    assert torch.equal(want, logits.float().masked_fill(barred, -torch.inf))
 
 
 def test_what_the_kernel_does_not_take():
-    logits, rows = torch.zeros(2, 64, device=DEVICE), torch.tensor([0], device=DEVICE)
+    logits, mask_rows = torch.zeros(2, 64, device=DEVICE), torch.tensor([0, -1], dtype=torch.int32, device=DEVICE)
     bits = torch.zeros(1, 2, dtype=torch.int32, device=DEVICE)
-    assert not can_use(logits.half(), rows, bits)
-    assert not can_use(logits.t().contiguous().t(), rows, bits)
-    assert not can_use(logits, rows[:0], bits[:0])
-    assert torch.equal(mask_tokens(logits, rows[:0], bits[:0]), logits)
+    columns = logits.t().contiguous().t()
+    for given in (columns, logits[:0]):
+        assert not can_use(given, mask_rows[: len(given)], bits)
+        want = given.clone()
+        want[:1] = -torch.inf
+        assert torch.equal(mask_tokens(given, mask_rows[: len(given)], bits), want)
+
+
+@pytest.mark.parametrize("rows,places", [(1, [0]), (3, [2]), (4, [0, 1, 2, 3]), (9, [1, 8])])
+def test_masks_come_to_the_device(rows: int, places: list[int]):
+    bits = np.random.default_rng(rows).integers(-(1 << 31), 1 << 31, (len(places), 5), dtype=np.int64).astype(np.int32)
+    given = bits.copy()
+    mask_rows, there = MaskCopies(torch.device(DEVICE)).put(TokenMasks(np.array(places), given), rows)
+    given[:] = 0
+    want = [places.index(row) if row in places else -1 for row in range(rows)]
+    assert mask_rows.tolist() == want and mask_rows.dtype == there.dtype == torch.int32
+    assert np.array_equal(there.cpu().numpy(), bits)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +96,8 @@ def test_no_sampling_takes_a_barred_token(params):
     logits[:, [40, 41]] = -5.0
     allowed = torch.zeros(1, 64, dtype=torch.bool, device=DEVICE)
     allowed[0, [40, 41]] = True
-    rows, masks = torch.tensor([1, 2], device=DEVICE), (torch.tensor([1], device=DEVICE), words(allowed))
+    rows = torch.tensor([1, 2], device=DEVICE)
+    masks = torch.tensor([-1, 0], dtype=torch.int32, device=DEVICE), words(allowed)
     for position in range(4, 20):
         at = torch.tensor([position, position], device=DEVICE)
         free, _ = state.choose(logits, rows, at, flags)
