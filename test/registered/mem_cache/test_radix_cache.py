@@ -18,7 +18,9 @@ def slots_of(size: int) -> SlotAllocator:
 
 
 class Cache(RadixCache):
-    """A cache with its pools, and insertion of tokens that nobody holds slots for yet."""
+    """A cache with its pools, without lots, and insertion of tokens that nobody holds slots for yet."""
+
+    spread = 0.0
 
     def __init__(self, size: int = 100, window: int | None = None, swa_size: int | None = None):
         super().__init__(slots_of(size), slots_of(swa_size or size) if window else None, window)
@@ -278,11 +280,10 @@ def test_full_slots_go_leaves_first_least_recently_used_first():
     cache.check()
 
 
-def test_sliding_parts_go_old_ones_first_and_only_as_nodes_need():
+def test_sliding_slots_that_no_window_needs_go_first():
     cache = Cache(window=4)
     cache.put(ids(0, 12))
-    assert cache.evict(0, 1) == (0, 4)  # a node longer than a window keeps its last window for the time being
-    assert cache.evict(0, 1) == (0, 4)
+    assert cache.evict(0, 1) == (0, 8)
     assert cache.match(ids(0, 12)).swa_slots.tolist() == [0] * 8 + [9, 10, 11, 12]
     cache.check()
     assert cache.length(ids(0, 11)) == 11  # the last 4 tokens are one more than 12 needs
@@ -293,7 +294,7 @@ def test_sliding_parts_go_old_ones_first_and_only_as_nodes_need():
 
 
 def test_only_the_old_part_of_a_matched_node_is_dropped():
-    """A lock parts the tail it needs from what is above, which keeps its age."""
+    """A lock parts the tail it needs from what is above."""
     cache = Cache(window=4)
     cache.put(ids(0, 16))
     cache.put(ids(50, 4))
@@ -301,10 +302,8 @@ def test_only_the_old_part_of_a_matched_node_is_dropped():
     cache.lock(match.node)
     cache.unlock(match.node)
     assert sorted((node.start, node.end) for node in cache._nodes()) == [(0, 4), (0, 6), (6, 10), (10, 12), (12, 16)]
-    freed = [cache.evict(0, 1) for _ in range(4)]
-    assert freed[:3] == [(0, 2), (0, 4), (0, 2)]  # [0, 2), [2, 6) and [10, 12); then the leaf [12, 16)
-    assert freed[3] == (6, 4)
-    assert (cache.length(ids(50, 4)), cache.length(ids(0, 10)), cache.length(ids(0, 16))) == (4, 10, 10)
+    assert sum(cache.evict(0, 1)[1] for _ in range(3)) == 12
+    assert (cache.length(ids(50, 4)), cache.length(ids(0, 10)), cache.length(ids(0, 16))) == (4, 0, 16)
     cache.check()
 
 
@@ -399,8 +398,7 @@ def test_sliding_parts_that_nobody_will_ask_for_go_before_older_ones():
     cache = Cache(window=4)
     cache.put(ids(50, 4))
     cache.put(ids(0, 20))
-    for expected in (12, 4, 4):  # in two parts what lies before the last window of the new one, then the old leaf
-        assert cache.evict(0, 1)[1] == expected
+    assert [cache.evict(0, 1)[1] for _ in range(2)] == [16, 4]  # before the last window of the new one, the old leaf
     assert (cache.length(ids(0, 20)), cache.length(ids(50, 4))) == (20, 0)
 
 
@@ -421,12 +419,66 @@ def test_the_oldest_goes_first_of_either_kind():
     cache.put(ids(0, 12), live_from=8)
     cache.put(ids(50, 12), live_from=8)
     cache.length(ids(0, 12))
-    assert cache.evict_oldest() and cache.cached() == (12, 4)
+    assert cache.evict_one() and cache.cached() == (12, 4)
     assert cache.length(ids(0, 12)) == 12
-    while cache.evict_oldest():
+    while cache.evict_one():
         cache.check()
+    assert not list(cache._queue)
     assert cache.cached() == (0, 0) and cache.full.arena.free_pages == 100
-    assert not cache.evict_oldest()
+    assert not cache.evict_one()
+
+
+def prompts(cache: Cache) -> set[int]:
+    """First tokens of what is cached."""
+    return {token for _, token in cache._root.children}
+
+
+def test_what_saves_more_stays_longer():
+    """A long prompt and short ones cost a window each; the long one, older than all, saves the most."""
+    cache = Cache(size=200, window=4)
+    cache.put(ids(0, 40), live_from=36)
+    for start in (100, 200, 300):
+        cache.put(ids(start, 3))
+    cache.length(ids(100, 3))
+    for left in ({0, 100, 300}, {0, 100}, {0}, set()):
+        assert cache.evict_one() and prompts(cache) == left
+
+
+def test_what_is_not_used_grows_cheap():
+    cache = Cache(size=200, window=4)
+    cache.put(ids(0, 40), live_from=36)
+    for start, left in ((100, {0}), (200, {200})):
+        cache.put(ids(start, 20), live_from=16)
+        assert cache.evict_one() and prompts(cache) == left
+
+
+def test_a_window_that_its_conversation_left_behind_goes_before_others():
+    cache = Cache(window=4)
+    cache.put(ids(50, 12), live_from=8)
+    node = cache.put(ids(0, 12), live_from=8).node
+    cache.lock(node)
+    cache.insert(ids(0, 20), None, *_extend(cache, 20, 8), 12)
+    cache.unlock(node)
+    assert [cache.evict(0, 1) for _ in range(2)] == [(0, 4), (0, 4)]  # no window's, then the one at 12
+    assert (cache.length(ids(0, 20)), cache.length(ids(50, 12))) == (20, 12)
+
+
+def test_agents_that_take_turns_in_too_little_memory_keep_some_prefixes():
+    """By age alone each would lose its prefix just before it comes again."""
+    cache = RadixCache(slots_of(100), slots_of(100), 4)
+    hits = 0
+    for turn in range(120):
+        tokens = ids(turn % 6 * 100, 20)
+        match = cache.match(tokens)
+        hits += match.length > 0
+        if match.length:
+            continue
+        while cache.full.available() < 20:
+            cache.evict_one()
+        full, swa = cache.full.alloc(20), cache.swa.alloc(20)
+        cache.insert(tokens, None, full, swa, 0)
+    assert hits > 30
+    cache.check()
 
 
 # ---- bugs upstream has had ----
@@ -470,12 +522,12 @@ def test_upstream_26907_giving_a_lock_back_does_not_age_the_tail_below():
     cache = Cache(window=4)
     node = cache.put(ids(0, 8)).node
     cache.lock(node)
-    cache.insert(ids(0, 10), None, *_extend(cache, 10, 2), 8)
+    cache.insert(ids(0, 16), None, *_extend(cache, 16, 8), 8)
     cache.unlock(node)
     cache.check()
     while cache.cached()[1] > 4:
         cache.evict(0, 1)
-        assert cache.length(ids(0, 10)) == 10
+        assert cache.length(ids(0, 16)) == 16
     cache.check()
 
 

@@ -87,7 +87,7 @@ class KVManager:
         if short_full > 0 or short_swa > 0:
             self.cache.evict(max(0, short_full), max(0, short_swa))
         while not self.arena.has(count, count):
-            assert self.cache.evict_oldest(), f"no {count} slots: {self.usage()}"
+            assert self.cache.evict_one(), f"no {count} slots: {self.usage()}"
         self._full_left = self._swa_left = count
 
     def append_chunk(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,23 +5,30 @@ may be dropped alone. With a window of W tokens (the query's own included), a pr
 sliding slots of all tokens in [max(0, L - (W - 1)), L) are there. The *tail* of a prefix is the last W tokens: one more
 than reuse needs, because the same prompt asked again may only use all its tokens but one.
 
-Two orders of use decide what goes first. A match or insert refreshes the full order along its path, parents after
-children, so the oldest node is always a leaf; it refreshes the sliding order in the tail only, deeper nodes last, so
-that of one branch the old parts go before the tail that keeps the branch reusable. Locked nodes are in neither order,
-so that the orders list exactly what can be evicted; they keep the time of their last use. A leaf without its sliding
-part can serve nobody, so it goes as a whole, and so do the ancestors that are left as such leaves.
+What is worth keeping are the windows where somebody will go on: at the end of a prompt or answer and where prompts
+part. A node at such a place is an *end* (`is_end`) and keeps its window. Sliding slots that no window needs are given
+up first. After them the end goes that costs least. Its worth are the tokens that would be computed anew without it,
+times how likely it is to be asked for, by the pages it takes. Each end given up raises the tree's `level` to its price,
+and the price of an end is the level at its last use plus its worth: so what is not used for long grows cheap beside
+what is, the sooner the less it saves (known as GreedyDual or Landlord). No clock is read, so all ranks evict alike.
+
+An end without children goes as a whole, with the ancestors in which then no prefix ends; any other loses its window
+only. A tree without sliding slots gives up the leaf that was used least recently: its tokens all save the same.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sglang.srt.mem_cache.arena import SlotAllocator
-from sglang.srt.mem_cache.radix_node import LruList, TreeNode
+from sglang.srt.mem_cache.radix_node import EvictionQueue, Price, TreeNode
 
 NO_SLOTS = np.zeros(0, dtype=np.int32)
 NO_TOKENS = np.zeros(0, dtype=np.int64)
+SUPERSEDED = 1 / 8  # how likely an end is asked for, beside a leaf, once the one who came to it has gone on
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class Anchor:
@@ -65,6 +72,8 @@ class RadixCache:
     With `enabled` False nothing is kept: match() gives 0 tokens and insert() frees the caller's slots.
     """
 
+    spread = 1.0  # ends are worth up to this much more by lot
+
     def __init__(self, full: SlotAllocator, swa: SlotAllocator | None, window: int | None, enabled: bool = True):
         if (swa is None) != (window is None):
             raise ValueError(f"sliding slots and a window come together, got {swa} and {window}")
@@ -74,16 +83,17 @@ class RadixCache:
         self.swa = swa
         self.window = window
         self.enabled = enabled
-        self._full_lru = LruList()
-        self._swa_lru = LruList()
+        self._queue = EvictionQueue(self._price)
         self._clear()
 
     def _clear(self) -> None:
         self._root = TreeNode(None, None, 0, NO_TOKENS, NO_SLOTS, None)
-        self._full_lru.clear()
-        self._swa_lru.clear()
+        self._queue.clear()
         self._cached_full = self._cached_swa = 0
+        self._locked_full = self._locked_swa = 0
         self._clock = 0  # ticks once a match or insert
+        self._level = 0.0
+        self._lot = 0.0  # of the last end, in [0, 1)
 
     # ---- reading ----
 
@@ -100,7 +110,7 @@ class RadixCache:
 
     def evictable(self) -> tuple[int, int]:
         """Full and sliding slots that evict() could free now."""
-        return self._full_lru.tokens, self._swa_lru.tokens
+        return self._cached_full - self._locked_full, self._cached_swa - self._locked_swa
 
     def cached(self) -> tuple[int, int]:
         """Full and sliding slots that the tree owns."""
@@ -155,19 +165,10 @@ class RadixCache:
         return full, swa
 
     def _touch(self, path: list[TreeNode], length: int) -> None:
-        """A prefix is used now. Nodes that are locked remember it for when they are not.
-
-        A node that only reaches into the tail is left to lock() and insert(), which split it there.
-        """
-        windows, window_start = [], self._tail_start(length)
-        for node in reversed(path):
-            self._full_lru.touch(node.full_link, self._clock)
-            if len(node.children) > 1:
-                window_start = self._tail_start(node.end)
-            if node.start >= window_start and node.swa is not None:
-                windows.append(node)
-        for node in reversed(windows):
-            self._swa_lru.touch(node.swa_link, self._clock)
+        """A prefix is used now: with sliding slots its end and the places where others part from it."""
+        for node in path:
+            if self.swa is None or (node.is_end and (node.end == length or len(node.children) > 1)):
+                node.used, node.level = self._clock, self._level
 
     def _tail_start(self, length: int) -> int:
         """Where the last window of a prefix begins; `length` itself without sliding slots."""
@@ -193,14 +194,13 @@ class RadixCache:
                     f"locking {node.end} tokens, but sliding slots [{part.start}, {part.end}) are gone"
                 )
                 part.swa_lock += 1
-                part.swa_link.used = self._clock
                 if part.swa_lock == 1 and part.swa is not None:
-                    self._swa_lru.remove(part.swa_link)
+                    self._locked_swa += len(part)
                     self.swa.hold(part.swa)
         while node is not self._root:
             node.full_lock += 1
             if node.full_lock == 1:
-                self._full_lru.remove(node.full_link)
+                self._locked_full += len(node)
                 self.full.hold(node.full)
             node = node.parent
 
@@ -212,8 +212,9 @@ class RadixCache:
             part.swa_lock -= 1
             assert part.swa_lock >= 0, f"[{part.start}, {part.end}) of the sliding part unlocked more than locked"
             if part.swa_lock == 0 and part.swa is not None:
-                self._swa_lru.add(part.swa_link, after_equals=False)
+                self._locked_swa -= len(part)
                 self.swa.cache(part.swa)
+                self._queue.put(part)
 
     def unlock(self, anchor: Anchor, swa_released: bool = False) -> None:
         """Take one lock() back. That is no use of the prefix: it goes where its last match or insert puts it."""
@@ -224,8 +225,9 @@ class RadixCache:
             node.full_lock -= 1
             assert node.full_lock >= 0, f"[{node.start}, {node.end}) unlocked more than locked"
             if node.full_lock == 0:
-                self._full_lru.add(node.full_link, after_equals=True)
+                self._locked_full -= len(node)
                 self.full.cache(node.full)
+                self._queue.put(node)
             node = node.parent
         self._prune(anchor.node)
 
@@ -288,24 +290,34 @@ class RadixCache:
                 swa_slots[start:end].copy() if live else None,
             )
         if self.swa is not None:
-            self._tail(node)  # part what is before the tail from it, to be dropped alone
-            self._spend_first(node, branch)
+            self._note_ends(node, branch)
         path = self._path(node)
         self._touch(path, n)
+        for part in path:
+            if part.end > held or part is branch:
+                self._queue.put(part)
         return Inserted(Anchor(node, n), *self._slots(path, n))
 
-    def _spend_first(self, end: TreeNode, branch: TreeNode) -> None:
-        """Of the sliding slots that this insert brought only two windows will be asked for: the last one, where `end`
-        ends, and that at `branch`, where others may leave this prefix. The rest goes first."""
-        kept = {id(part) for part in (*self._tail(end), *self._tail(branch))}
-        for node in self._path(end):
-            if (
-                node.swa_link.used == self._clock
-                and node.swa is not None
-                and id(node) not in kept
-                and not node.swa_lock
-            ):
-                self._swa_lru.make_oldest(node.swa_link)
+    def _note_ends(self, end: TreeNode, branch: TreeNode) -> None:
+        """A prefix that ends with `end` was inserted, which left the cached ones at `branch`."""
+        if end is branch:
+            end.hits += 1
+        elif branch is not self._root and len(branch.children) > 1:
+            branch.hits += 1
+            self._keep_window(branch)
+        elif branch is not self._root:  # it goes on where the other ended
+            end.hits, branch.hits = branch.hits + 1, 0
+        self._keep_window(end)
+
+    def _keep_window(self, end: TreeNode) -> None:
+        """Somebody may go on after `end`, if its window is there."""
+        parts = self._tail(end)
+        needed_from = end.end - (self.window - 1)
+        if not end.is_end and all(part.swa is not None or part.end <= needed_from for part in parts):
+            end.is_end = True
+            end.lot = self._lot = (self._lot + GOLDEN) % 1.0
+            for part in parts:
+                part.windows += 1
 
     def _merge_swa(self, node: TreeNode, swa_slots: np.ndarray, owned_from: int) -> None:
         """The caller owns `swa_slots` from `owned_from` on: revive with them what `node` dropped, free the others."""
@@ -323,10 +335,11 @@ class RadixCache:
             part = self._split(node, run_end) if run_end < node.end else node
             part.swa = swa_slots[run_start:run_end].copy()
             self._cached_swa += len(part)
-            part.swa_link.used = self._clock
-            if part.swa_lock == 0:
-                self._swa_lru.append(part.swa_link, self._clock)
+            if part.swa_lock:
+                self._locked_swa += len(part)
+            else:
                 self.swa.cache(part.swa)
+                self._queue.put(part)
 
     def _runs(self, swa_slots: np.ndarray, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Runs (start, end, live) of [start, end): with sliding slots or without."""
@@ -343,22 +356,21 @@ class RadixCache:
         node = TreeNode(parent, key, parent.end, tokens, full, swa)
         parent.children[key] = node
         self._cached_full += len(node)
-        self._full_lru.append(node.full_link, self._clock)
         self.full.cache(full)
         if swa is not None:
             self._cached_swa += len(node)
-            self._swa_lru.append(node.swa_link, self._clock)
             self.swa.cache(swa)
+        node.used, node.level = self._clock, self._level
         return node
 
     def _split(self, node: TreeNode, at: int) -> TreeNode:
-        """Part `node` at position `at`; returns the new upper part. Locks and places in the orders hold for both."""
+        """Part `node` at position `at`; returns the new upper part. Locks and kept windows hold for both."""
         assert node.start < at < node.end, f"split [{node.start}, {node.end}) at {at}"
         k = at - node.start
         swa = None if node.swa is None else node.swa[:k]
         upper = TreeNode(node.parent, node.key, node.start, node.tokens[:k], node.full[:k], swa)
         upper.full_lock, upper.swa_lock = node.full_lock, node.swa_lock
-        upper.full_link.used, upper.swa_link.used = node.full_link.used, node.swa_link.used
+        upper.windows, upper.used, upper.level = node.windows, node.used, node.level
         node.parent.children[node.key] = upper
         node.parent = upper
         node.start = at
@@ -366,10 +378,7 @@ class RadixCache:
         node.swa = None if swa is None else node.swa[k:]
         node.key = int(node.tokens[0])
         upper.children[node.key] = node
-        if not node.full_lock:
-            self._full_lru.add_upper(upper.full_link, node.full_link, newer=True)
-        if swa is not None and not node.swa_lock:
-            self._swa_lru.add_upper(upper.swa_link, node.swa_link, newer=False)
+        self._queue.put(upper)
         return upper
 
     def _path(self, node: TreeNode) -> list[TreeNode]:
@@ -382,44 +391,76 @@ class RadixCache:
     # ---- shrinking ----
 
     def evict(self, full: int, swa: int) -> tuple[int, int]:
-        """Free at least `full` and `swa` slots if that many are evictable; returns how many of each were freed.
-
-        Full slots go by whole leaves, least recently used first. Sliding slots go by nodes in the sliding order: a node
-        longer than a window first gives what lies before its last window; an inner node stays without its sliding part.
-        """
+        """Free at least `full` and `swa` slots if that many are evictable; returns how many of each were freed."""
         before_full, before_swa = self._cached_full, self._cached_swa
-        while before_full - self._cached_full < full and (node := self._full_lru.oldest()):
-            self._remove_leaf(node)
-        while before_swa - self._cached_swa < swa and (node := self._swa_lru.oldest()):
-            self._evict_swa(node)
+        while before_swa - self._cached_swa < swa and self.evict_one():
+            pass
+        while before_full - self._cached_full < full and self._evict(self._is_free_leaf):
+            pass
         return before_full - self._cached_full, before_swa - self._cached_swa
 
-    def evict_oldest(self) -> bool:
-        """Free what was used least recently, a leaf or a sliding part; False when nothing is left to evict."""
-        full, swa = self._full_lru.oldest(), self._swa_lru.oldest()
-        if swa is not None and (full is None or swa.swa_link.used <= full.full_link.used):
-            self._evict_swa(swa)
-        elif full is not None:
-            self._remove_leaf(full)
-        return full is not None or swa is not None
+    def evict_one(self) -> bool:
+        """Free what costs least, a leaf or sliding slots; False when nothing is left to evict."""
+        return self._evict(lambda node: True)
 
-    def _evict_swa(self, node: TreeNode) -> None:
-        tail_start = self._tail_start(node.end)
-        if node.start < tail_start:
-            node = self._split(node, tail_start)
-        if node.children or node.full_lock:
-            self._drop_swa(node)
-        else:
+    def _evict(self, wanted: Callable[[TreeNode], bool]) -> bool:
+        node = self._queue.pop(wanted)
+        if node is None:
+            return False
+        if not node.swa_lock:
+            self._level = max(self._level, self._price(node)[0])
+        if self._is_free_leaf(node):
             self._remove_leaf(node)
+        elif node.is_end:
+            self._give_up_window(node)
+        else:
+            self._drop_swa(node)
+        return True
+
+    @staticmethod
+    def _is_free_leaf(node: TreeNode) -> bool:
+        return not node.children and not node.full_lock
+
+    def _price(self, node: TreeNode) -> Price | None:
+        """What giving this node up costs, as far as it can be given up: see the top of this file."""
+        if node is self._root or not node.alive:
+            return None
+        if self.swa is None:
+            return (node.level, node.used, -node.end) if self._is_free_leaf(node) else None
+        if node.is_end:  # while it is in use, only what lies before the locked part can be freed
+            return math.inf if node.swa_lock else node.level + self._worth(node), node.used, -node.end
+        return None if node.swa is None or node.swa_lock or node.windows else (0.0, node.used, -node.end)
+
+    def _worth(self, end: TreeNode) -> float:
+        """Tokens that an end saves, by the pages it takes."""
+        alone, above, single = len(end), end.parent, True
+        while above is not self._root and not above.is_end:
+            single = single and len(above.children) == 1
+            alone += len(above) if single else 0
+            above = above.parent
+        pages = min(end.end, self.window) / self.swa.per_page
+        if not end.children:
+            pages += alone / self.full.per_page
+        likely = (SUPERSEDED if end.children else 1) + end.hits.bit_length()
+        return (end.end - above.end) * likely * (1 + self.spread * end.lot) / pages
+
+    def _give_up_window(self, end: TreeNode) -> None:
+        """Nobody is expected to go on after `end` any more: what only its window needed is freed."""
+        end.is_end = False
+        for part in self._tail(end):
+            part.windows -= 1
+            if not part.windows and not part.swa_lock and part.swa is not None:
+                self._drop_swa(part)
 
     def _drop_swa(self, node: TreeNode) -> None:
-        self._swa_lru.remove(node.swa_link)
         self._cached_swa -= len(node)
         self.swa.evict(node.swa)
         node.swa = None
 
     def _remove_leaf(self, node: TreeNode) -> None:
         """Free an unlocked leaf as a whole, then the ancestors that serve nobody any more."""
+        if node.is_end:
+            self._give_up_window(node)
         self._remove(node)
         self._prune(node.parent)
 
@@ -430,16 +471,17 @@ class RadixCache:
                 break
             self._remove(node)
             node = node.parent
+        self._queue.put(node)  # which may be a leaf now
 
     def _remove(self, node: TreeNode) -> None:
         assert not node.children and not node.full_lock, f"[{node.start}, {node.end}) is no unlocked leaf"
         if node.swa is not None:
             self._drop_swa(node)
-        self._full_lru.remove(node.full_link)
         self._cached_full -= len(node)
         self.full.evict(node.full)
         del node.parent.children[node.key]
         node.alive = False
+        self._queue.remove(node)
 
     def _free(self, full_slots: np.ndarray, swa_slots: np.ndarray) -> None:
         self.full.free(full_slots)
@@ -448,8 +490,7 @@ class RadixCache:
 
     def reset(self) -> None:
         """Free everything. Raises AssertionError when a prefix is locked."""
-        locked_full = self._cached_full - self._full_lru.tokens
-        assert locked_full == 0, f"{locked_full} tokens of the prefix cache are still locked"
+        assert self._locked_full == 0, f"{self._locked_full} tokens of the prefix cache are still locked"
         for node in self._nodes():
             self.full.evict(node.full)
             if node.swa is not None:
@@ -472,15 +513,15 @@ class RadixCache:
         `idle`: no request runs, so nothing is locked and every slot in use is the tree's. `deep`: go through the whole
         tree and all slots too, which takes some milliseconds per 100 thousand cached tokens.
         """
-        pools = [("full", self.full, self._cached_full, self._full_lru)]
+        pools = [("full", self.full, self._cached_full, self._locked_full)]
         if self.swa is not None:
-            pools.append(("sliding", self.swa, self._cached_swa, self._swa_lru))
-        for name, pool, cached, lru in pools:
+            pools.append(("sliding", self.swa, self._cached_swa, self._locked_swa))
+        for name, pool, cached, locked in pools:
             counts = f"{name} slots: {pool.used} in use, {pool.held} of them held, {cached} in the tree"
-            assert pool.used - pool.held == lru.tokens, f"{counts}, of which {lru.tokens} could be evicted"
+            assert pool.used - pool.held == cached - locked, f"{counts}, of which {cached - locked} could be evicted"
             if idle:
                 assert pool.used == cached, f"{counts}: {pool.used - cached} leaked"
-                assert lru.tokens == cached, f"{counts}: {cached - lru.tokens} are locked while idle"
+                assert locked == 0, f"{counts}: {locked} are locked while idle"
         self.full.arena.check()
         if deep:
             self._check_tree()
@@ -490,16 +531,29 @@ class RadixCache:
         nodes = self._nodes()
         for node in nodes:
             _check_node(node, self._root)
-        live = [node for node in nodes if node.swa is not None]
         _check_slots("full", self.full, [node.full for node in nodes], self._cached_full)
-        _check_order("full", self._full_lru, [node for node in nodes if not node.full_lock])
+        locked = sum(len(node) for node in nodes if node.full_lock)
+        assert locked == self._locked_full, f"{locked} tokens are locked, {self._locked_full} counted"
         if self.swa is not None:
+            live = [node for node in nodes if node.swa is not None]
             _check_slots("sliding", self.swa, [node.swa for node in live], self._cached_swa)
-            _check_order("sliding", self._swa_lru, [node for node in live if not node.swa_lock])
-        place = {id(node): index for index, node in enumerate(self._full_lru)}
-        for node in self._full_lru:
-            if not node.parent.full_lock and node.parent is not self._root:
-                assert place[id(node)] < place[id(node.parent)], f"{_name(node)} would be evicted after its parent"
+            locked = sum(len(node) for node in live if node.swa_lock)
+            assert locked == self._locked_swa, f"{locked} sliding slots are locked, {self._locked_swa} counted"
+            self._check_windows(nodes)
+        queued = {id(node) for node in self._queue}
+        for node in nodes:
+            assert self._price(node) is None or id(node) in queued, f"{_name(node)} is not in the queue"
+
+    def _check_windows(self, nodes: list[TreeNode]) -> None:
+        windows = dict.fromkeys(map(id, nodes), 0)
+        for end in (node for node in nodes if node.is_end):
+            for part in self._tail(end):
+                windows[id(part)] += 1
+                assert part.swa is not None or part.end <= end.end - (self.window - 1), (
+                    f"{_name(end)} keeps its window, but {_name(part)} is dropped"
+                )
+        wrong = [node for node in nodes if node.windows != windows[id(node)]]
+        assert not wrong, f"{_name(wrong[0])} counts {wrong[0].windows} windows, not {windows[id(wrong[0])]}"
 
 
 def _as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -531,16 +585,3 @@ def _check_slots(name: str, pool: SlotAllocator, parts: list[np.ndarray], cached
     assert owners.max() == 1, f"{name} pool: slots cached twice: {np.flatnonzero(owners > 1)[:8]}"
     free = slots[pool.is_free(slots)]
     assert len(free) == 0, f"{name} pool: {len(free)} slots are cached and free: {free[:8]}"
-
-
-def _check_order(name: str, lru: LruList, expected: list[TreeNode]) -> None:
-    """The order lists the nodes that can be evicted, each once."""
-    listed = list(lru)
-    wrong = {id(node) for node in listed} ^ {id(node) for node in expected}
-    assert not wrong and len(listed) == len(expected), (
-        f"{name} order: {len(listed)} nodes listed, {len(expected)} evictable"
-    )
-    uses = [node.full_link.used if name == "full" else node.swa_link.used for node in listed]
-    assert uses == sorted(uses), f"{name} order: uses {uses} are out of order"
-    tokens = sum(len(node) for node in listed)
-    assert tokens == lru.tokens, f"{name} order: {tokens} tokens listed, {lru.tokens} counted"

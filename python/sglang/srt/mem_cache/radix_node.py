@@ -1,20 +1,11 @@
-"""TreeNode and LruList, the parts of the prefix tree: a run of cached tokens, and an order of nodes by last use."""
+"""TreeNode and EvictionQueue, the parts of the prefix tree: a run of cached tokens, and what to give up next."""
 
-from collections.abc import Hashable, Iterator
+import heapq
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 
-
-class Link:
-    """A node's place in one LruList; `newer` is None while the node is not in it, `used` stays."""
-
-    __slots__ = ("node", "used", "older", "newer")
-
-    def __init__(self, node: "TreeNode | None"):
-        self.node = node
-        self.used = 0  # clock of the last use
-        self.older: Link | None = None
-        self.newer: Link | None = None
+Price = tuple[float, int, int]  # what it saves, and of equals the one used least recently, its deepest node, first
 
 
 class TreeNode:
@@ -25,8 +16,8 @@ class TreeNode:
     """
 
     __slots__ = (
-        "parent", "key", "children", "start", "end", "tokens", "full", "swa",
-        "full_lock", "swa_lock", "full_link", "swa_link", "alive",
+        "parent", "key", "children", "start", "end", "tokens", "full", "swa", "full_lock", "swa_lock",
+        "is_end", "windows", "hits", "lot", "used", "level", "entry", "alive",
     )  # fmt: skip
 
     def __init__(
@@ -48,86 +39,75 @@ class TreeNode:
         self.swa = swa  # int32 [end - start], owned by the tree, or None
         self.full_lock = 0  # locked paths that pass through here, so never below a child's count
         self.swa_lock = 0  # locked paths whose last window covers this node
-        self.full_link = Link(self)
-        self.swa_link = Link(self)
+        self.is_end = False  # the window before `end` is kept, so that somebody can go on here
+        self.windows = 0  # kept windows that cover this node
+        self.hits = 0  # how often this prefix came again, as far as is known
+        self.lot = 0.0  # in [0, 1): the larger, the longer it stays
+        self.used = 0  # clock of the last use
+        self.level = 0.0  # the tree's level at that time
+        self.entry: tuple[Price, int] | None = None  # in the queue
         self.alive = True  # False once evicted
 
     def __len__(self) -> int:
         return self.end - self.start
 
 
-class LruList:
-    """Nodes from least to most recently used, by the clock in their links.
+class EvictionQueue:
+    """Nodes that can be given up, by price, cheapest first; a change is O(log n).
 
-    Every change but add() is O(1); an OrderedDict could not insert beside a node. `tokens` is the sum of the lengths
-    of its nodes.
+    `price` says what a node costs now, None where it can't be given up. Prices mostly rise, as nodes are used, so they
+    are looked at again when a node's turn comes. put() is needed where a node becomes something to give up, or cheaper.
     """
 
-    def __init__(self) -> None:
-        self._ring = Link(None)  # its newer neighbour is the oldest node, its older one the newest
-        self.clear()
+    def __init__(self, price: Callable[[TreeNode], Price | None]):
+        self._price = price
+        self._heap: list[tuple[Price, int, TreeNode]] = []
+        self._numbers = 0  # of entries, so that nodes are never compared
+        self._valid = 0
+
+    def put(self, node: TreeNode) -> None:
+        price = self._price(node)
+        if price is None or (node.entry is not None and node.entry[0] <= price):
+            return
+        self._valid += node.entry is None
+        self._numbers += 1
+        node.entry = price, self._numbers
+        heapq.heappush(self._heap, (*node.entry, node))
+        if len(self._heap) > 2 * self._valid + 64:
+            self._heap = [item for item in self._heap if item[2].entry == item[:2]]
+            heapq.heapify(self._heap)
+
+    def remove(self, node: TreeNode) -> None:
+        """Forget the node, queued or not."""
+        self._valid -= node.entry is not None
+        node.entry = None
+
+    def pop(self, wanted: Callable[[TreeNode], bool]) -> TreeNode | None:
+        """The cheapest node that is `wanted`, queued no longer; None where there is none."""
+        aside, found = [], None
+        while self._heap and found is None:
+            item = heapq.heappop(self._heap)
+            price, number, node = item
+            if node.entry != (price, number):
+                continue
+            now = self._price(node)
+            if now is not None and now <= price and not wanted(node):
+                aside.append(item)
+                continue
+            self.remove(node)
+            if now is not None and now <= price:
+                found = node
+            else:
+                self.put(node)
+        for item in aside:
+            heapq.heappush(self._heap, item)
+        return found
 
     def clear(self) -> None:
-        """Forget the nodes, whose links are not reset: they must not be used again."""
-        self._ring.older = self._ring.newer = self._ring
-        self.tokens = 0
-
-    def oldest(self) -> TreeNode | None:
-        return self._ring.newer.node
+        """Forget all nodes, which must not be used again."""
+        self._heap.clear()
+        self._valid = 0
 
     def __iter__(self) -> Iterator[TreeNode]:
-        """From least to most recently used."""
-        link = self._ring.newer
-        while link is not self._ring:
-            yield link.node
-            link = link.newer
-
-    def append(self, link: Link, now: int) -> None:
-        """The node, not in the list so far, is used now."""
-        link.used = now
-        self._insert(link, self._ring)
-        self.tokens += len(link.node)
-
-    def add(self, link: Link, after_equals: bool) -> None:
-        """Put a node in where its last use says; nodes used at the same time go before or after it.
-
-        Takes as long as nodes were used since then.
-        """
-        before = self._ring
-        while (other := before.older) is not self._ring:
-            if other.used < link.used or (after_equals and other.used == link.used):
-                break
-            before = other
-        self._insert(link, before)
-        self.tokens += len(link.node)
-
-    def remove(self, link: Link) -> None:
-        link.older.newer, link.newer.older = link.newer, link.older
-        link.older = link.newer = None
-        self.tokens -= len(link.node)
-
-    def touch(self, link: Link, now: int) -> None:
-        """The node is used now, whether it is in the list or not."""
-        link.used = now
-        if link.newer is None:
-            return
-        link.older.newer, link.newer.older = link.newer, link.older
-        link.newer = None
-        self._insert(link, self._ring)
-
-    def make_oldest(self, link: Link) -> None:
-        """The node, in the list, goes before all others, as if it had never been used."""
-        link.older.newer, link.newer.older = link.newer, link.older
-        link.used, link.newer = 0, None
-        self._insert(link, self._ring.newer)
-
-    def add_upper(self, upper: Link, lower: Link, newer: bool) -> None:
-        """A node of the list was split; its upper part joins as the next newer or the next older node."""
-        self._insert(upper, lower.newer if newer else lower)
-
-    @staticmethod
-    def _insert(link: Link, before: Link) -> None:
-        assert link.newer is None, f"node [{link.node.start}, {link.node.end}) is in the list already"
-        link.older, link.newer = before.older, before
-        before.older.newer = link
-        before.older = link
+        """In no order."""
+        return (item[2] for item in self._heap if item[2].entry == item[:2])
