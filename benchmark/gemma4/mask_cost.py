@@ -149,7 +149,9 @@ class Watched:
 
     def submit(self, step: StepInput) -> PendingStep:
         for admission in step.admissions if self._texts else ():
-            self._table[admission.row] = torch.tensor(self._texts.pop(0))
+            text = self._texts.pop(0)
+            text += text[-1:] * (self._table.shape[1] - len(text))
+            self._table[admission.row] = torch.tensor(text)
         pending = self._worker.submit(step)
         if not isinstance(pending, HeldStep):
             return pending
@@ -166,8 +168,8 @@ class Watched:
 
     def dictate(self, texts: list[list[int]], input_len: int) -> None:
         """What the next requests write, in their order; until free()."""
-        length, state = min(map(len, texts)), self._runner.sampling
-        self._texts = [text[:length] for text in texts]
+        length, state = max(map(len, texts)), self._runner.sampling
+        self._texts = [list(text) for text in texts]
         self._table = torch.zeros(len(state.ints), length, dtype=torch.int64, device=state.device)
 
         def sample(logits, rows, positions, flags, masks=None):
