@@ -1,5 +1,6 @@
 """ServerProcess: a server as tests use one: started on a free port, its output kept, ended with the test."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -9,11 +10,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import httpx
 import psutil
+
+from sglang.test.ci import forker
 
 EXTRA_ARGS = "SGLANG_EXTRA_SERVER_ARGS"
 
@@ -42,9 +45,23 @@ def wait_for(condition: Callable[[], Any], seconds: float = 5.0) -> None:
         time.sleep(0.02)
 
 
+def children_of(pid: int | None = None, recursive: bool = False) -> list[psutil.Process]:
+    """Those of a process, by default this one, that have not ended. A process that only forks others does not count."""
+    return [child for _, child in _named(pid, recursive)]
+
+
+def _named(pid: int | None, recursive: bool) -> Iterator[tuple[str, psutil.Process]]:
+    """With the last word of its command line."""
+    for child in psutil.Process(pid).children(recursive):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too has no command line any more
+            if (words := child.cmdline()) and words[-1] != forker.NAME:
+                yield words[-1], child
+
+
 class ServerProcess:
     """`python -m module --port P flags...` and extra_server_args(). As a context manager it waits until it is ready.
-    `address`: where it is asked. `stdout`: where its output goes instead. `prepare` runs in its process first."""
+    `address`: where it is asked. `stdout`: where its output goes instead. `prepare` runs in its process first. `fresh`:
+    in new interpreters also where the runner has servers forked."""
 
     def __init__(
         self,
@@ -55,6 +72,7 @@ class ServerProcess:
         address: str = "127.0.0.1",
         stdout: int | None = None,
         prepare: Callable[[], None] | None = None,
+        fresh: bool = False,
     ):
         self.port = port or free_port()
         self.url = f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
@@ -65,7 +83,7 @@ class ServerProcess:
             [sys.executable, "-m", module, "--port", str(self.port), *flags, *extra_server_args()],
             stdout=self._log if stdout is None else stdout,
             stderr=self._log,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | (forker.FRESH if fresh else {}),
             preexec_fn=prepare,
         )
 
@@ -97,8 +115,7 @@ class ServerProcess:
 
     def children(self) -> dict[str, int]:
         """Its child processes: the last part of the module's name -> pid."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return {child.cmdline()[-1].rpartition(".")[2]: child.pid for child in found}
+        return {name.rpartition(".")[2]: child.pid for name, child in _named(self.process.pid, recursive=True)}
 
     def internal_state(self) -> dict[str, Any]:
         return self.client.get("/server_info").json()["internal_states"][0]

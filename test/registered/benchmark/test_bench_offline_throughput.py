@@ -5,7 +5,6 @@ import os
 import re
 import sys
 
-import psutil
 import pytest
 
 from sglang import bench_offline_throughput
@@ -14,6 +13,7 @@ from sglang.benchmark.datasets import DatasetRow
 from sglang.srt.arg_fields import OneLineParser
 from sglang.srt.entrypoints.engine import Engine
 from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.server_process import children_of
 from sglang.test.tiny_tokenizer import make_model_folder
 
 register_cpu_ci(est_time=18, suite="base-a-test-cpu")
@@ -55,7 +55,7 @@ def test_runs_prints_and_records(tmp_path, monkeypatch, capsys):
     assert record["last_gen_throughput"] > 0
     assert len(os.listdir(tmp_path / "traces")) == 2
     assert "DECODE: 5 steps, CPU ops busy" in out
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+    assert not children_of(recursive=True)
 
 
 def test_refused_requests_fail_the_run(capsys):
@@ -132,9 +132,9 @@ def measure_with(engine: Engine, rows: list[DatasetRow], *argv: str):
 
 
 def test_an_engine_that_dies_leaves_figures(tmp_path):
-    before = set(psutil.Process().children())
+    before = set(children_of())
     with Engine(model_path=make_model_folder(tmp_path), scheduler_module="sglang.test.fake_scheduler") as engine:
-        started = set(psutil.Process().children()) - before
+        started = set(children_of()) - before
         [scheduler] = [p for p in started if "fake_scheduler" in p.cmdline()[-1]]
         scheduler.kill()
         scheduler.wait()

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sglang import bench_one_batch
@@ -17,6 +16,7 @@ from sglang.srt.model_executor.step_io import TokenLogprob
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.trace_table import stage_table
 from sglang.test.ci.ci_register import register_cpu_ci
+from sglang.test.server_process import children_of
 from sglang.test.tiny_models import make_tiny_assistant, make_tiny_gemma4
 
 register_cpu_ci(est_time=28, suite="base-a-test-cpu")
@@ -187,7 +187,7 @@ def test_a_rank_that_ends(tmp_path):
     for line in running.stdout:
         if line.startswith("Benchmark."):
             break
-    [rank] = psutil.Process(running.pid).children()
+    [rank] = children_of(running.pid)
     rank.kill()
     _, error = running.communicate(timeout=30)
     assert running.returncode == 1 and "error: " in error

@@ -17,7 +17,7 @@ import pytest
 from sglang.srt.managers import join_ranks
 from sglang.srt.utils.child import ProcessConfig
 from sglang.test.ci.ci_register import is_weekly, register_cpu_ci
-from sglang.test.server_process import ServerProcess, free_port, wait_for
+from sglang.test.server_process import ServerProcess, children_of, free_port, wait_for
 
 register_cpu_ci(est_time=50, suite="base-a-test-cpu")
 register_cpu_ci(est_time=80, suite="weekly-test-cpu")
@@ -40,14 +40,14 @@ def one_machine():
 
 def schedulers(process) -> list[psutil.Process]:
     """By rank."""
-    found = [c for c in psutil.Process(process.pid).children() if c.cmdline()[-1].endswith("run_scheduler")]
+    found = [c for c in children_of(process.pid) if c.cmdline()[-1].endswith("run_scheduler")]
     return sorted(found, key=lambda child: (child.create_time(), child.pid))
 
 
 @pytest.mark.parametrize(("rank", "name"), RANKS if is_weekly() else RANKS[1:])
 def test_a_dead_rank_ends_the_server(rank, name):
     with ServerProcess(MODULE, *FLAGS, "--tp-size", "2") as server:
-        children = psutil.Process(server.process.pid).children()
+        children = children_of(server.process.pid)
         os.kill(schedulers(server.process)[rank].pid, signal.SIGKILL)
         started = time.monotonic()
         assert server.process.wait(10) == 1

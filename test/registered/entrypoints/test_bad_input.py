@@ -12,7 +12,7 @@ import pytest
 
 from sglang.test.body_fuzz import ASK, LOOP, PERSON, TOOL, TREE, body, fuzz
 from sglang.test.ci.ci_register import is_weekly, register_cpu_ci
-from sglang.test.server_process import ServerProcess, wait_for
+from sglang.test.server_process import ServerProcess, children_of, wait_for
 
 register_cpu_ci(est_time=45, suite="base-a-test-cpu")
 register_cpu_ci(est_time=900, suite="weekly-test-cpu")
@@ -211,7 +211,7 @@ def is_idle(server: ServerProcess) -> bool:
 def footprint(server: ServerProcess) -> dict[str, int]:
     """Of all its processes together."""
     main = psutil.Process(server.process.pid)
-    processes = [main, *main.children(recursive=True)]
+    processes = [main, *children_of(main.pid, recursive=True)]
     return {
         "bytes": sum(p.memory_info().rss for p in processes),
         "threads": sum(p.num_threads() for p in processes),

@@ -14,7 +14,7 @@ from sglang.srt.entrypoints.chat_worker import INLINE_BYTES, INLINE_MESSAGES, KE
 from sglang.srt.managers.generation import RequestError
 from sglang.srt.utils.chat_template import ChatTemplate
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.server_process import wait_for
+from sglang.test.server_process import children_of, wait_for
 
 register_cpu_ci(est_time=40, suite="base-a-test-cpu")
 
@@ -52,7 +52,7 @@ def with_writer(work, seconds: float = 30.0):
             writer.close()
 
     result = asyncio.run(main())
-    assert not psutil.Process().children()
+    assert not children_of()
     return result
 
 
@@ -73,7 +73,7 @@ def test_the_prompt_is_the_same_wherever_it_is_written(body):
 def test_small_chats_start_no_process():
     async def work(writer):
         await writer.prompt(chat(INLINE_MESSAGES))
-        assert not psutil.Process().children()
+        assert not children_of()
 
     with_writer(work)
 
@@ -101,9 +101,9 @@ def test_a_chat_that_takes_too_long_is_refused_and_the_process_goes_on():
         with pytest.raises(RequestError, match="takes too long over them: send fewer messages") as caught:
             await writer.prompt(chat(20_000))
         assert (caught.value.status, caught.value.param) == (400, "messages")
-        (before,) = psutil.Process().children()
+        (before,) = children_of()
         assert await writer.prompt(chat(100))
-        assert psutil.Process().children() == [before]
+        assert children_of() == [before]
 
     with_writer(work, seconds=0.5)
 
@@ -152,7 +152,7 @@ def test_a_caller_that_leaves_ends_the_work():
     async def work(writer):
         task = asyncio.ensure_future(writer.prompt(chat(20_000)))
         await asyncio.sleep(0.2)
-        (process,) = psutil.Process().children()
+        (process,) = children_of()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -165,7 +165,7 @@ def test_a_caller_that_leaves_ends_the_work():
 def test_a_process_that_dies_fails_its_chat_alone():
     async def work(writer):
         await writer.prompt(chat(40))
-        (process,) = psutil.Process().children()
+        (process,) = children_of()
         task = asyncio.ensure_future(writer.prompt(chat(20_000)))
         await asyncio.sleep(0.1)
         process.kill()
@@ -180,7 +180,7 @@ def test_a_process_that_dies_fails_its_chat_alone():
 def test_after_a_very_large_chat_its_memory_is_given_back():
     async def work(writer):
         await writer.prompt(chat(1, "x" * (KEPT_BYTES + 1)))
-        assert not psutil.Process().children()
+        assert not children_of()
 
     with_writer(work)
 
@@ -190,7 +190,7 @@ def test_at_most_two_processes_write():
         tasks = [asyncio.ensure_future(writer.prompt(chat(300))) for _ in range(5)]
         most = 0
         while not all(task.done() for task in tasks):
-            most = max(most, len(psutil.Process().children()))
+            most = max(most, len(children_of()))
             await asyncio.sleep(0.01)
         assert len({task.result() for task in tasks}) == 1
         return most

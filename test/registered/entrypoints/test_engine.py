@@ -13,7 +13,7 @@ import pytest
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.managers.process_supervisor import ChildDied
 from sglang.test.ci.ci_register import register_cpu_ci
-from sglang.test.server_process import wait_for
+from sglang.test.server_process import children_of, wait_for
 from sglang.test.tiny_tokenizer import make_model_folder, make_tokenizer
 
 register_cpu_ci(est_time=10, suite="base-a-test-cpu")
@@ -44,7 +44,7 @@ def engine(folder):
 
 def children() -> set[psutil.Process]:
     """All that run, those of the module's engine among them."""
-    return {p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"}
+    return set(children_of(recursive=True))
 
 
 def state(engine: Engine) -> dict:

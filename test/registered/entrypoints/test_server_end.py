@@ -1,6 +1,7 @@
 """A server's end: signals, and the death of any of its processes."""
 
 import concurrent.futures
+import functools
 import os
 import re
 import signal
@@ -17,6 +18,12 @@ from sglang.test.server_process import Asker, status, wait_for
 register_cpu_ci(est_time=45, suite="base-a-test-cpu", mostly_waits=True)
 
 SLOW = {"max_new_tokens": 400, "custom_params": {"delay": 0.05}}  # 20 s
+
+
+@pytest.fixture
+def start(start):
+    """In new interpreters, as users start it: how signals reach its processes is what is tested."""
+    return functools.partial(start, fresh=True)
 
 
 def gone(pids) -> bool:

@@ -19,7 +19,7 @@ def fake(**settings) -> list[str]:
 
 
 def test_ready_server_tells_a_curl_line_that_works(start, sockets_dir):
-    server = start("--api-key", "s3cret key")
+    server = start("--api-key", "s3cret key", fresh=True)
     output = server.output()
     assert "The server is fired up and ready to roll!" in output
     assert "s3cret" not in output
@@ -97,7 +97,7 @@ def test_a_folder_that_is_no_models_is_not_blamed_on_its_tokenizer(start, tmp_pa
 def test_port_in_use_is_found_before_the_model_loads(start):
     with socket.create_server(("127.0.0.1", free_port())) as other:
         port = other.getsockname()[1]
-        server = start(*fake(startup_error="the model was loaded"), ready=False, port=port)
+        server = start(*fake(startup_error="the model was loaded"), ready=False, port=port, fresh=True)
         assert server.process.wait(20) == 2
     assert server.output().strip() == (
         f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --host or --port"

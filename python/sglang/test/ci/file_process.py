@@ -13,7 +13,7 @@ import threading
 import time
 
 from sglang.test.ci.ci_register import UNIT_SUITE
-from sglang.test.ci.kinds import COMPILING, INTERPRETER, imports, kind_of
+from sglang.test.ci.kinds import COMPILING, INTERPRETER, SERVERS, kind_of
 from sglang.test.ci.zygote import Zygote, read_end
 
 TERM_GRACE_S = 5
@@ -23,10 +23,15 @@ POLL_S = 0.05
 _SMALL = ["pytest", "numpy", "msgspec", "regex", "psutil", "httpx", "jinja2", "tokenizers", "zmq"]
 WITHOUT_TORCH = tuple(_SMALL)
 WITH_TORCH = (*_SMALL, "torch")  # Triton fixes when it is imported whether it interprets kernels
-WITH_TRANSFORMERS = (
+WITH_ALL = (
     *WITH_TORCH,
+    "torch.distributed",
     "transformers.models.auto.modeling_auto",
     "transformers.models.gemma4.modeling_gemma4",
+    "xgrammar",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.model_executor.model_runner",
 )
 
 
@@ -103,10 +108,10 @@ class FreshProcess(FileProcess):
 
 
 class ForkedProcess(FileProcess):
-    """Forked from `zygote`, whose child it is. Raises RuntimeError if that has ended."""
+    """Forked from `zygote`, whose child it is; `forks`: so is what it starts. Raises RuntimeError if that has ended."""
 
-    def __init__(self, zygote: Zygote, path: str, env: dict[str, str], output: int):
-        pid, self._told = zygote.fork(path, env, output)
+    def __init__(self, zygote: Zygote, path: str, env: dict[str, str], output: int, forks: bool):
+        pid, self._told = zygote.fork(path, env, output, forks)
         super().__init__(pid)
 
     def _look(self) -> tuple[int, float] | None:
@@ -133,7 +138,8 @@ class Files:
         with self._lock:
             if modules not in self._zygotes:
                 self._zygotes[modules] = Zygote(modules, os.environ | self._env)
-        return ForkedProcess(self._zygotes[modules], str(path), env, output)
+        forks = kind_of(path, suite) == SERVERS
+        return ForkedProcess(self._zygotes[modules], str(path), env, output, forks)
 
     def close(self) -> None:
         for zygote in self._zygotes.values():
@@ -144,12 +150,7 @@ def preloaded(path: os.PathLike, suite: str) -> tuple[str, ...]:
     """What the zygote has imported from which a file may be forked."""
     if suite == UNIT_SUITE:
         return WITHOUT_TORCH
-    # transformers' models import Triton
-    if kind_of(path, suite) in (COMPILING, INTERPRETER) or not any(
-        "transformers" in n.split(".") for n in imports(path)
-    ):
-        return WITH_TORCH
-    return WITH_TRANSFORMERS
+    return WITH_TORCH if kind_of(path, suite) in (COMPILING, INTERPRETER) else WITH_ALL
 
 
 def _signal_group(group: int, number: int) -> None:

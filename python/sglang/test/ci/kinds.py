@@ -10,11 +10,11 @@ from pathlib import Path
 from sglang.test.ci.ci_register import UNIT_SUITE
 
 PACKAGE = Path(__file__).resolve().parents[2]  # sglang
-COMPILING, INTERPRETER = "compiling", "Triton interpreter"
+COMPILING, INTERPRETER, SERVERS = "compiling", "Triton interpreter", "servers and child processes"
 KINDS = {  # the first that a file's imports have part in
     COMPILING: {"sglang.test.triton_compile", "sglang.test.stand_in_gpu"},
     INTERPRETER: {"sglang.test.triton_testing"},
-    "servers and child processes": {"subprocess", "multiprocessing"},
+    SERVERS: {"subprocess", "multiprocessing"},
     "engine in process": {"sglang.test.engine_harness", "sglang.test.scheduler_harness"},
     "torch": {"torch"},
 }

@@ -2,10 +2,10 @@
 
 `python -u zygote.py MODULE...` imports the modules and listens on its standard input, a Unix socket. Each byte there
 carries two descriptors: where a file's output goes, and a socket from which the forked process reads one line of JSON,
-{"path", "env"}. It becomes `python -u PATH -f` in a session of its own, with `env` beside the zygote's environment.
-Back on that socket come two lines: the process id, and when it has ended {"status", "seconds"}: as os.waitpid gives it,
-and processor time with that of its children. The zygote ends when its standard input does. What it imports starts no
-threads: a fork would lose them.
+{"path", "env", "forks"}. It becomes `python -u PATH -f` in a session of its own, with `env` beside the zygote's; with
+`forks` it keeps a forker (forker.py). Back on that socket come two lines: the process id, and when it has ended
+{"status", "seconds"}: as os.waitpid gives it, and processor time with that of its children. The zygote ends when its
+standard input does. What it imports starts no threads: a fork would lose them.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import subprocess
 import sys
 import threading
 import types
+
+from sglang.test.ci.forker import keep_forker, read_line
 
 # ---- the runner's side ------------------------------------------------------------------------------------------
 
@@ -34,18 +36,19 @@ class Zygote:
                 [sys.executable, "-u", __file__, *modules], stdin=theirs, env=env, start_new_session=True
             )
 
-    def fork(self, path: str, env: dict[str, str], output: int) -> tuple[int, socket.socket]:
-        """A process that runs the file `path`: its id, and the socket that tells its end. Raises RuntimeError if the
-        zygote has ended, e.g. because a module can't be imported."""
+    def fork(self, path: str, env: dict[str, str], output: int, forks: bool = False) -> tuple[int, socket.socket]:
+        """A process that runs the file `path`: its id, and the socket that tells its end. `forks`: what it starts has
+        the modules too (forker.py). Raises RuntimeError if the zygote has ended, e.g. because a module can't be
+        imported."""
         mine, theirs = socket.socketpair()
         with theirs, self._lock:
-            mine.sendall(json.dumps({"path": path, "env": env}).encode() + b"\n")
+            mine.sendall(json.dumps({"path": path, "env": env, "forks": forks}).encode() + b"\n")
             try:
                 socket.send_fds(self._asked, [b"f"], [output, theirs.fileno()])
             except OSError as e:
                 mine.close()
                 raise RuntimeError(f"the zygote takes no file: {e}") from e
-        pid = _read_line(mine)
+        pid = read_line(mine)
         if not pid:
             mine.close()
             raise RuntimeError("the zygote has ended; what it printed says why")
@@ -59,27 +62,18 @@ class Zygote:
 
 def read_end(told: socket.socket) -> tuple[int, float] | None:
     """The status and the processor seconds of a forked process that has ended; None if nobody can tell any more."""
-    line = _read_line(told)
+    line = read_line(told)
     if not line:
         return None
     end = json.loads(line)
     return end["status"], end["seconds"]
 
 
-def _read_line(stream: socket.socket) -> bytes:
-    """Empty if the other side has gone away."""
-    line = b""
-    with contextlib.suppress(ConnectionResetError):
-        while not line.endswith(b"\n") and (byte := stream.recv(1)):
-            line += byte
-    return line
-
-
 # ---- the zygote -------------------------------------------------------------------------------------------------
 
 
-def serve(asked: socket.socket) -> tuple[str, dict[str, str]]:
-    """Fork for every message. Returns (path, env) in each forked process, and never in the zygote."""
+def serve(asked: socket.socket) -> dict:
+    """Fork for every message. Returns what is asked of it in each forked process, and never in the zygote."""
     running: dict[int, socket.socket] = {}
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -121,7 +115,7 @@ def _report_ended(running: dict[int, socket.socket]) -> None:
             stream.sendall(json.dumps(end).encode() + b"\n")
 
 
-def _become(output: int, stream: socket.socket) -> tuple[str, dict[str, str]]:
+def _become(output: int, stream: socket.socket) -> dict:
     """Take a new process's standard files, session and signals, and read what it is to run."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -130,8 +124,7 @@ def _become(output: int, stream: socket.socket) -> tuple[str, dict[str, str]]:
     os.close(nothing)
     os.close(output)
     with stream:
-        asked = json.loads(_read_line(stream))
-    return asked["path"], asked["env"]
+        return json.loads(read_line(stream))
 
 
 def run(path: str) -> None:
@@ -157,9 +150,15 @@ def main(modules: list[str]) -> None:
     gc.freeze()  # a collection in a forked process then writes to no page that all share
     # a copy: standard input becomes /dev/null in what is forked
     asked = socket.socket(fileno=os.dup(0))
-    path, env = serve(asked)
-    os.environ.update(env)
-    run(path)
+    file = serve(asked)
+    os.environ.update(file["env"])
+    job = None
+    while file["forks"] and (started := keep_forker(os.environ)) is not None:
+        job = started
+    if job is None:
+        run(file["path"])
+    else:
+        job.run()
 
 
 if __name__ == "__main__":
