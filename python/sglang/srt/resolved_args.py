@@ -24,8 +24,8 @@ class ResolvedArgs(ServerArgs):
     """ServerArgs after resolve(). Still None where None has a meaning of its own:
 
     api_key, chat_template, default_chat_template_kwargs, preferred_sampling_params (absent), tokenizer_path (skipped),
-    prefill_max_requests (no limit), max_total_tokens on a GPU (known once the weights are loaded), cuda_graph_max_bs
-    and piecewise_cuda_graph_max_tokens without such graphs.
+    prefill_max_requests (no limit), hicache_ratio or hicache_size (one will do), max_total_tokens on a GPU (known once
+    the weights are loaded), cuda_graph_max_bs and piecewise_cuda_graph_max_tokens without such graphs.
     chunked_prefill_size stays -1 for no chunking. `device` is cpu or cuda. Without speculation all of its fields are.
     """
 
@@ -70,6 +70,7 @@ CPU_MEM_FRACTION = 0.5
 MAX_GRAPH_BATCH = 256  # upstream's on cards of this size
 MAX_GRAPH_TOKENS = 4096  # a longer prefill keeps a GPU busy for longer than its launches take
 DETERMINISTIC_SEED = 42  # upstream's, of requests that give none
+HICACHE_RATIO = 2.0  # upstream's
 MAX_QUEUED_REQUESTS = 16384  # a bound on memory held by requests nobody serves yet
 
 
@@ -170,6 +171,11 @@ def resolve(args: ServerArgs, model_config, device: str, memory_mib: int | None 
             "requests without a seed get %d",
             DETERMINISTIC_SEED,
         )
+    if args.enable_hierarchical_cache and not (args.hicache_size or args.hicache_ratio):
+        choose("hicache_ratio", HICACHE_RATIO, "none given")
+    for name in ("hicache_ratio", "hicache_size"):
+        if getattr(args, name) is not None and not args.enable_hierarchical_cache:
+            raise ValueError(f"{flag_of(name)} needs --enable-hierarchical-cache")
     _resolve_speculation(args, values, choose)
     if args.max_running_requests is None and args.speculative_algorithm is not None:
         choose("max_running_requests", 48, "default of speculation")

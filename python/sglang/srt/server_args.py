@@ -329,6 +329,22 @@ class ServerArgs:
     radix_eviction_policy: str = arg(
         "lru", help="Which cached prefix goes first.", group=CACHE, choices=("lru",), metavar="POLICY"
     )
+    enable_hierarchical_cache: bool = arg(
+        False, help="Keep prefixes in host memory too, for when the GPU's has no room for them.", group=CACHE
+    )
+    hicache_ratio: float | None = arg(
+        None,
+        help="Host memory for prefixes, in multiples of the KV cache's (auto: 2).",
+        group=CACHE,
+        check=between(0.01, 1000),
+    )
+    hicache_size: float | None = arg(
+        None,
+        help="Host memory for prefixes in GB, each GPU's own; overrides the ratio unless it is 0.",
+        group=CACHE,
+        check=between(0, 1e6),
+        metavar="GB",
+    )
 
     device: str = arg(
         "auto",
@@ -482,6 +498,8 @@ class ServerArgs:
                 "--schedule-policy lpm orders by cached prefix, which --disable-radix-cache removes; "
                 "use --schedule-policy fcfs or keep the cache"
             )
+        if self.disable_radix_cache and self.enable_hierarchical_cache:
+            yield "--disable-radix-cache leaves nothing for --enable-hierarchical-cache to keep; drop one of them"
         if self.speculative_algorithm is not None and self.enable_mixed_chunk:
             yield (
                 "--enable-mixed-chunk contradicts --speculative-algorithm: a step verifies drafts or computes prompts; "

@@ -17,7 +17,7 @@ _GRAPHS = (
     "and --piecewise-cuda-graph-max-tokens"
 )
 _NO_LORA = "is not supported: LoRA adapters are not served; leave it out"
-_NO_HICACHE = "is not supported: the KV cache has no host tier; leave it out"
+_NO_HICACHE = "is not supported: --enable-hierarchical-cache keeps prefixes in host memory in its own way; leave it out"
 _NO_DISAGG = "is not supported: prefill and decode run in one server; leave it out"
 _NO_TOOLS = "is not supported: tools are the client's to run; leave it out"
 _FAMILIES = "is not supported: it belongs to model families that are not served; leave it out"
@@ -139,7 +139,7 @@ _BY_REASON: dict[str, str] = {
         experts_shared_outer_loras lora_use_virtual_experts lora_strict_loading lora_drain_wait_threshold
     """,
     _NO_HICACHE: """
-        enable_hierarchical_cache hicache_ratio hicache_size hicache_write_policy hicache_io_backend hicache_mem_layout
+        hicache_io_backend hicache_mem_layout hicache_write_policy
         hicache_storage_backend hicache_storage_prefetch_policy hicache_storage_backend_extra_config enable_lmcache
         cpu_offload_gb offload_mode offload_group_size offload_num_in_group offload_prefetch_step
         lmcache_config_file enable_flexkv flexkv_config_file kt_weight_path kt_method kt_cpuinfer kt_threadpool_count
@@ -184,6 +184,7 @@ _AS_HERE: dict[str, str] = {
     "null": "disaggregation_mode",
     "text": "log_requests_format",
     "sglang": "model_impl",
+    "write_through": "hicache_write_policy",
 }
 AS_HERE = frozenset((name, value) for value, names in _AS_HERE.items() for name in names.split())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.managers.run_scheduler import make_host_tier
 from sglang.srt.managers.tp_worker import InlineWorker, make_worker
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.resolved_args import ResolvedArgs, resolve
@@ -43,6 +44,7 @@ class LoadedModel:
             vocab_size=self.config.vocab_size,
             decode_tokens=args.decode_tokens,
             worker=make_worker(lambda: runner, args.device),
+            tier=make_host_tier(self.config, runner),
         )
         return Harness(**(settings | changes))
 

@@ -8,10 +8,12 @@ the output. NullWorker costs nothing.
 
 import random
 import zlib
+from collections import deque
 
 import numpy as np
 
 from sglang.srt.mem_cache.arena import ArenaShape
+from sglang.srt.mem_cache.slot_copies import StepCopies
 from sglang.srt.model_executor.step_io import StepInput, StepOutput, TokenLogprob
 
 
@@ -42,11 +44,59 @@ def expected_output(
     return tokens[len(prompt) :]
 
 
+class SlotMemory:
+    """What the slots of an arena hold: a token and its position, -1 for nothing."""
+
+    def __init__(self, shape: ArenaShape):
+        pages = shape.num_pages + 1
+        self.full = np.full((pages * shape.full_per_page, 2), -1, dtype=np.int64)
+        self.swa = np.full((pages * shape.swa_per_page, 2), -1, dtype=np.int64)
+        # full slots in the memory of a sliding one
+        self._ratio = shape.full_per_page / shape.swa_per_page if shape.swa_per_page else None
+
+    def write(self, full: np.ndarray, content: np.ndarray, swa: np.ndarray, swa_content: np.ndarray) -> None:
+        """Contents [n, 2] into full slots [n], and [m, 2] into sliding ones [m]; a slot of the other kind in the same
+        memory then holds nothing."""
+        if self._ratio is not None:
+            self.swa[np.unique((full[:, None] + [0, 1 - 1e-9]) // self._ratio).astype(np.int64)] = -1
+            first, last = np.floor(swa * self._ratio), np.ceil((swa + 1) * self._ratio)
+            for begin, end in zip(first.astype(int), last.astype(int), strict=True):
+                self.full[begin:end] = -1
+            self.swa[swa] = swa_content
+        self.full[full] = content
+
+
+class LateCopies:
+    """Carries a step's copies out as late as steps allow, or at any time before: a slot that is read too early or
+    overwritten too early holds something else."""
+
+    def __init__(self, card: SlotMemory, host: SlotMemory):
+        self.card, self.host = card, host
+        self.random = random.Random(1)
+        self.waiting: deque[StepCopies] = deque()
+
+    def run(self, copies: StepCopies | None) -> None:
+        needs = 0
+        if copies is not None:
+            needs = copies.needs
+            if copies.out or copies.back:
+                self.waiting.append(copies)
+        while self.waiting and (self.waiting[0].batch <= needs or self.random.random() < 0.2):
+            batch = self.waiting.popleft()
+            for copy in batch.out:
+                card, host = self.card, self.host
+                host.write(copy.host_full, card.full[copy.full], copy.host_swa, card.swa[copy.swa])
+            for copy in batch.back:
+                card, host = self.card, self.host
+                card.write(copy.full, host.full[copy.host_full], copy.swa, host.swa[copy.host_swa])
+
+
 class ContextWorker:
     """`window`: W keys including the query's own, None for a model without sliding layers.
 
     `decode_tokens` > 1: decode steps verify drafts of that many tokens, of which a random number is right, at random
     places (as in a tree), and the slots of the others hold rubbish.
+    `host`: the shape of the host tier, if there is one.
     """
 
     def __init__(
@@ -57,15 +107,14 @@ class ContextWorker:
         max_len: int,
         vocab_size: int,
         decode_tokens: int = 1,
+        host: ArenaShape | None = None,
     ):
         self.decode_tokens = decode_tokens
         self.random = random.Random(0)
         self.window = window
         self.vocab_size = vocab_size
-        self.shape = shape
-        pages = shape.num_pages + 1
-        self.full_kv = np.full((pages * shape.full_per_page, 2), -1, dtype=np.int64)  # slot -> token, position
-        self.swa_kv = np.full((pages * shape.swa_per_page, 2), -1, dtype=np.int64)
+        self.kv = SlotMemory(shape)
+        self.copies = LateCopies(self.kv, SlotMemory(host)) if host else None
         width = max_len + decode_tokens - 1
         self.full_table = np.zeros((rows + 1, width), dtype=np.int64)
         self.swa_table = np.zeros((rows + 1, width), dtype=np.int64)
@@ -76,6 +125,8 @@ class ContextWorker:
 
     def submit(self, step: StepInput) -> Done:
         self.steps += 1
+        if self.copies is not None:
+            self.copies.run(step.copies)
         self.prefill_tokens += len(step.prefill_ids)
         self.mixed_steps += 0 < step.num_extends < len(step.rows)
         for write in step.table_writes:
@@ -111,17 +162,8 @@ class ContextWorker:
         return Done(output)
 
     def _write(self, step: StepInput, part: slice, content: np.ndarray) -> None:
-        """The tokens of `part` into their slots; a slot of the other kind in the same memory then holds nothing."""
-        full, swa = step.out_cache_loc[part], step.out_cache_loc_swa[part]
-        self.full_kv[full] = content
-        if self.window is None:
-            return
-        self.swa_kv[swa] = content
-        ratio = self.shape.full_per_page / self.shape.swa_per_page  # full slots in the memory of a sliding one
-        self.swa_kv[np.unique((full[:, None] + [0, 1 - 1e-9]) // ratio).astype(np.int64)] = -1
-        first, last = np.floor(swa * ratio), np.ceil((swa + 1) * ratio)
-        for begin, end in zip(first.astype(int), last.astype(int), strict=True):
-            self.full_kv[begin:end] = -1
+        """The tokens of `part` into their slots."""
+        self.kv.write(step.out_cache_loc[part], content, step.out_cache_loc_swa[part], content)
 
     def _verify(self, step: StepInput) -> StepOutput:
         count = self.decode_tokens
@@ -154,11 +196,11 @@ class ContextWorker:
 
     def _context(self, row: int, count: int, end: int) -> np.ndarray:
         """The first `end` tokens of a request, whose last `count` are queries, through its slots; checks each slot."""
-        content = self.full_kv[self.full_table[row, :end]]
+        content = self.kv.full[self.full_table[row, :end]]
         assert (content[:, 1] == np.arange(end)).all(), f"row {row}: full slots hold positions {content[:, 1]}"
         if self.window is not None:
             first = max(0, end - count - (self.window - 1))
-            visible = self.swa_kv[self.swa_table[row, first:end]]
+            visible = self.kv.swa[self.swa_table[row, first:end]]
             assert (visible == content[first:]).all(), (
                 f"row {row}: sliding slots {self.swa_table[row, first:end]} differ"
             )

@@ -20,7 +20,7 @@ class NullRunner:
 
     weight_bytes = 0
     kv_pool = SimpleNamespace(nbytes=0)
-    cpu_threads = None
+    host_kv = cpu_threads = None
 
     def __init__(self, args, model_config):
         size = args.max_running_requests * args.context_length

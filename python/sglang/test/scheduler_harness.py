@@ -18,10 +18,12 @@ from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler import Scheduler, SchedulerLimits
 from sglang.srt.managers.scheduler_stats import SchedulerStats
 from sglang.srt.mem_cache.arena import ArenaShape
+from sglang.srt.mem_cache.host_tier import HostTier
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.test.fake_worker import ContextWorker
 
 VOCAB = 1000
+TOKEN_BYTES = 4 << 20, 8 << 20  # of a full and a sliding slot: a few dozen come back beside a step
 
 
 @dataclass
@@ -38,7 +40,8 @@ class Received:
 
 class Harness:
     """`worker` None means a ContextWorker that checks every slot. Each kind of slot has memory of its own (`full_size`,
-    `swa_size`), or both share an arena of `shape`."""
+    `swa_size`), or both share an arena of `shape`. `host_pages`: of a host tier's arena; a real worker comes with its
+    `tier`."""
 
     def __init__(
         self,
@@ -59,10 +62,17 @@ class Harness:
         worker=None,
         grammars: GrammarManager | None = None,
         shape: ArenaShape | None = None,
+        host_pages: int = 0,
+        tier: HostTier | None = None,
     ):
         shape = shape or ArenaShape.apart(full_size, swa_size if window else 0)
-        self.worker = worker or ContextWorker(shape, window, rows, max_len, vocab_size, decode_tokens)
-        self.kv = KVManager(shape, window, rows, max_len, cache, decode_tokens)
+        host = None
+        if host_pages:
+            full_size, swa_size = host_pages * shape.full_per_page, host_pages * shape.swa_per_page
+            host = shape._replace(num_pages=host_pages, full_size=full_size, swa_size=swa_size)
+            tier = HostTier(host, shape, window, TOKEN_BYTES)
+        self.worker = worker or ContextWorker(shape, window, rows, max_len, vocab_size, decode_tokens, host)
+        self.kv = KVManager(shape, window, rows, max_len, cache, decode_tokens, tier)
         self.inbox: list[Message] = []
         self.other: list[Message] = []
         self.received: dict[str, Received] = {}

@@ -60,6 +60,8 @@ GOOD = {
     "page_size": ("1", 1),
     "swa_full_tokens_ratio": ("0.1", 0.1),
     "radix_eviction_policy": ("lru", "lru"),
+    "hicache_ratio": ("1.5", 1.5),
+    "hicache_size": ("160", 160.0),
     "device": ("cpu", "cpu"),
     "attention_backend": ("torch_native", "torch_native"),
     "cuda_graph_max_bs": ("64", 64),
@@ -111,6 +113,8 @@ BAD = {
     "page_size": "16",
     "swa_full_tokens_ratio": "2",
     "radix_eviction_policy": "lfu",
+    "hicache_ratio": "0",
+    "hicache_size": "-1",
     "device": "xpu",
     "attention_backend": "fa3",
     "cuda_graph_max_bs": "0",
@@ -187,6 +191,7 @@ def test_a_bad_value_is_one_line_that_names_the_flag(name: str, capsys):
         (["--enable-mixed-chunk", "--disable-mixed-chunk"], "contradicts"),
         (["--enable-mixed-chunk", "--chunked-prefill-size", "-1"], "use --disable-mixed-chunk"),
         (["--disable-radix-cache", "--schedule-policy", "lpm"], "fcfs"),
+        (["--disable-radix-cache", "--enable-hierarchical-cache"], "drop one of them"),
         (["--skip-tokenizer-init", "--chat-template", "x"], "--skip-tokenizer-init"),
         (["--disable-cuda-graph", "--cuda-graph-max-bs", "4"], "drop one of them"),
         (["--disable-cuda-graph", "--enable-piecewise-cuda-graph"], "drop one of them"),
@@ -445,6 +450,19 @@ def test_resolve_fills_every_automatic_value_and_says_why(device: str, caplog):
     for name in ("chunked_prefill_size", "mem_fraction_static", "random_seed", "context_length"):
         assert any(r.message.startswith(f"{name} = ") and "(" in r.message for r in caplog.records)
     assert ("graph" in caplog.text) is (device == "cuda")  # a CPU's user has no use for them
+
+
+def test_the_host_tier_has_a_size_where_it_is_on():
+    def resolved(**typed):
+        return resolve(ServerArgs(model_path="/m", **typed), MODEL, "cpu", memory_mib=1024)
+
+    assert resolved().hicache_ratio is None
+    assert resolved(enable_hierarchical_cache=True, hicache_size=0.0).hicache_ratio == 2
+    assert resolved(enable_hierarchical_cache=True, hicache_ratio=3.0).hicache_ratio == 3
+    assert resolved(enable_hierarchical_cache=True, hicache_size=100.0).hicache_size == 100
+    for typed in ({"hicache_ratio": 3.0}, {"hicache_size": 1.0}):
+        with pytest.raises(ValueError, match=f"{flag_of(*typed)} needs --enable-hierarchical-cache"):
+            resolved(**typed)
 
 
 @pytest.mark.parametrize(("installed", "chosen"), [(True, "xgrammar"), (False, "none")])

@@ -309,6 +309,18 @@ def test_gauges_of_requests_and_memory():
     h.run()
 
 
+def test_the_host_tier_is_counted_where_there_is_one():
+    names = {"hicache_host_used_tokens", "hicache_host_total_tokens", "load_back_tokens_total"}
+    assert not names & set(gauges(Harness()))
+    h = Harness(host_pages=100)
+    for _ in range(2):
+        h.add(f"r{_}", list(range(30)), 2)
+        h.run()
+        h.kv.cache.reset()
+    values = gauges(h)
+    assert [values[name] for name in sorted(names)] == [100, 31, 29]
+
+
 def test_retracted_requests(monkeypatch):
     """They show while they wait, and that wait is none in the queue."""
     h = Harness(full_size=80, swa_size=80, rows=4, max_len=70, overlap=False, conservativeness=0.0)

@@ -76,6 +76,29 @@ def test_drafters_count(monkeypatch):
     assert "does not fit" in refusal(monkeypatch, free, None, speculative_algorithm="NEXTN")
 
 
+def host_tier(monkeypatch, free: float, **flags) -> ArenaShape:
+    """Of a card with 100 pages of 1 MB beside the padding, 20 full or 4 sliding slots each."""
+    monkeypatch.setattr(memory_plan.host, "free_memory", lambda: int(free))
+    args, _ = resolve_for_model(ServerArgs(device="cpu", enable_hierarchical_cache=True, **flags))
+    return memory_plan.host_shape(args, ArenaShape(100, 20, 4, 1500, 300, 2), 10**6, 64)
+
+
+def test_the_host_tier_has_the_pages_that_were_asked_for(monkeypatch):
+    assert host_tier(monkeypatch, 80 * GB) == ArenaShape(199, 20, 4, 3980, 796, 2)
+    assert host_tier(monkeypatch, 80 * GB, hicache_ratio=0.5).num_pages == 49
+    assert host_tier(monkeypatch, 80 * GB, hicache_ratio=0.5, hicache_size=1.0).num_pages == 999
+
+
+def test_a_host_tier_that_does_not_fit_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"--hicache-size 50 takes 50.0 GB .* 40.0 GB are free .*-size 36 is the most"):
+        host_tier(monkeypatch, 80 * GB, hicache_size=50.0, tp_size=2)
+    with pytest.raises(ValueError, match=r"--hicache-ratio 400 takes 40.0 GB"):
+        host_tier(monkeypatch, 40 * GB, hicache_ratio=400.0)
+    with pytest.raises(ValueError, match="--hicache-size 0.01: 10.0 MB hold no prefix; 18.0 MB would"):
+        host_tier(monkeypatch, 40 * GB, hicache_size=0.01)
+    assert host_tier(monkeypatch, 40 * GB, hicache_size=0.018).num_pages == 17
+
+
 @pytest.mark.parametrize("module", ["sglang.launch_server", "sglang.bench_one_batch"])
 def test_programs_end_with_2_and_a_line(module, tmp_path):
     words = [sys.executable, "-m", module, "--model-path", str(LARGE), "--load-format", "dummy", "--device", "cpu"]

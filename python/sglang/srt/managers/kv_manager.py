@@ -8,7 +8,9 @@ import numpy as np
 
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.arena import Arena, ArenaShape, Room
-from sglang.srt.mem_cache.radix_cache import Match, RadixCache
+from sglang.srt.mem_cache.host_tier import HostTier, Load
+from sglang.srt.mem_cache.radix_cache import Inserted, Match, RadixCache
+from sglang.srt.mem_cache.slot_copies import StepCopies
 from sglang.srt.model_executor.step_io import TableWrite
 
 TRIM_EVERY = 128  # tokens between two looks at a request's sliding slots, as upstream does
@@ -20,6 +22,7 @@ class KVManager:
     `window` is W keys including the query's own; None when the model has no sliding layers.
     `decode_tokens`: slots a decode step takes for a request, more than one when it verifies a draft; keep() says
     afterwards which of them stay.
+    `tier`: where prefixes go on when they leave this memory; None for nowhere.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class KVManager:
         max_len: int,
         enable_cache: bool = True,
         decode_tokens: int = 1,
+        tier: HostTier | None = None,
     ):
         self.window = window
         self.max_len = max_len
@@ -39,6 +43,7 @@ class KVManager:
         self.full_size, self.swa_size = shape.full_size, shape.swa_size
         self._full_left = self._swa_left = 0  # slots of the step being built that are still to be taken
         self.cache = RadixCache(self.full, self.swa, window, enabled=enable_cache)
+        self.tier = tier
         self.free_rows = list(range(max_rows, 0, -1))  # row 0 is padding
         width = max_len + decode_tokens - 1  # a draft may go past the last token there can be
         self.full_table = np.zeros((max_rows + 1, width), dtype=np.int32)
@@ -64,13 +69,29 @@ class KVManager:
         """The longest cached prefix the request may start from; not locked yet."""
         return self.cache.match(req.token_ids()[: req.match_limit], req.msg.extra_key)
 
-    def admit(self, req: Req, match: Match) -> TableWrite | None:
-        """Give the request a row and its cached prefix, which the caller has locked."""
+    def find_load(self, req: Req, match: Match) -> Load | None:
+        """What host memory has of the request's prefix beyond `match`, if that is worth copying; locked."""
+        if self.tier is None:
+            return None
+        return self.tier.find(req.token_ids()[: req.match_limit], req.msg.extra_key, match.length)
+
+    def cached_tokens(self, req: Req) -> int:
+        """How long a prefix the request could start from now."""
+        length = self.match(req).length
+        if self.tier is None:
+            return length
+        return max(length, self.tier.length(req.token_ids()[: req.match_limit], req.msg.extra_key))
+
+    def admit(self, req: Req, match: Match, load: Load | None = None) -> TableWrite | None:
+        """Give the request a row and its cached prefix, which the caller has locked, as `load` is."""
         req.row = self.free_rows.pop()
         req.node = match.node
         req.computed = req.owned_from = req.swa_start = match.length
         req.swa_released = False
-        req.branch = match.held if match.held > match.length else 0
+        req.branch = match.held if match.held > max(match.length, load.length if load else 0) else 0
+        req.load = load
+        if self.tier is not None:
+            self.tier.use(match.full_slots, match.swa_slots)
         return self._write(req, 0, match.full_slots, match.swa_slots) if match.length else None
 
     def _write(self, req: Req, start: int, full_slots: np.ndarray, swa_slots: np.ndarray) -> TableWrite:
@@ -79,30 +100,56 @@ class KVManager:
         self.swa_table[req.row, start:end] = swa_slots
         return TableWrite(req.row, start, full_slots, swa_slots)
 
-    def make_room(self, count: int) -> None:
-        """Evict until `count` slots of each kind can be had, those of a whole step, which are then taken in any order.
+    def make_room(self, full: int, swa: int) -> None:
+        """Evict until so many slots of each kind can be had, those of a whole step, which are then taken in any order.
         Plans never ask for more than room() has, so a shortage is our own error."""
-        short_full = count - (self.full.size - self.full.used)
-        short_swa = count - (self.swa.size - self.swa.used) if self.swa else 0
+        short_full = full - (self.full.size - self.full.used)
+        short_swa = swa - (self.swa.size - self.swa.used) if self.swa else 0
         if short_full > 0 or short_swa > 0:
             self.cache.evict(max(0, short_full), max(0, short_swa))
-        while not self.arena.has(count, count):
-            assert self.cache.evict_one(), f"no {count} slots: {self.usage()}"
-        self._full_left = self._swa_left = count
+        while not self.arena.has(full, swa):
+            assert self.cache.evict_one(), f"no {full} and {swa} slots: {self.usage()}"
+        self._full_left, self._swa_left = full, swa
 
     def append_chunk(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots for the request's next `count` tokens, of those that make_room() made."""
+        full, swa = self._next_slots(req, count, count)
+        self._write(req, req.computed, full, swa)
+        req.computed += count
+        if self.tier is not None:
+            self.tier.use(full, swa)
+            self.tier.wait_for(req.loaded_by)
+        return full, swa
+
+    def _next_slots(self, req: Req, count: int, swa_count: int) -> tuple[np.ndarray, np.ndarray]:
+        """`count` slots behind the request's last; the last `swa_count` of them come with sliding ones."""
         last = self.full_table[req.row, req.computed - 1], self.swa_table[req.row, req.computed - 1]
         full_last, swa_last = map(int, last) if req.computed else (0, 0)
         full = self.full.alloc(count, full_last, self._pages_for_swa())
         self._full_left -= count
         swa = self._no_slots(count)
         if self.swa is not None:
-            swa = self.swa.alloc(count, swa_last, self.full.pages_for(self._full_left))
-            self._swa_left -= count
-        self._write(req, req.computed, full, swa)
-        req.computed += count
+            swa[count - swa_count :] = self.swa.alloc(swa_count, swa_last, self.full.pages_for(self._full_left))
+            self._swa_left -= swa_count
         return full, swa
+
+    def bring_back(self, req: Req, count: int) -> TableWrite:
+        """Slots as append_chunk() gives them, for the next `count` tokens of the request's load, which are copied."""
+        load, start, end = req.load, req.computed, req.computed + count
+        full, swa = self._next_slots(req, count, load.swa_tokens(start, end))
+        req.loaded_by = self.tier.load(load, start, full, swa)
+        req.computed = end
+        if end == load.length:
+            self._end_load(req)
+        return self._write(req, start, full, swa)
+
+    def _end_load(self, req: Req) -> None:
+        self.tier.end(req.load)
+        req.load = None
+
+    def take_copies(self) -> StepCopies | None:
+        """What is copied beside the step being built, once it has all its slots."""
+        return None if self.tier is None else self.tier.take()
 
     def append_tokens(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
         """Slots for the next `decode_tokens` tokens of each request, request by request, of those that make_room()
@@ -121,6 +168,8 @@ class KVManager:
         self.swa_table[rows, positions] = swa
         for req in reqs:
             req.computed += count
+        if self.tier is not None:
+            self.tier.use(full, swa)
         return full, swa
 
     def _pages_for_swa(self) -> int:
@@ -180,7 +229,7 @@ class KVManager:
         req.branch = 0
         old_full = self.full_table[req.row, :n].copy()
         old_swa = self.swa_table[req.row, :n].copy()
-        done = self.cache.insert(req.token_ids()[:n], req.msg.extra_key, old_full, old_swa, req.owned_from)
+        done = self._insert(req, n, old_full, old_swa)
         self.cache.lock(done.node)
         self.cache.unlock(req.node, swa_released=req.swa_released)
         req.node, req.owned_from, req.swa_start, req.swa_released = done.node, n, n, False
@@ -188,31 +237,46 @@ class KVManager:
             return None
         return self._write(req, 0, done.full_slots, done.swa_slots)
 
+    def _insert(self, req: Req, n: int, full: np.ndarray, swa: np.ndarray) -> Inserted:
+        """The request's first `n` tokens, in these slots, go to the tree, and to the host."""
+        ids, extra_key = req.token_ids()[:n], req.msg.extra_key
+        done = self.cache.insert(ids, extra_key, full, swa, req.owned_from)
+        if self.tier is not None:
+            self.tier.store(ids, extra_key, done.full_slots, done.swa_slots)
+        return done
+
     def release(self, req: Req) -> None:
         """The request stops running (finished, aborted or retracted): its tokens go to the tree, its row is free."""
         # A token sampled but not yet known has no id to be cached under.
         n = min(req.computed, req.num_tokens)
+        if req.load is not None:  # half a load, without a window before its last token, is of no use
+            self._end_load(req)
+            n = req.owned_from
         full = self.full_table[req.row, : req.computed].copy()
         swa = self.swa_table[req.row, : req.computed].copy()
         if n > req.owned_from:
-            self.cache.insert(req.token_ids()[:n], req.msg.extra_key, full[:n], swa[:n], req.owned_from)
+            self._insert(req, n, full[:n], swa[:n])
         self.full.free(full[max(n, req.owned_from) :])
         if self.swa is not None:
             self.swa.free(swa[max(n, req.owned_from) :])
         self.cache.unlock(req.node, swa_released=req.swa_released)
         self.free_rows.append(req.row)
         req.row, req.node = -1, None
-        req.computed = 0
+        req.computed = req.loaded_by = 0
 
     def flush(self) -> None:
+        """Forget all prefixes. Nothing may run."""
         self.cache.reset()
+        if self.tier is not None:
+            self.tier.reset()
 
     def usage(self) -> dict:
         """Counts of both kinds for logs, /server_info and /metrics. Used are slots that requests hold. Capacity and
         free slots are what one kind could have, were the other to take no more; a free page is in both.
         `token_usage` is the share of pages in which requests hold slots."""
         cached_full, cached_swa = self.cache.cached()
-        return {
+        tier = {} if self.tier is None else self.tier.usage()
+        return tier | {
             "full_capacity": self.full_size,
             "full_free": self.full.available(),
             "full_cached": cached_full,
@@ -228,6 +292,8 @@ class KVManager:
         """Nothing runs, so every slot is free or cached, every page has one owner and every row is free; raises
         AssertionError with counts. `deep` goes through the whole tree and all slots too, which takes milliseconds."""
         self.cache.check(idle=True, deep=deep)
+        if self.tier is not None:
+            self.tier.check(idle=True, deep=deep)
         assert len(self.free_rows) == len(self.full_table) - 1, (
             f"{len(self.full_table) - 1 - len(self.free_rows)} request rows leaked"
         )

@@ -110,8 +110,23 @@ def make_kv_manager(args, model_config, runner):
         max_len,
         enable_cache=not args.disable_radix_cache,
         decode_tokens=decode_tokens,
+        tier=make_host_tier(model_config, runner),
     )
     return kv, max_len
+
+
+def make_host_tier(model_config, runner):
+    """A HostTier over the runner's memory for it; None where it has none."""
+    if runner.host_kv is None:
+        return None
+    from sglang.srt.mem_cache.arena_size import token_bytes
+    from sglang.srt.mem_cache.host_tier import HostTier
+
+    shape = runner.kv_shape
+    window = model_config.sliding_window if shape.swa_size else None
+    return HostTier(
+        runner.host_kv.shape, shape, window, token_bytes(runner.kv_layers, model_config.torch_dtype.itemsize)
+    )
 
 
 def connect(process: ProcessConfig, tp) -> tuple[Callable, Callable]:

@@ -14,6 +14,7 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReq,
     TokenOutput,
 )
+from sglang.srt.mem_cache.host_tier import Load
 from sglang.srt.mem_cache.radix_cache import Match
 from sglang.srt.model_executor.step_io import TokenLogprob
 from sglang.srt.sampling.sampling_flags import SamplingFlags, flag_bits
@@ -30,9 +31,9 @@ class Req:
 
     __slots__ = (
         "serial", "msg", "params", "prompt", "output_ids", "stop_ids", "seed", "max_new_tokens", "order",
-        "row", "node", "owned_from", "swa_start", "swa_released", "branch", "prefill_end", "computed", "pending",
-        "report", "finish", "announced", "sent", "out_logprobs", "in_logprobs", "stream_every", "sampling_bits",
-        "grammar",
+        "row", "node", "owned_from", "swa_start", "swa_released", "branch", "load", "loaded_by", "prefill_end",
+        "computed", "pending", "report", "finish", "announced", "sent", "out_logprobs", "in_logprobs", "stream_every",
+        "sampling_bits", "grammar",
     )  # fmt: skip
 
     def __init__(self, msg: TokenizedGenerateReq, stop_ids: frozenset[int], seed: int, order: int, max_len: int):
@@ -53,6 +54,9 @@ class Req:
         self.swa_start = 0  # first owned position whose sliding slot has not been given back
         self.swa_released = False  # the sliding lock on `node` was given up
         self.branch = 0  # where it leaves a cached prefix whose sliding window is gone, until that is shared anew
+
+        self.load: Load | None = None  # what of its prefix still comes from the host, until all is on its way
+        self.loaded_by = 0  # the copies after which that is there
 
         self.prefill_end = 0  # tokens to compute before decoding starts: all that were known at admission
         self.computed = 0
@@ -192,11 +196,36 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class StepPlan:
-    """What one step does. Retracted requests gave their slots back when the plan was made."""
+class Piece:
+    """`tokens` more tokens of a request's prefix come from the host, the last `swa_tokens` of them with sliding slots.
+    A request not yet running comes with its cached prefix and all of its load, both locked."""
 
+    req: Req
+    tokens: int
+    swa_tokens: int
+    match: Match | None = None
+    load: Load | None = None
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step does. Retracted requests gave their slots back when the plan was made. Pieces come before chunks:
+    a request may have one of each."""
+
+    pieces: list[Piece] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     decodes: list[Req] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.chunks or self.decodes)
+
+    def starts(self) -> list[tuple[Req, Match, Load | None]]:
+        """The requests that start in this step, and from where."""
+        starts = [(piece.req, piece.match, piece.load) for piece in self.pieces if piece.match is not None]
+        return starts + [(chunk.req, chunk.match, None) for chunk in self.chunks if chunk.match is not None]
+
+    def slots(self, decode_tokens: int) -> tuple[int, int]:
+        """Full and sliding slots that it takes."""
+        computed = sum(chunk.tokens for chunk in self.chunks) + len(self.decodes) * decode_tokens
+        full = sum(piece.tokens for piece in self.pieces)
+        return computed + full, computed + sum(piece.swa_tokens for piece in self.pieces)

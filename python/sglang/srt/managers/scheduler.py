@@ -280,12 +280,11 @@ class Scheduler:
         plan = self.policy.plan(self.waiting, self.running, self.kv)
         if not plan:
             return None
-        for chunk in plan.chunks:
-            if chunk.match is not None:
-                self.waiting.remove(chunk.req)
-                self.running.append(chunk.req)
-                if not chunk.req.report.num_retractions:
-                    chunk.req.report.queue_time = time.time() - chunk.req.msg.created
+        for req, _, _ in plan.starts():
+            self.waiting.remove(req)
+            self.running.append(req)
+            if not req.report.num_retractions:
+                req.report.queue_time = time.time() - req.msg.created
         step, sampled, logprob_reqs = build_step(plan, self.kv)
         step.table_writes[:0] = self.table_writes
         self.table_writes = []
@@ -305,7 +304,7 @@ class Scheduler:
         req.report.num_retractions += 1
         self.running.remove(req)
         if not self.running:  # what it began from lay too scattered; alone in an empty arena it fits
-            self.kv.flush()
+            self.kv.cache.reset()
         self.waiting.append(req)
         self.waiting.sort(key=lambda r: r.order)
         self.policy.ratio.after_retraction(self.running)

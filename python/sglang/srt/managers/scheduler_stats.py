@@ -31,7 +31,7 @@ class SchedulerStats:
 
     def on_launch(self, plan: StepPlan, running: list[Req], waiting: list[Req], kv: KVManager) -> None:
         self.steps += 1
-        if plan.chunks:
+        if plan.chunks or plan.pieces:
             self._on_prefill(plan, running, waiting, kv)
         if plan.decodes:
             self._decode_steps += 1
@@ -48,13 +48,13 @@ class SchedulerStats:
 
     def _on_prefill(self, plan: StepPlan, running: list[Req], waiting: list[Req], kv: KVManager) -> None:
         new = sum(chunk.tokens for chunk in plan.chunks)
-        cached = sum(chunk.match.length for chunk in plan.chunks if chunk.match is not None)
+        cached = sum(load.length if load else match.length for _, match, load in plan.starts())
         self.prompt_tokens += new
         self.cached_tokens += cached
         if logger.isEnabledFor(logging.INFO):
             logger.info(
                 "Prefill batch, #new-seq: %d, #new-token: %d, #cached-token: %d, %s, #running-req: %d, #queue-req: %d",
-                len(plan.chunks), new, cached, _usage_text(kv), len(running), len(waiting),
+                len(plan.chunks), new, cached, _loaded_text(plan, kv) + _usage_text(kv), len(running), len(waiting),
             )  # fmt: skip
 
     def _log_decode(self, plan: StepPlan, waiting: list[Req], kv: KVManager) -> None:
@@ -91,6 +91,15 @@ class SchedulerStats:
     def _accept_length(self) -> float:
         """Mean over all drafts verified so far, the target's own token included: 1 is a draft of no use."""
         return self.accepted_tokens / self.verified if self.verified else 1.0
+
+
+def _loaded_text(plan: StepPlan, kv: KVManager) -> str:
+    """What comes back from the host in this step, of what it holds."""
+    if kv.tier is None:
+        return ""
+    usage = kv.tier.usage()
+    loaded = sum(piece.tokens for piece in plan.pieces)
+    return f"#loaded-token: {loaded}, #host-token: {usage['host_cached']} of {usage['host_capacity']}, "
 
 
 def _usage_text(kv: KVManager) -> str:

@@ -15,20 +15,20 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
 
     Afterwards `computed` counts the step's tokens and finished prompts are in the prefix cache.
     """
-    kv.make_room(sum(chunk.tokens for chunk in plan.chunks) + len(plan.decodes) * kv.decode_tokens)
+    kv.make_room(*plan.slots(kv.decode_tokens))
     admissions, writes = [], []
-    for chunk in plan.chunks:
-        if chunk.match is not None:
-            req = chunk.req
-            write = kv.admit(req, chunk.match)
-            if write:
-                writes.append(write)
-            req.prefill_end = req.num_tokens
-            if not req.output_ids:
-                req.report.cached_tokens = chunk.match.length
-            admissions.append(
-                Admission(req.row, req.params, req.seed, len(req.prompt), sorted(req.stop_ids), list(req.output_ids))
-            )
+    for req, match, load in plan.starts():
+        write = kv.admit(req, match, load)
+        if write:
+            writes.append(write)
+        req.prefill_end = req.num_tokens
+        if not req.output_ids:
+            req.report.cached_tokens = load.length if load else match.length
+        admissions.append(
+            Admission(req.row, req.params, req.seed, len(req.prompt), sorted(req.stop_ids), list(req.output_ids))
+        )
+    for piece in plan.pieces:
+        writes.append(kv.bring_back(piece.req, piece.tokens))
 
     prefill_ids, full_slots, swa_slots = [], [], []
     sampled: list[int] = []
@@ -78,6 +78,7 @@ def build_step(plan: StepPlan, kv: KVManager) -> tuple[StepInput, list[Req], lis
         flags=combine([req.next_bits(drafted) for req in sampled_reqs]),
         admissions=admissions,
         table_writes=writes,
+        copies=kv.take_copies(),
         prompt_logprobs=prompt_logprobs,
         output_logprobs=[_logprob_request(req) for req in sampled_reqs] if want_logprobs else None,
     )

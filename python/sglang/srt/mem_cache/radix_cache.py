@@ -108,6 +108,10 @@ class RadixCache:
         node = path[-1] if path else self._root
         return Match(length, held, Anchor(node, length), *self._slots(path, length))
 
+    def find(self, ids: Sequence[int] | np.ndarray, extra_key: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Slots (as in Match) of the longest prefix of `ids` that is here, reusable or not; counts as no use of it."""
+        return self._slots(*self._walk(_as_ids(ids), extra_key))
+
     def evictable(self) -> tuple[int, int]:
         """Full and sliding slots that evict() could free now."""
         return self._cached_full - self._locked_full, self._cached_swa - self._locked_swa

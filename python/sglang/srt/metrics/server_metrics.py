@@ -148,6 +148,9 @@ class ServerMetrics:
             ),
             "startup_time_seconds": (self.startup_seconds, "Seconds from the command to the loaded model."),
         }
+        if "host_capacity" in state:
+            gauges["hicache_host_used_tokens"] = (state["host_cached"], "Full layers' tokens that the host tier holds.")
+            gauges["hicache_host_total_tokens"] = (state["host_capacity"], "Those that it could hold.")
         if (length := state.get("avg_spec_accept_length")) is not None:
             rate = (length - 1) / self.info.speculative_num_steps
             gauges["spec_accept_length"] = (length, "Mean tokens a verified draft gave, the target's own included.")
@@ -155,7 +158,7 @@ class ServerMetrics:
         return gauges
 
     def _counters(self) -> dict[str, tuple[int, str]]:
-        return {
+        counters = {
             "prompt_tokens_total": (self.prompt_tokens, "Prompt tokens of requests whose prompt was computed."),
             "cached_tokens_total": (self.cached_tokens, "Prompt tokens that came from the prefix cache."),
             "generation_tokens_total": (self.generation_tokens, "Tokens generated."),
@@ -165,6 +168,9 @@ class ServerMetrics:
                 "Requests that were aborted, left by their client or refused by a full queue.",
             ),
         }
+        if (loaded := self._state.get("host_loaded_tokens_total")) is not None:
+            counters["load_back_tokens_total"] = (loaded, "Tokens that came back from the host tier.")
+        return counters
 
     def _histograms(self) -> dict[str, tuple[Histogram, str]]:
         return {

@@ -12,7 +12,10 @@ from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.srt.mem_cache.arena_size import arena_shape
 from sglang.srt.resolved_args import ResolvedArgs
+from sglang.srt.utils import host
 from sglang.srt.utils.device_memory import free_memory
+
+HOST_SHARE = 0.9  # of the free host memory that prefixes may take; it is locked, so nothing else can have it back
 
 
 def weight_bytes(modules: Iterable[nn.Module]) -> int:
@@ -40,6 +43,27 @@ def kv_shape(args: ResolvedArgs, config: ModelConfig, kv_layers: list[KVLayerSpe
         args.max_total_tokens,
         args.decode_tokens,
     )
+
+
+def host_shape(args: ResolvedArgs, card: ArenaShape, page_bytes: int, window: int | None) -> ArenaShape:
+    """The host tier's arena of one rank: pages as the card's, which has `card`. Raises ValueError where the host has
+    not so much memory free, or the size asked for holds no window and token."""
+    if args.hicache_size:
+        wanted, flag = int(args.hicache_size * 1e9), f"--hicache-size {args.hicache_size:g}"
+    else:
+        wanted = int(args.hicache_ratio * card.num_pages * page_bytes)
+        flag = f"--hicache-ratio {args.hicache_ratio:g}"
+    free = host.free_memory() // (args.tp_size // args.nnodes)
+    if wanted > free * HOST_SHARE:
+        raise ValueError(
+            f"{flag} takes {wanted / 1e9:.1f} GB of host memory, of which {free / 1e9:.1f} GB are free for this rank: "
+            f"--hicache-size {int(free * HOST_SHARE / 1e9)} is the most"
+        )
+    pages = wanted // page_bytes - 1  # less the padding page
+    least = 1 + (-(-window // card.swa_per_page) if card.swa_per_page else 0)
+    if pages < least:
+        raise ValueError(f"{flag}: {wanted / 1e6:.1f} MB hold no prefix; {(least + 1) * page_bytes / 1e6:.1f} MB would")
+    return card._replace(num_pages=pages, full_size=pages * card.full_per_page, swa_size=pages * card.swa_per_page)
 
 
 def check_fits(args: ResolvedArgs, config: ModelConfig, shells: Iterable[nn.Module], tp: TensorParallel) -> None:

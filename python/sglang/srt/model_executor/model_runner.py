@@ -14,6 +14,7 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed.tensor_parallel import SINGLE, TensorParallel
 from sglang.srt.layers.attention.backends import check_backend, make_backend
 from sglang.srt.layers.attention.forward_batch import AttentionBackend, ForwardBatch
+from sglang.srt.layers.attention.host_kv import HostKV, PinError
 from sglang.srt.layers.attention.kv_pool import KVArena
 from sglang.srt.layers.logprobs import PendingLogprobs, token_logprobs
 from sglang.srt.layers.sampler import SamplingState
@@ -21,7 +22,7 @@ from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture
 from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import Forwarded, LaunchedStep, output_logprobs
 from sglang.srt.model_executor.mask_copies import MaskCopies
-from sglang.srt.model_executor.memory_plan import free_for_rank, kv_shape, weight_bytes
+from sglang.srt.model_executor.memory_plan import free_for_rank, host_shape, kv_shape, weight_bytes
 from sglang.srt.model_executor.prefill_graphs import PrefillGraphs, warm_up_sizes
 from sglang.srt.model_executor.step_io import Admission, StepInput, TokenMasks
 from sglang.srt.model_executor.step_layout import decode_layout, padding_step, split
@@ -73,6 +74,7 @@ class ModelRunner:
             "KV cache: %d full or %d sliding tokens, %.2f GB in %d pages",
             shape.full_size, shape.swa_size, self.kv_pool.nbytes / 1e9, shape.num_pages,
         )  # fmt: skip
+        self.host_kv = self._host_kv(args) if args.enable_hierarchical_cache else None
         self.weight_bytes = weights
         self.cpu_threads: int | None = None  # see cpu_threads.py
 
@@ -100,6 +102,22 @@ class ModelRunner:
         if args.piecewise_cuda_graph_max_tokens is not None:
             self.capture_prefills(args.piecewise_cuda_graph_max_tokens, rows)
             self.warm_up(warm_up_sizes(self.prefill_graphs.largest, min(args.step_prompt_tokens, shape.full_size)))
+
+    def _host_kv(self, args: ResolvedArgs) -> HostKV | None:
+        """The host tier's memory; None, and a line in the log, where a rank cannot lock it."""
+        shape = host_shape(args, self.kv_shape, self.kv_pool.page_bytes, self.config.sliding_window)
+        tier, reason = None, "another rank cannot"
+        try:
+            tier = HostKV(self.kv_pool, self.kv_layers, shape)
+        except PinError as e:
+            reason = str(e)
+        if not self.tp.minimum(tier is not None):
+            logger.warning("The host tier is off: its memory cannot be locked (%s)", reason)
+            return None
+        logger.info(
+            "Host tier: %d full or %d sliding tokens, %.2f GB", shape.full_size, shape.swa_size, tier.arena.nbytes / 1e9
+        )
+        return tier
 
     def attention_backend(self, name: str, max_batch: int, longest: int) -> AttentionBackend:
         """One for this rank's part of the model, see make_backend."""
@@ -135,6 +153,8 @@ class ModelRunner:
     def forward(self, step: StepInput) -> Forwarded | ForwardedDrafts:
         """The step's first half: apply its admissions and table writes, run the model. What it returns is valid until
         the next forward, before which sample() must come."""
+        if step.copies is not None:
+            self.host_kv.run(step.copies)
         self.tables.write(step.table_writes)
         self._admit(step.admissions)
         if step.num_extends:

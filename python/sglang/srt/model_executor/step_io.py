@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sglang.srt.mem_cache.slot_copies import StepCopies
 from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -67,6 +68,7 @@ class StepInput:
     flags: SamplingFlags
     admissions: list[Admission] = field(default_factory=list)
     table_writes: list[TableWrite] = field(default_factory=list)
+    copies: StepCopies | None = None  # before all else
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     # one entry a sampled request where any of them wants log-probabilities: (top, selected ids), None = not wanted
     output_logprobs: list[tuple[int, list[int] | None] | None] | None = None

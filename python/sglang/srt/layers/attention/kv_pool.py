@@ -25,7 +25,10 @@ class KVArena:
         pages = {_slot_elements(full) * shape.full_per_page, _slot_elements(swa) * shape.swa_per_page} - {0}
         if len(pages) != 1:
             raise ValueError(f"{shape.full_per_page} full and {shape.swa_per_page} sliding slots fill no page alike")
-        self.buffer = _zeros((shape.num_pages + 1) * pages.pop(), dtype, device)
+        self.page_elements = pages.pop()
+        self.buffer = _zeros((shape.num_pages + 1) * self.page_elements, dtype, device)
+        # Full and sliding slots as rows, [slots, elements]; None without layers of the kind.
+        self.rows = [self.buffer.view(-1, _slot_elements(kind)) if kind else None for kind in (full, swa)]
         self._views = _views(self.buffer, full) | _views(self.buffer, swa)
         self._sliding = {s.layer: s.sliding for s in kv_layers}
         self.layers = list(self._sliding)
@@ -33,6 +36,10 @@ class KVArena:
     @property
     def nbytes(self) -> int:
         return self.buffer.numel() * self.buffer.element_size()
+
+    @property
+    def page_bytes(self) -> int:
+        return self.page_elements * self.buffer.element_size()
 
     def is_sliding(self, layer: int) -> bool:
         """Whether `layer` keeps its KV in sliding slots."""
