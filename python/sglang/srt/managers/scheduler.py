@@ -98,6 +98,7 @@ class Scheduler:
         self.by_serial: dict[int, Req] = {}
         self.in_flight: InFlight | None = None
         self.outbox: list[TokenOutput] = []
+        self.telling: list[Req] = []  # whose new tokens go out at the step's end: masks come first
         self.table_writes: list[TableWrite] = []
         self.arrivals = 0
         self.checked = True  # since the last request, the whole of the KV books
@@ -354,7 +355,7 @@ class Scheduler:
                 self.finish(req, FinishReason("length", length=len(req.output_ids)))
                 return
         if len(req.output_ids) - req.sent >= req.stream_every or req.sent == 0:
-            self.outbox.append(req.take_output())
+            self.telling.append(req)
 
     def finish(self, req: Req, reason: FinishReason) -> None:
         """End a request wherever it is: its slots are free or cached at once, and its final message is on its way."""
@@ -370,6 +371,8 @@ class Scheduler:
         self.outbox.append(req.take_output())
 
     def flush_outbox(self) -> None:
+        self.outbox += [req.take_output() for req in self.telling if req.finish is None]
+        self.telling = []
         if self.outbox:
             self.send(BatchTokenOutput(self.outbox))
             self.outbox = []
