@@ -18,7 +18,7 @@ LENGTHS = ("--random-input-len", "48", "--random-output-len", "8", "--random-ran
 
 @pytest.fixture(scope="module")
 def server():
-    flags = "--log-level", "warning", "--api-key", "hush", "--enable-cache-report"
+    flags = "--log-level", "warning", "--api-key", "hush", "--enable-cache-report", "--enable-hierarchical-cache"
     with ServerProcess("sglang.launch_server", *flags) as running:
         yield running
 
@@ -71,8 +71,8 @@ def test_agents_find_their_histories(server, scripts, capsys):
     flags = ["--url", server.url, "--agents", "3", "--history", "200", "--new", "5", "--turns", "2", "--output", "2"]
     assert agents.main([*flags, "--vocab", "2048"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert "turn 1: first token after" in first and first.endswith("history cached 0 of 3")
-    assert second.endswith("history cached 3 of 3")
+    assert "turn 1: first token after" in first and first.endswith("history cached 0 of 3, 0 tokens from the host")
+    assert second.endswith("history cached 3 of 3, 0 tokens from the host")
     assert agents.main([*flags, "--vocab", "262144"]) == 1  # ids that the model does not have
     assert "HTTP 400" in capsys.readouterr().err
 

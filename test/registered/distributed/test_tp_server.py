@@ -13,8 +13,19 @@ register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 MODULE = "sglang.launch_server"
 # float32: in bfloat16 the ranks' partial sums are rounded before they are added, so near ties may fall otherwise
 FLAGS = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", "4096", "--chunked-prefill-size", "64"]
+TWO = [
+    "--tp-size",
+    "2",
+    "--max-total-tokens",
+    "256",
+    "--enable-hierarchical-cache",
+    "--hicache-ratio",
+    "8",
+]  # last wins
 STORY = "Mia has 12 marbles. She gives 5 to her brother and finds 3 more in the garden. "
-PROMPTS = [STORY * n + "How many marbles does she have?" for n in (1, 2, 4, 1, 3, 4)]  # shared prefixes, many chunks
+PROMPTS = [
+    f"{n}. " + STORY * n + "How many marbles does she have?" for n in (1, 2, 4, 1, 3, 4)
+]  # many chunks, some equal
 GREEDY = {"temperature": 0, "max_new_tokens": 24}
 SEEDED = {"temperature": 1.0, "top_p": 0.9, "sampling_seed": 7, "max_new_tokens": 24}
 
@@ -45,8 +56,9 @@ def test_two_ranks_answer_as_one():
     with ServerProcess(MODULE, *FLAGS) as server:
         want = answers(server)
     # fresh: each rank then has its own order of sets, which forks of one process share
-    with ServerProcess(MODULE, *FLAGS, "--tp-size", "2", fresh=True) as server:
+    with ServerProcess(MODULE, *FLAGS, *TWO, fresh=True) as server:
         assert answers(server) == want
+        assert server.internal_state()["host_loaded_tokens_total"] > 0, "prefixes left the KV memory and came back"
         assert server.client.get("/server_info").json()["tp_size"] == 2
         slow = {"temperature": 0, "max_new_tokens": 1500, "ignore_eos": True}
         with ThreadPoolExecutor(1) as pool:

@@ -69,6 +69,7 @@ def test_a_prefix_comes_back_where_the_card_has_less():
     assert load.full_slots.tolist() == copy.host_full.tolist()
     assert load.swa_slots[7:].tolist() == copy.host_swa[1:].tolist()
     swa = np.array([0, 0, 0, 0, 5, 6, 7], dtype=np.int32)
+    host.begin(load)
     assert host.load(load, 3, slots(50, 7), swa) == 2
     host.end(load)
     batch = host.take()
@@ -101,6 +102,7 @@ def test_what_can_never_fit_drives_nothing_out():
     put(host, [7, *range(100, 160)])
     assert host.usage()["host_cached"] == 16
     load = host.find(np.arange(16), None, 0)
+    host.begin(load)
     put(host, [7, *range(100, 140)])  # its room is locked
     assert host.usage()["host_cached"] == 16
     host.end(load)
@@ -174,7 +176,8 @@ ARENAS = {
 
 def check_all(h: Harness) -> None:
     """At idle, once all copies are through, both trees' slots hold their nodes' tokens."""
-    h.kv.check_idle()
+    for check in h.kv.deep_checks():
+        check()
     copies = h.kv.tier.take()
     h.worker.copies.run(copies)
     while h.worker.copies.waiting:
@@ -388,6 +391,23 @@ def test_loads_that_leave_each_other_no_room_are_retracted():
     for name, text in (("a", prompt), ("b", other)):
         assert h.received[name].ids == expected_output(text + [1, 2], 4, VOCAB)
     check_all(h)
+
+
+def test_each_memory_is_checked_after_a_second_of_idleness():
+    h = Harness(host_pages=50)
+    walked = []
+    for name, tree in (("card", h.kv.cache), ("host", h.kv.tier.tree)):
+        tree._check_tree = lambda name=name: walked.append(name)
+    h.add("a", prompt_of(20), 3)
+    while h.inbox or not h.scheduler.is_idle:
+        h.step()
+    assert not walked
+    h.step()
+    assert walked == ["card"]
+    h.step()
+    assert walked == ["card", "host"]
+    with pytest.raises(AssertionError, match="wait for ever"):
+        h.step()
 
 
 def test_flush_forgets_both_memories():

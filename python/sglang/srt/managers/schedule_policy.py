@@ -178,8 +178,6 @@ class PrefillBudget:
         # One request alone always fits in the end (it was accepted), whatever it is expected to need.
         alone = not plan.pieces and not plan.chunks and self.rows == len(self.kv.full_table) - 1
         admitted = load is not None and self.admit_load(plan, req, match, load, alone)
-        if not admitted and load is not None:
-            self.kv.tier.end(load)
         if not admitted and (load is None or alone):
             admitted = self.admit_chunk(plan, req, match, alone)
         if not admitted:
@@ -210,6 +208,7 @@ class PrefillBudget:
         swa = load.swa_tokens(match.length, load.length) + count
         if not self.room.fits(full if alone else later + self.reserved, swa) or self.waits_for_chunks(plan, count):
             return False
+        self.kv.tier.begin(load)
         beside = self.decodes or plan.chunks
         piece = self.piece(plan, req, load, match.length)
         piece.match, piece.load = match, load

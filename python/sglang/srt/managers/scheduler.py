@@ -101,7 +101,7 @@ class Scheduler:
         self.telling: list[Req] = []  # whose new tokens go out at the step's end: masks come first
         self.table_writes: list[TableWrite] = []
         self.arrivals = 0
-        self.checked = True  # since the last request, the whole of the KV books
+        self.unchecked: list[Callable[[], None]] = []  # since the last request, of the KV books as a whole
         self.seeds = random.Random(limits.seed)
         self.profiler: StepProfiler | None = None  # the last one started; the worker while it records
         self.untold_profile = False  # it has not been stopped, nor told of since it ended by itself
@@ -125,10 +125,9 @@ class Scheduler:
 
     def step(self) -> None:
         was_idle = self.is_idle
-        messages = self.receive(was_idle and (self.checked or DEEP_CHECK_SECONDS))
-        if was_idle and not messages and not self.checked:
-            self.kv.check_idle()
-            self.checked = True
+        messages = self.receive(was_idle and (DEEP_CHECK_SECONDS if self.unchecked else True))
+        if was_idle and not messages and self.unchecked:
+            self.unchecked.pop()()
         for message in messages:
             self.handlers[type(message)](message)
         launched = self.launch()
@@ -144,7 +143,7 @@ class Scheduler:
         self.answer_waiting()
         if self.is_idle and not was_idle:
             self.kv.check_idle(deep=False)
-            self.checked = False
+            self.unchecked = self.kv.deep_checks()
 
     # ---- messages ----------------------------------------------------------------------------------------------
 

@@ -62,8 +62,8 @@ class HostTier:
         self, ids: Sequence[int] | np.ndarray, extra_key: str | None, full_slots: np.ndarray, swa_slots: np.ndarray
     ) -> None:
         """Keep the prefix `ids` [n], which lies in the card's `full_slots` [n] and `swa_slots` [n] (0: it has none):
-        its tokens, and the sliding slots of its last window, as far as they are not here. What the
-        tree gives up first makes room; a prefix that does not fit at all is not kept."""
+        its tokens, and the sliding slots of its last window, as far as they are not here. The cheapest prefixes here
+        make room; one that does not fit at all is not kept."""
         n, full, swa = len(ids), self.arena.full, self.arena.swa
         while True:
             held_full, held_swa = self.tree.find(ids, extra_key)
@@ -107,13 +107,16 @@ class HostTier:
         return self.tree.match(ids, extra_key).length
 
     def find(self, ids: np.ndarray, extra_key: str | None, start: int) -> Load | None:
-        """The longest prefix of `ids` here, locked, if it is worth copying where the card has `start` tokens."""
+        """The longest prefix of `ids` here, if it is worth copying where the card has `start` tokens."""
         match = self.tree.match(ids, extra_key)
         if match.length - start < self.least_gain:
             return None
-        self.tree.lock(match.node)
         swa_from = match.length if self.window is None else max(start, match.length - (self.window - 1))
         return Load(match.node, start, match.length, swa_from, match.full_slots, match.swa_slots)
+
+    def begin(self, load: Load) -> None:
+        """Keep what find() has found, with no store() in between, until end()."""
+        self.tree.lock(load.anchor)
 
     def piece(self, load: Load, at: int, nbytes: int) -> int:
         """The tokens from position `at` on that `nbytes` hold, or a few where that is hardly any."""

@@ -26,10 +26,11 @@ class HostKV:
 
     def __init__(self, card: KVArena, kv_layers: list[KVLayerSpec], shape: ArenaShape):
         self.card, self.shape = card, shape
-        self.arena = KVArena(kv_layers, shape, card.buffer.dtype, "cpu")
+        on_gpu = card.buffer.is_cuda
+        self.arena = KVArena(kv_layers, shape, card.buffer.dtype, "cpu", huge_pages=on_gpu)
         self._stream: torch.cuda.Stream | None = None
         self._done: dict[int, torch.cuda.Event] = {}  # of batches that may be under way
-        if card.buffer.is_cuda:
+        if on_gpu:
             pin(self.arena.buffer)
             self._stream = torch.cuda.Stream(card.buffer.device)
 
