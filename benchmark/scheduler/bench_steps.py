@@ -1,4 +1,4 @@
-"""Microseconds of scheduling a step, with a model that costs nothing: python benchmark/scheduler/bench_steps.py
+"""Microseconds of CPU to schedule a step, with a model that costs nothing: python benchmark/scheduler/bench_steps.py
 
 A step is everything the scheduler does for one decode of all running requests: receive, plan, give out slots, build
 the arrays, process the tokens and make the messages. Prints the median over `--steps` steps for each batch size.
@@ -16,7 +16,7 @@ from sglang.test.scheduler_harness import Harness
 
 
 def measure(running: int, steps: int, stream: bool) -> float:
-    """Median microseconds a step with `running` requests decoding."""
+    """Median microseconds of CPU a step with `running` requests decoding."""
     h = Harness(
         shape=ArenaShape(pages := 32 * running + 200, 640, 64, pages * 640, pages * 64, 64),
         window=1024,
@@ -33,9 +33,9 @@ def measure(running: int, steps: int, stream: bool) -> float:
         h.step()
     times = []
     for _ in range(steps):
-        start = time.perf_counter()
+        start = time.process_time()
         h.step()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times) * 1e6
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--no-stream", action="store_true", help="requests that are answered at their end only")
     args = parser.parse_args()
-    print("running requests | us a step")
+    print("running requests | us of CPU a step")
     for running in args.running:
         print(f"{running:16d} | {measure(running, args.steps, not args.no_stream):9.0f}")
 

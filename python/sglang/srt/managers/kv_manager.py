@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.radix_cache import Inserted, Match, RadixCache
 from sglang.srt.mem_cache.slot_copies import StepCopies
 from sglang.srt.model_executor.step_io import TableWrite
 
+FEW = 8  # requests that get their slots one by one
 TRIM_EVERY = 128  # tokens between two looks at a request's sliding slots, as upstream does
 
 
@@ -115,18 +116,23 @@ class KVManager:
 
     def append_chunk(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Slots for the request's next `count` tokens, of those that make_room() made."""
-        full, swa = self._next_slots(req, count, count)
-        self._write(req, req.computed, full, swa)
-        req.computed += count
+        full, swa = self._append(req, count)
         if self.tier is not None:
             self.tier.use(full, swa)
             self.tier.wait_for(req.loaded_by)
         return full, swa
 
+    def _append(self, req: Req, count: int) -> tuple[np.ndarray, np.ndarray]:
+        full, swa = self._next_slots(req, count, count)
+        self._write(req, req.computed, full, swa)
+        req.computed += count
+        return full, swa
+
     def _next_slots(self, req: Req, count: int, swa_count: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` slots behind the request's last; the last `swa_count` of them come with sliding ones."""
-        last = self.full_table[req.row, req.computed - 1], self.swa_table[req.row, req.computed - 1]
-        full_last, swa_last = map(int, last) if req.computed else (0, 0)
+        row, last = req.row, req.computed - 1
+        full_last = self.full_table.item(row, last) if req.computed else 0
+        swa_last = self.swa_table.item(row, last) if req.computed else 0
         full = self.full.alloc(count, full_last, self._pages_for_swa())
         self._full_left -= count
         swa = self._no_slots(count)
@@ -156,22 +162,32 @@ class KVManager:
     def append_tokens(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
         """Slots for the next `decode_tokens` tokens of each request, request by request, of those that make_room()
         made."""
+        if len(reqs) > FEW:
+            full, swa = self._append_many(reqs)
+        else:
+            parts = [self._append(req, self.decode_tokens) for req in reqs]
+            full, swa = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        if self.tier is not None:
+            self.tier.use(full, swa)
+        return full, swa
+
+    def _append_many(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
         count = self.decode_tokens
-        rows, ends = np.array([(req.row, req.computed) for req in reqs]).T
-        full = self.full.extend(self.full_table[rows, ends - 1], count, self._pages_for_swa())
+        full_table, swa_table = self.full_table.reshape(-1), self.swa_table.reshape(-1)
+        width = self.full_table.shape[1]
+        ends = np.array([req.row * width + req.computed for req in reqs])
+        full = self.full.extend(full_table[ends - 1], count, self._pages_for_swa())
         self._full_left -= len(full)
         swa = self._no_slots(len(full))
         if self.swa is not None:
-            swa = self.swa.extend(self.swa_table[rows, ends - 1], count, self.full.pages_for(self._full_left))
+            swa = self.swa.extend(swa_table[ends - 1], count, self.full.pages_for(self._full_left))
             self._swa_left -= len(swa)
-        rows = np.repeat(rows, count)
-        positions = np.add.outer(ends, np.arange(count)).ravel()
-        self.full_table[rows, positions] = full
-        self.swa_table[rows, positions] = swa
+        if count > 1:
+            ends = (ends[:, None] + np.arange(count)).ravel()
+        full_table[ends] = full
+        swa_table[ends] = swa
         for req in reqs:
             req.computed += count
-        if self.tier is not None:
-            self.tier.use(full, swa)
         return full, swa
 
     def _pages_for_swa(self) -> int:

@@ -61,7 +61,8 @@ class SchedulePolicy:
 
     def victim(self, running: list[Req], kv: KVManager) -> Req | None:
         """The request to retract next, the latest arrival, so that the others can go on; None when all can."""
-        if not running:
+        most = len(running) * kv.decode_tokens  # without a host tier nobody needs more
+        if not running or (kv.tier is None and kv.room().fits(most, most)):
             return None
         decoding = sum(not r.is_prefilling and r.wants_token for r in running)
         needed = decoding * kv.decode_tokens, decoding * kv.decode_tokens
@@ -78,11 +79,12 @@ class SchedulePolicy:
         """
         decodes = [r for r in running if not r.is_prefilling and r.wants_token]
         plan = StepPlan()
-        budget = PrefillBudget(self, running, decodes, kv)
-        for req in running:
-            if req.is_prefilling and req.load is None:
+        budget = PrefillBudget(self, running if waiting else [], decodes, kv)
+        prefilling = [r for r in running if r.is_prefilling] if len(decodes) < len(running) else []
+        for req in prefilling:
+            if req.load is None:
                 budget.continue_chunk(plan, req, req.computed)
-        for req in running:
+        for req in prefilling:
             if req.load is not None:
                 budget.continue_load(plan, req)
         for req in self.order(waiting, kv):

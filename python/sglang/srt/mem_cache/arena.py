@@ -15,7 +15,7 @@ import numpy as np
 
 FREE, HELD, CACHED = 0, 1, 2
 STATES = ("free", "held", "cached")
-FEW = 4  # requests for which slots are looked for one by one
+FREE_BYTE = bytes([FREE])
 
 
 class ArenaShape(NamedTuple):
@@ -68,16 +68,25 @@ class Arena:
 
     def has(self, full: int, swa: int) -> bool:
         """Whether that many slots can be had without an eviction."""
-        wanted = list(zip(self._kinds, (full, swa), strict=False))
-        allowed = all(n <= kind.size - kind.used for kind, n in wanted)
-        return allowed and sum(kind.pages_for(n) for kind, n in wanted) <= self.free_pages
+        if full > self.full.size - self.full.used:
+            return False
+        pages = self.full.pages_for(full)
+        if self.swa is not None:
+            if swa > self.swa.size - self.swa.used:
+                return False
+            pages += self.swa.pages_for(swa)
+        return pages <= len(self._free_pages)
 
     def fits(self, full: int, swa: int) -> bool:
         """Whether that many slots can be had at all, the cache evicted as far as needed."""
-        wanted = list(zip(self._kinds, (full, swa), strict=False))
-        allowed = all(n <= kind.size - kind.held for kind, n in wanted)
-        pages = sum(kind.pages_beyond(n, kind.beside_held) for kind, n in wanted)
-        return allowed and pages <= self.num_pages - self.held_pages
+        if full > self.full.size - self.full.held:
+            return False
+        pages = self.full.held_pages + self.full.pages_beyond(full, self.full.beside_held)
+        if self.swa is not None:
+            if swa > self.swa.size - self.swa.held:
+                return False
+            pages += self.swa.held_pages + self.swa.pages_beyond(swa, self.swa.beside_held)
+        return pages <= self.num_pages
 
     def check(self) -> None:
         """Raises AssertionError where a page has no owner or two. Cheap: it counts."""
@@ -113,12 +122,13 @@ class SlotAllocator:
         self.arena, self.per_page, self.size, self.run = arena, per_page, size, run
         pages = arena.num_pages + 1
         self.lent = np.zeros(pages, dtype=bool)
-        self._state = np.full(pages * per_page, FREE, dtype=np.uint8)
+        self._bytes = bytearray(pages * per_page)  # the same, for a look at few
+        self._state = np.frombuffer(self._bytes, dtype=np.uint8)
         self._state[:per_page] = HELD  # padding is never given out
         self._order = np.empty(pages * per_page, dtype=np.int32)  # scratch of those who look for slots given twice
         self._free_in_run = np.zeros(pages * per_page // run, dtype=np.int32)
-        self._used_in_page = np.zeros(pages, dtype=np.int32)
         self._held_in_page = np.zeros(pages, dtype=np.int32)
+        self._cached_in_page = np.zeros(pages, dtype=np.int32)
         self._empty_runs: list[int] = []  # some may no longer be empty, or no longer ours
         self._listed = np.zeros(len(self._free_in_run), dtype=bool)
         self.used = self.held = 0  # slots
@@ -160,10 +170,9 @@ class SlotAllocator:
         if n > self.size - self.used or self.pages_for(n) + keep_pages > self.arena.free_pages:
             return None
         run, behind = after // self.run, after + 1
-        end = min(n, (run + 1) * self.run - behind)
         # Held in the padding page, in which `after` is where there is none.
-        taken = self._state[behind : behind + end] != FREE
-        count = int(taken.argmax()) if taken.any() else end
+        ahead = self._bytes[behind : min(behind + n, (run + 1) * self.run)]
+        count = len(ahead) - len(ahead.lstrip(FREE_BYTE))
         parts = [self._take_run(behind, count)]
         n -= count
         while n > 0 and (run := self._next_run(run, keep_pages)) is not None:
@@ -176,26 +185,26 @@ class SlotAllocator:
     def extend(self, after: np.ndarray, count: int, keep_pages: int = 0) -> np.ndarray:
         """`count` more slots, [len(after) * count] int32, for each of the requests whose last slots are `after`. The
         caller has seen that so many can be had. `keep_pages`: see alloc()."""
-        if len(after) <= FEW:
-            return np.concatenate([self.alloc(count, slot, keep_pages) for slot in after.tolist()])
-        slots = after[:, None] + np.arange(1, count + 1, dtype=np.int32)
-        order = np.arange(len(after), dtype=np.int32)
+        after = after.astype(np.intp)  # of other types numpy makes a copy at each use
+        slots = after[:, None] + np.arange(1, count + 1)
+        order = np.arange(len(after))
         self._order[after] = order
         behind = self._order[after] == order  # of those who begin at one cached slot only one goes on there
-        behind &= after % self.run + count < self.run
-        behind &= ~self._state[np.where(behind[:, None], slots, 0)].any(axis=1)
+        behind &= after % self.run < self.run - count
+        behind &= self._state.take(slots, mode="clip").sum(axis=1) == 0
+        if np.count_nonzero(behind) == len(after):
+            return self._take(slots.ravel())
         rest = np.flatnonzero(~behind).tolist()
         runs = []
         while count <= self.run and len(runs) < len(rest) and (run := self._pop_empty_run(keep_pages)) is not None:
             runs.append(run)
         if runs:
-            first = np.array(runs, dtype=np.int32)[:, None] * self.run
-            slots[rest[: len(runs)]] = first + np.arange(count, dtype=np.int32)
+            slots[rest[: len(runs)]] = np.array(runs)[:, None] * self.run + np.arange(count)
             behind[rest[: len(runs)]] = True
-        self._take((slots[behind] if rest else slots).ravel())
+        self._take(slots[behind].ravel())
         for index in rest[len(runs) :]:
             slots[index] = self.alloc(count, int(after[index]), keep_pages)
-        return slots.ravel()
+        return slots.ravel().astype(np.int32)
 
     def _next_run(self, run: int, keep_pages: int) -> int | None:
         """The empty run after `run`, or else any."""
@@ -243,21 +252,20 @@ class SlotAllocator:
             run, page = first // self.run, first // self.per_page
             self._state[first : first + count] = HELD
             self._free_in_run[run] -= count
-            self.held_pages += not self._held_in_page[page]
-            self._used_in_page[page] += count
-            self._held_in_page[page] += count
+            held = self._held_in_page.item(page)
+            self.held_pages += not held
+            self._held_in_page[page] = held + count
             self.used += count
             self.held += count
         return np.arange(first, first + count, dtype=np.int32)
 
     def _take(self, slots: np.ndarray) -> np.ndarray:
-        """Free slots, any."""
+        """Free slots, any, as int32."""
         self._state[slots] = HELD
         self.used += len(slots)
         _add(self._free_in_run, slots // self.run, -1)
-        _add(self._used_in_page, slots // self.per_page, 1)
-        self._count_held(slots, 1)
-        return slots
+        self._count_held(slots // self.per_page, 1)
+        return slots.astype(np.int32)
 
     # ---- changing hands ----
 
@@ -268,23 +276,30 @@ class SlotAllocator:
         """
         slots = slots[slots != 0]
         self._change(slots, HELD, FREE)
-        self._count_held(slots, -1)
-        self._give_back(slots)
+        pages = slots // self.per_page
+        self._count_held(pages, -1)
+        self._give_back(slots, pages)
 
     def cache(self, slots: np.ndarray) -> None:
         """Held slots are the tree's, which can give them up. Errors as in free()."""
         self._change(slots, HELD, CACHED)
-        self._count_held(slots, -1)
+        pages = slots // self.per_page
+        self._count_held(pages, -1)
+        _add(self._cached_in_page, pages, 1)
 
     def hold(self, slots: np.ndarray) -> None:
         """Cached slots must stay, since a request reads them. Errors as in free()."""
         self._change(slots, CACHED, HELD)
-        self._count_held(slots, 1)
+        pages = slots // self.per_page
+        _add(self._cached_in_page, pages, -1)
+        self._count_held(pages, 1)
 
     def evict(self, slots: np.ndarray) -> None:
         """Cached slots are free again. Errors as in free()."""
         self._change(slots, CACHED, FREE)
-        self._give_back(slots)
+        pages = slots // self.per_page
+        _add(self._cached_in_page, pages, -1)
+        self._give_back(slots, pages)
 
     def _change(self, slots: np.ndarray, before: int, after: int) -> None:
         if not len(slots):
@@ -300,17 +315,17 @@ class SlotAllocator:
         assert (self._order[slots] == places).all(), "a slot was given twice in one call"
         self._state[slots] = after
 
-    def _give_back(self, slots: np.ndarray) -> None:
+    def _give_back(self, slots: np.ndarray, pages: np.ndarray) -> None:
         if not len(slots):
             return
         self.used -= len(slots)
-        runs, pages = slots // self.run, slots // self.per_page
+        runs = slots // self.run
         _add(self._free_in_run, runs, 1)
-        _add(self._used_in_page, pages, -1)
         empty = runs[self._free_in_run[runs] == self.run]
-        if len(empty):
-            self._list_runs(_distinct(empty)[::-1])
-        unused = pages[self._used_in_page[pages] == 0]
+        if not len(empty):
+            return
+        self._list_runs(_distinct(empty)[::-1])
+        unused = pages[(self._held_in_page[pages] == 0) & (self._cached_in_page[pages] == 0)]
         if len(unused):
             unused = _distinct(unused)
             self.lent[unused] = False
@@ -319,31 +334,29 @@ class SlotAllocator:
             self._free_in_run[(unused[:, None] * per_page + np.arange(per_page)).ravel()] = 0
             self.arena.take_back(unused.tolist())
 
-    def _count_held(self, slots: np.ndarray, sign: int) -> None:
-        if not len(slots):
+    def _count_held(self, pages: np.ndarray, sign: int) -> None:
+        if not len(pages):
             return
-        self.held += sign * len(slots)
-        pages = slots // self.per_page
+        self.held += sign * len(pages)
+        if sign < 0:
+            _add(self._held_in_page, pages, sign)
+        turned = pages[self._held_in_page[pages] == 0]
         if sign > 0:
-            turned = pages[self._held_in_page[pages] == 0]
             _add(self._held_in_page, pages, sign)
-        else:
-            _add(self._held_in_page, pages, sign)
-            turned = pages[self._held_in_page[pages] == 0]
         if len(turned):
             self.held_pages += sign * len(_distinct(turned))
 
     def check(self) -> None:
         """Raises AssertionError where a count is not that of the slots. Goes through all of them."""
         pages = self._state.reshape(-1, self.per_page)[1:]
-        for name, counts, state in (
-            ("used", self._used_in_page, pages != FREE),
-            ("held", self._held_in_page, pages == HELD),
+        for name, counts, number, state in (
+            ("held", self._held_in_page, self.held, pages == HELD),
+            ("cached", self._cached_in_page, self.used - self.held, pages == CACHED),
         ):
             assert np.array_equal(state.sum(axis=1), counts[1:]), f"{name} slots a page are miscounted"
-            assert state.sum() == getattr(self, name), f"{state.sum()} slots {name}, {getattr(self, name)} counted"
+            assert state.sum() == number, f"{state.sum()} slots {name}, {number} counted"
         assert np.count_nonzero(self._held_in_page) == self.held_pages and self.lent.sum() == self.lent_pages
-        assert np.array_equal(self._used_in_page > 0, self.lent), "pages lent and pages used differ"
+        assert np.array_equal(self._held_in_page + self._cached_in_page > 0, self.lent), "pages lent and used differ"
         free = (self._state == FREE).reshape(-1, self.run).sum(axis=1)
         free[~np.repeat(self.lent, self.per_page // self.run)] = 0
         assert np.array_equal(free, self._free_in_run), "free slots a run are miscounted"
@@ -358,7 +371,8 @@ def _distinct(values: np.ndarray) -> np.ndarray:
 
 def _add(counts: np.ndarray, places: np.ndarray, sign: int) -> None:
     """Count each of `places`, any of them several times, up or down."""
-    np.add.at(counts, places.astype(np.intp), counts.dtype.type(sign))  # of other types it is ten times slower
+    # Of other types it is ten times slower.
+    np.add.at(counts, places.astype(np.intp, copy=False), counts.dtype.type(sign))
 
 
 @dataclass
