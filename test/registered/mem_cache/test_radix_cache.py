@@ -456,11 +456,13 @@ def test_a_window_that_its_conversation_left_behind_goes_before_others():
     cache = Cache(window=4)
     cache.put(ids(50, 12), live_from=8)
     node = cache.put(ids(0, 12), live_from=8).node
-    cache.lock(node)
-    cache.insert(ids(0, 20), None, *_extend(cache, 20, 8), 12)
-    cache.unlock(node)
-    assert [cache.evict(0, 1) for _ in range(2)] == [(0, 4), (0, 4)]  # no window's, then the one at 12
-    assert (cache.length(ids(0, 20)), cache.length(ids(50, 12))) == (20, 12)
+    for end in (20, 28):
+        cache.lock(node)
+        done = cache.insert(ids(0, end), None, *_extend(cache, end, 8), end - 8)
+        cache.unlock(node)
+        node = done.node
+    assert [cache.evict(0, 1) for _ in range(3)] == [(0, 4)] * 3  # two that are no window's, then the one at 12
+    assert [cache.length(ids(0, end)) for end in (12, 20, 28)] == [0, 20, 28] and cache.length(ids(50, 12)) == 12
 
 
 def test_agents_that_take_turns_in_too_little_memory_keep_some_prefixes():
@@ -504,7 +506,7 @@ def test_upstream_35515_the_tail_of_a_branch_is_evicted_last():
         done = cache.insert(ids(0, end), None, *_extend(cache, end, 4), end - 4)
         cache.unlock(node)
         node = done.node
-    for left in (12, 8, 4):
+    for left in (12, 8):  # then there is one that saves less than the window before it
         assert cache.evict(0, 1) == (0, 4)
         assert cache.cached() == (16, left)
         assert cache.length(ids(0, 16)) == 16
@@ -520,9 +522,9 @@ def _extend(cache: Cache, end: int, count: int):
 def test_upstream_26907_giving_a_lock_back_does_not_age_the_tail_below():
     """The end of a request unlocks its prompt after its output was inserted; the output's tail must stay younger."""
     cache = Cache(window=4)
-    node = cache.put(ids(0, 8)).node
+    node = cache.put(ids(0, 4)).node
     cache.lock(node)
-    cache.insert(ids(0, 16), None, *_extend(cache, 16, 8), 8)
+    cache.insert(ids(0, 16), None, *_extend(cache, 16, 12), 4)
     cache.unlock(node)
     cache.check()
     while cache.cached()[1] > 4:

@@ -27,7 +27,7 @@ from sglang.srt.mem_cache.radix_node import EvictionQueue, Price, TreeNode
 
 NO_SLOTS = np.zeros(0, dtype=np.int32)
 NO_TOKENS = np.zeros(0, dtype=np.int64)
-SUPERSEDED = 1 / 8  # how likely an end is asked for, beside a leaf, once the one who came to it has gone on
+PASSED = 1 / 32  # how likely an end is asked for once somebody has gone on beyond the next, beside others
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -306,11 +306,15 @@ class RadixCache:
         """A prefix that ends with `end` was inserted, which left the cached ones at `branch`."""
         if end is branch:
             end.hits += 1
-        elif branch is not self._root and len(branch.children) > 1:
-            branch.hits += 1
-            self._keep_window(branch)
-        elif branch is not self._root:  # it goes on where the other ended
-            end.hits, branch.hits = branch.hits + 1, 0
+        elif branch is not self._root:
+            if len(branch.children) > 1:
+                branch.hits += 1
+                self._keep_window(branch)
+            else:  # it goes on where the other ended
+                end.turns = branch.turns + 1
+            above = self._end_above(branch)
+            above.passed = True
+            self._queue.put(above)
         self._keep_window(end)
 
     def _keep_window(self, end: TreeNode) -> None:
@@ -437,16 +441,22 @@ class RadixCache:
 
     def _worth(self, end: TreeNode) -> float:
         """Tokens that an end saves, by the pages it takes."""
-        alone, above, single = len(end), end.parent, True
-        while above is not self._root and not above.is_end:
-            single = single and len(above.children) == 1
-            alone += len(above) if single else 0
-            above = above.parent
+        above = self._end_above(end)
         pages = min(end.end, self.window) / self.swa.per_page
         if not end.children:
+            alone, parent = len(end), end.parent
+            while parent is not above and len(parent.children) == 1:
+                alone, parent = alone + len(parent), parent.parent
             pages += alone / self.full.per_page
-        likely = (SUPERSEDED if end.children else 1) + end.hits.bit_length()
+        likely = end.hits.bit_length() + (PASSED if end.passed else 1 + end.turns.bit_length())
         return (end.end - above.end) * likely * (1 + self.spread * end.lot) / pages
+
+    def _end_above(self, end: TreeNode) -> TreeNode:
+        """Where a prefix ends before `end`, the root if none does."""
+        above = end.parent
+        while above is not self._root and not above.is_end:
+            above = above.parent
+        return above
 
     def _give_up_window(self, end: TreeNode) -> None:
         """Nobody is expected to go on after `end` any more: what only its window needed is freed."""

@@ -17,7 +17,7 @@ class TreeNode:
 
     __slots__ = (
         "parent", "key", "children", "start", "end", "tokens", "full", "swa", "full_lock", "swa_lock",
-        "is_end", "windows", "hits", "lot", "used", "level", "entry", "alive",
+        "is_end", "windows", "hits", "turns", "passed", "lot", "used", "level", "entry", "alive",
     )  # fmt: skip
 
     def __init__(
@@ -41,7 +41,9 @@ class TreeNode:
         self.swa_lock = 0  # locked paths whose last window covers this node
         self.is_end = False  # the window before `end` is kept, so that somebody can go on here
         self.windows = 0  # kept windows that cover this node
-        self.hits = 0  # how often this prefix came again, as far as is known
+        self.hits = 0  # how often a prefix ended or parted from others here again
+        self.turns = 0  # how often those above went on to here
+        self.passed = False  # somebody has gone on beyond the end that follows
         self.lot = 0.0  # in [0, 1): the larger, the longer it stays
         self.used = 0  # clock of the last use
         self.level = 0.0  # the tree's level at that time
