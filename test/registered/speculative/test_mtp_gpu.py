@@ -1,5 +1,5 @@
-"""Speculation on a GPU: a round in a CUDA graph gives the bits of the same kernels launched one by one, its drafts come
-to the host, and no launch waits for the GPU."""
+"""Speculation on a GPU: a round in a CUDA graph gives the bits of the same kernels launched one by one, and no launch
+waits for the GPU."""
 
 import random
 import sys
@@ -59,13 +59,8 @@ def test_graph_equals_eager(harness, batch: int, flags):
     slots = 600 + np.arange(batch * nodes).reshape(nodes, batch)
     inputs = np.concatenate([rows[None], before[None], slots, slots])
     graphs = rounds.graphs[flags]
-    told = rounds.host_drafts.wait(batch)
-    told.tokens[:] = -1
     _, replayed = graphs.run(inputs)
-    rounds.host_drafts.wait(batch)  # its drafts alone, not yet what the target makes of them
-    told = told.tokens.copy()
     replayed = replayed.cut(batch)
-    assert np.array_equal(told, replayed.draft.tokens.cpu())
     replayed = [replayed.draft.tokens.clone(), replayed.hidden.clone(), replayed.logits.clone()]
     size = next(s for s in graphs.sizes if s >= batch)
     same = torch.as_tensor(padded(inputs, size, graphs.padding), device="cuda")

@@ -23,7 +23,6 @@ from sglang.srt.model_executor.launched_step import LaunchedStep, output_logprob
 from sglang.srt.model_executor.step_io import DraftTokens, StepInput
 from sglang.srt.sampling.sampling_flags import SamplingFlags
 from sglang.srt.speculative.draft_tree import Draft, TreeBuilder, accept, make_line
-from sglang.srt.speculative.host_drafts import HostDrafts
 from sglang.srt.speculative.settings import SpeculationSettings
 from sglang.srt.utils.device_copies import to_host
 
@@ -66,15 +65,23 @@ class ForwardedDrafts(NamedTuple):
     rows: Tensor  # [B], of the requests
     before: Tensor  # [B], tokens with KV
     round: Round
-    host: HostDrafts
+    host_tokens: Tensor | None = None  # of the draft, for a host that makes masks, there once `drafted` has passed
+    host_parents: Tensor | None = None
+    drafted: torch.cuda.Event | None = None
 
     @property
     def logits(self) -> Tensor:
         return self.round.logits
 
     def drafts(self) -> DraftTokens:
-        """Waits until they are made; their verification may go on."""
-        return self.host.wait(len(self.rows))
+        """Waits for the round."""
+        if self.drafted is not None:
+            self.drafted.synchronize()
+        tokens = self.host_tokens.numpy()
+        if self.host_parents is None:  # a line
+            parents = np.maximum(np.arange(tokens.shape[1]) - 1, 0)
+            return DraftTokens(tokens, np.broadcast_to(parents, tokens.shape))
+        return DraftTokens(tokens, self.host_parents.numpy())
 
 
 class FrozenKVMTP:
@@ -94,8 +101,6 @@ class FrozenKVMTP:
         self.drafter, self.settings, self.config = drafter, settings, config
         self.tables, self.sampling = tables, sampling
         self.hidden_states, self.compute_logits = hidden_states, compute_logits
-        most, nodes = len(tables.last_tokens), settings.num_draft_tokens
-        self.host_drafts = HostDrafts(most, nodes, settings.topk > 1, tables.device)
         self.graphs: dict[SamplingFlags, CudaGraphRunner[Round]] = {}
 
     @torch.inference_mode()
@@ -122,7 +127,17 @@ class FrozenKVMTP:
         else:
             inputs = self.tables.tensor(inputs)
             made = self.make_round(inputs, before.tolist(), draft_flags)
-        return ForwardedDrafts(inputs[0], inputs[1], made, self.host_drafts)
+        forwarded = ForwardedDrafts(inputs[0], inputs[1], made)
+        return self._for_masks(forwarded) if step.flags & SamplingFlags.MASK else forwarded
+
+    def _for_masks(self, forwarded: ForwardedDrafts) -> ForwardedDrafts:
+        """With the drafts on their way to the host."""
+        draft, drafted = forwarded.round.draft, None
+        tokens, parents = to_host(draft.tokens), None if draft.parents is None else to_host(draft.parents)
+        if tokens.device != draft.tokens.device:
+            drafted = torch.cuda.Event()
+            drafted.record()
+        return forwarded._replace(host_tokens=tokens, host_parents=parents, drafted=drafted)
 
     def make_round(self, inputs: Tensor, before_cpu: list[int], flags: SamplingFlags) -> Round:
         """inputs [2 + 2 * nodes, B]: request rows, tokens with KV, then new full and sliding slots.
@@ -131,7 +146,6 @@ class FrozenKVMTP:
         rows, before = inputs[0], inputs[1]
         full, swa = (slots.T.flatten() for slots in inputs[2:].split(nodes))
         draft = self.make_draft(rows, before, before_cpu, flags)
-        self.host_drafts.put(draft)
         return self._verify(draft, rows, before, full, swa, before_cpu)
 
     def sample(self, step: StepInput, forwarded: ForwardedDrafts, masks: tuple[Tensor, Tensor] | None) -> LaunchedStep:
