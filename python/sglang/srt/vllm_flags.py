@@ -15,6 +15,7 @@ _OURS: dict[str, str] = {
     "kv_cache_memory_bytes": "--max-total-tokens, in tokens",
     "num_gpu_blocks_override": "--max-total-tokens, in tokens",
     "block_size": "--page-size",
+    "kv_offloading_size": "--enable-hierarchical-cache with --hicache-size, in GB of each GPU's own",
     "tokenizer": "--tokenizer-path",
     "seed": "--random-seed",
     "hf_overrides": "--json-model-override-args",
@@ -95,7 +96,7 @@ _BY_REASON: dict[str, str] = {
         expert_placement_strategy fail_on_environ_validation fingerprint_mode fingerprint_value
         fully_sharded_loras gdn_prefill_backend grpc headless hf_config_path ignore_patterns io_processor_plugin
         ir_op_priority jit_monitor_mode jit_monitor_verbose kernel_config kv_cache_dtype_skip_layers kv_cache_metrics
-        kv_cache_metrics_sample kv_offloading_backend kv_offloading_size kv_sharing_fast_prefill kv_transfer_config
+        kv_cache_metrics_sample kv_offloading_backend kv_sharing_fast_prefill kv_transfer_config
         linear_backend log_config_file log_error_stack logits_processors logprobs_mode long_prefill_token_threshold
         lora_dtype lora_extra_vocab_size lora_modules mamba_block_size mamba_cache_dtype mamba_cache_mode
         mamba_ssm_cache_dtype max_cpu_loras max_logprobs max_long_partial_prefills max_loras

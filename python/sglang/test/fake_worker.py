@@ -161,6 +161,9 @@ class ContextWorker:
             output.prompt_logprobs.append([TokenLogprob(-float(t), None, None) for t in wanted.next_ids])
         return Done(output)
 
+    def copy(self, copies: StepCopies) -> None:
+        self.copies.run(copies)
+
     def _write(self, step: StepInput, part: slice, content: np.ndarray) -> None:
         """The tokens of `part` into their slots."""
         self.kv.write(step.out_cache_loc[part], content, step.out_cache_loc_swa[part], content)

@@ -132,19 +132,34 @@ def test_a_piece_is_what_so_many_bytes_hold():
 # ---- what waits for what ----
 
 
-def test_who_is_given_a_slot_waits_for_the_copy_that_reads_it():
+def test_who_overwrites_a_slot_waits_for_the_copy_that_reads_it():
     host = tier(window=None)
     put(host, list(range(10)))
-    host.use(slots(90, 10), NONE)
+    host.overwrite(slots(90, 10), NONE)
+    host.read(slots(100, 10), NONE)
     first = host.take()
     assert (first.batch, first.needs) == (1, 0)
     put(host, [5, 6, 7], first=50)
-    host.use(slots(109, 5), NONE)
+    host.overwrite(slots(109, 5), NONE)
     second = host.take()
     assert (second.batch, second.needs) == (2, 1)
-    host.use(slots(50, 1), slots(0, 0))
+    host.overwrite(slots(50, 1), NONE)
     assert host.take().needs == 2  # a batch of its own it has not
     assert host.take() is None
+
+
+@pytest.mark.parametrize("verb", ["read", "overwrite"])
+def test_who_reads_or_overwrites_a_slot_waits_for_the_copy_that_fills_it(verb: str):
+    host = tier(window=None)
+    put(host, list(range(10)))
+    load = host.find(np.arange(10), None, 0)
+    host.begin(load)
+    host.load(load, 0, slots(50, 10), np.zeros(10, dtype=np.int32))
+    getattr(host, verb)(slots(59, 3), NONE)
+    assert host.take().needs == 1
+    getattr(host, verb)(slots(60, 3), NONE)
+    assert host.take() is None
+    host.end(load)
 
 
 def test_a_page_that_went_to_the_other_kind_is_waited_for_as_a_whole():
@@ -178,8 +193,7 @@ def check_all(h: Harness) -> None:
     """At idle, once all copies are through, both trees' slots hold their nodes' tokens."""
     for check in h.kv.deep_checks():
         check()
-    copies = h.kv.tier.take()
-    h.worker.copies.run(copies)
+    assert h.kv.tier.take() is None, "nothing waits for the next step"
     while h.worker.copies.waiting:
         h.worker.copies.run(None)
     for tree, memory in ((h.kv.cache, h.worker.kv), (h.kv.tier.tree, h.worker.copies.host)):

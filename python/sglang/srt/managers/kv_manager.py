@@ -94,7 +94,7 @@ class KVManager:
         req.branch = match.held if match.held > max(match.length, load.length if load else 0) else 0
         req.load = load
         if self.tier is not None:
-            self.tier.use(match.full_slots, match.swa_slots)
+            self.tier.read(match.full_slots, match.swa_slots)
         return self._write(req, 0, match.full_slots, match.swa_slots) if match.length else None
 
     def _write(self, req: Req, start: int, full_slots: np.ndarray, swa_slots: np.ndarray) -> TableWrite:
@@ -118,7 +118,7 @@ class KVManager:
         """Slots for the request's next `count` tokens, of those that make_room() made."""
         full, swa = self._append(req, count)
         if self.tier is not None:
-            self.tier.use(full, swa)
+            self.tier.overwrite(full, swa)
             self.tier.wait_for(req.loaded_by)
         return full, swa
 
@@ -156,7 +156,7 @@ class KVManager:
         req.load = None
 
     def take_copies(self) -> StepCopies | None:
-        """What is copied beside the step being built, once it has all its slots."""
+        """What is copied beside the step being built, once it has all its slots, or now that none follows."""
         return None if self.tier is None else self.tier.take()
 
     def append_tokens(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +168,7 @@ class KVManager:
             parts = [self._append(req, self.decode_tokens) for req in reqs]
             full, swa = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         if self.tier is not None:
-            self.tier.use(full, swa)
+            self.tier.overwrite(full, swa)
         return full, swa
 
     def _append_many(self, reqs: list[Req]) -> tuple[np.ndarray, np.ndarray]:
@@ -248,12 +248,13 @@ class KVManager:
         old_full = self.full_table[req.row, :n].copy()
         old_swa = self.swa_table[req.row, :n].copy()
         done = self._insert(req, n, old_full, old_swa)
+        same = np.array_equal(done.full_slots, old_full) and np.array_equal(done.swa_slots, old_swa)
+        if self.tier is not None and not same:
+            self.tier.read(done.full_slots, done.swa_slots)
         self.cache.lock(done.node)
         self.cache.unlock(req.node, swa_released=req.swa_released)
         req.node, req.owned_from, req.swa_start, req.swa_released = done.node, n, n, False
-        if np.array_equal(done.full_slots, old_full) and np.array_equal(done.swa_slots, old_swa):
-            return None
-        return self._write(req, 0, done.full_slots, done.swa_slots)
+        return None if same else self._write(req, 0, done.full_slots, done.swa_slots)
 
     def _insert(self, req: Req, n: int, full: np.ndarray, swa: np.ndarray) -> Inserted:
         """The request's first `n` tokens, in these slots, go to the tree, and to the host."""

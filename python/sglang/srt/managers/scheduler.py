@@ -131,6 +131,7 @@ class Scheduler:
         for message in messages:
             self.handlers[type(message)](message)
         launched = self.launch()
+        worked = launched is not None or not was_idle
         if self.in_flight:  # the previous step's tokens, while the device runs this one
             self.process(self.in_flight)
         if launched and isinstance(launched.pending, HeldStep):  # grammars have now seen all tokens before this step's
@@ -141,9 +142,11 @@ class Scheduler:
         self.in_flight = launched
         self.flush_outbox()
         self.answer_waiting()
-        if self.is_idle and not was_idle:
+        if worked and self.is_idle:
             self.kv.check_idle(deep=False)
             self.unchecked = self.kv.deep_checks()
+            if copies := self.kv.take_copies():  # else the next request's own would come behind them
+                self.worker.copy(copies)
 
     # ---- messages ----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from sglang.srt.managers.io_struct import MAX_PROFILE_EVENTS, MAX_PROFILE_STEPS, ProfileSettings
 from sglang.srt.managers.trace_writer import TraceWriter
+from sglang.srt.mem_cache.slot_copies import StepCopies
 from sglang.srt.model_executor.step_io import HeldStep, PendingStep, StepInput, Worker
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,9 @@ class StepProfiler:
         elif self._events >= MAX_PROFILE_EVENTS:
             self.stop(f"the limit of {MAX_PROFILE_EVENTS} events is reached")
         return self._last
+
+    def copy(self, copies: StepCopies) -> None:
+        self.worker.copy(copies)
 
     def stop(self, reason: str = "stopped") -> None:
         """End here; the traces of what was recorded are still to be written then. Does nothing if it has ended."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from sglang.srt.mem_cache.slot_copies import StepCopies
 from sglang.srt.model_executor.launched_step import LaunchedStep
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.model_executor.step_io import HeldStep, StepInput, StepOutput, TokenMasks
@@ -24,6 +25,9 @@ class InlineWorker:
             forwarded = self.runner.forward(step)
             return HeldStep(lambda masks: self.runner.sample(step, forwarded, masks), lambda: None, forwarded.drafts)
         return self.runner.launch(step)
+
+    def copy(self, copies: StepCopies) -> None:
+        self.runner.copy(copies)
 
 
 class ThreadWorker:
@@ -48,6 +52,9 @@ class ThreadWorker:
             drafts = step.num_extends == 0 and self.runner.speculation is not None
             return HeldStep(sample, forwarded.result, (lambda: forwarded.result().drafts()) if drafts else lambda: None)
         return self._put(lambda: self.runner.launch(step).result())
+
+    def copy(self, copies: StepCopies) -> None:
+        self._put(lambda: self.runner.copy(copies)).result()
 
     def _put(self, work: Callable[[], Any]) -> Future:
         done: Future = Future()

@@ -6,8 +6,8 @@ without a copy, and what leaves host memory goes by the same price as on the car
 that a request need not compute: it takes slots for them, and they are copied instead of computed.
 
 Copies travel with steps, in batches of rising numbers, and are carried out in that order beside the steps. A slot
-remembers the last batch that reads or writes it; a step that is given the slot, or reads it, waits for that batch. So
-nothing here depends on when a copy is through, and all ranks decide alike.
+remembers the last batches that read and write it; a step that overwrites the slot waits for both, one that reads it for
+the latter. So nothing here depends on when a copy is through, and all ranks decide alike.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class HostTier:
         self.tree = RadixCache(self.arena.full, self.arena.swa, window)
         self.least_gain = max(1, (window or 0) // 4)  # for fewer tokens a window need not come back
         self.stored_tokens = self.loaded_tokens = 0
-        self._batches = SlotBatches(card)
+        self._read_by, self._written_by = SlotBatches(card), SlotBatches(card)
         self._next_batch = 1
         self._out: list[SlotCopy] = []
         self._back: list[SlotCopy] = []
@@ -83,7 +83,9 @@ class HostTier:
         if len(windows):
             before = int(windows[0]) - 1
             host_swa[windows] = swa.alloc(len(windows), int(held_swa[before]) if 0 <= before < held else 0)
-        self._copy(self._out, (full_slots[held:], host_full[held:]), (swa_slots[windows], host_swa[windows]))
+        copy = SlotCopy(full_slots[held:], host_full[held:], swa_slots[windows], host_swa[windows])
+        self._out.append(copy)
+        self._read_by.mark(copy.full, copy.swa, self._next_batch)
         self.stored_tokens += n - held
         self.tree.insert(ids, extra_key, host_full, host_swa, 0)
 
@@ -94,11 +96,6 @@ class HostTier:
         here = held_swa[start:]
         lacking[: len(here)] &= here == 0
         return np.flatnonzero(lacking) + start
-
-    def _copy(self, copies: list[SlotCopy], full: tuple, swa: tuple) -> None:
-        """`full`, `swa`: slots of the card, and of the host."""
-        copies.append(SlotCopy(*full, *swa))
-        self._batches.mark(full[0], swa[0], self._next_batch)
 
     # ---- back to the card ----
 
@@ -132,8 +129,9 @@ class HostTier:
         Returns the batch after which they are there."""
         end = start + len(full_slots)
         live = swa_slots != 0
-        swa = swa_slots[live], load.swa_slots[start:end][live]
-        self._copy(self._back, (full_slots, load.full_slots[start:end]), swa)
+        copy = SlotCopy(full_slots, load.full_slots[start:end], swa_slots[live], load.swa_slots[start:end][live])
+        self._back.append(copy)
+        self._written_by.mark(copy.full, copy.swa, self._next_batch)
         self.loaded_tokens += end - start
         return self._next_batch
 
@@ -143,9 +141,14 @@ class HostTier:
 
     # ---- with the steps ----
 
-    def use(self, full_slots: np.ndarray, swa_slots: np.ndarray) -> None:
-        """The next step reads or writes these slots of the card."""
-        self.wait_for(self._batches.last(full_slots, swa_slots))
+    def read(self, full_slots: np.ndarray, swa_slots: np.ndarray) -> None:
+        """The next step reads these slots of the card."""
+        self.wait_for(self._written_by.last(full_slots, swa_slots))
+
+    def overwrite(self, full_slots: np.ndarray, swa_slots: np.ndarray) -> None:
+        """The next step writes these slots of the card."""
+        self.read(full_slots, swa_slots)
+        self.wait_for(self._read_by.last(full_slots, swa_slots))
 
     def wait_for(self, batch: int) -> None:
         """The next step needs what `batch` copies."""

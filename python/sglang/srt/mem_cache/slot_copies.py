@@ -29,7 +29,7 @@ class StepCopies:
 
 
 class SlotBatches:
-    """Which batch of copies last reads or writes a slot of an arena of this shape: 0 for none."""
+    """For each slot of an arena of this shape the last batch of copies that does something with it: 0 for none."""
 
     def __init__(self, shape: ArenaShape):
         self._per_page = shape.full_per_page, shape.swa_per_page

@@ -18,6 +18,7 @@ from sglang.srt.layers.attention.host_kv import HostKV, PinError
 from sglang.srt.layers.attention.kv_pool import KVArena
 from sglang.srt.layers.logprobs import PendingLogprobs, token_logprobs
 from sglang.srt.layers.sampler import SamplingState
+from sglang.srt.mem_cache.slot_copies import StepCopies
 from sglang.srt.model_executor.cuda_graph_runner import CudaGraphRunner, capture_sizes
 from sglang.srt.model_executor.device_tables import DeviceTables
 from sglang.srt.model_executor.launched_step import Forwarded, LaunchedStep, output_logprobs
@@ -154,7 +155,7 @@ class ModelRunner:
         """The step's first half: apply its admissions and table writes, run the model. What it returns is valid until
         the next forward, before which sample() must come."""
         if step.copies is not None:
-            self.host_kv.run(step.copies)
+            self.copy(step.copies)
         self.tables.write(step.table_writes)
         self._admit(step.admissions)
         if step.num_extends:
@@ -163,6 +164,11 @@ class ModelRunner:
             return self.speculation.forward(step)
         inputs, logits = self._run_decode(step)  # every row is a decode, and every decode gets a token
         return Forwarded(inputs[0], inputs[1], logits)
+
+    @torch.inference_mode()
+    def copy(self, copies: StepCopies) -> None:
+        """Between this device and the host tier; behind the steps so far, and before the next where that needs it."""
+        self.host_kv.run(copies)
 
     @torch.inference_mode()
     def sample(

@@ -152,3 +152,7 @@ class Worker(Protocol):
     def submit(self, step: StepInput) -> PendingStep:
         """Returns at once; a HeldStep where step.flags have MASK."""
         ...
+
+    def copy(self, copies: StepCopies) -> None:
+        """As a step without rows; nothing is under way."""
+        ...
