@@ -336,23 +336,34 @@ def test_a_leak_is_noticed_when_idle():
         h.run()
 
 
-def test_the_whole_tree_is_checked_after_a_second_of_idleness_only(monkeypatch):
-    """Going through a large tree takes milliseconds, which the next request of a patient client would pay."""
+def test_the_whole_tree_is_checked_after_a_second_of_idleness_only():
+    """Going through a large tree takes tenths of a second, which the next request of a patient client would pay."""
     h = Harness()
-    monkeypatch.setattr(h.kv.cache, "_check_tree", lambda: walks.append(len(h.scheduler.unchecked)))
-    walks: list[int] = []
-    h.add("a", prompt_of(20), 3)
-    while h.inbox or not h.scheduler.is_idle:
-        h.step()
-    h.add("b", prompt_of(20), 3)
-    while h.inbox or not h.scheduler.is_idle:
-        h.step()
-    assert not walks
+    parts: list[str] = []
+
+    def checks():
+        parts.append("first")
+        yield
+        parts.append("last")
+
+    h.kv.deep_checks = checks
+    waits = []
+    h.scheduler.receive = lambda block, receive=h.scheduler.receive: waits.append(block) or receive(block)
+    for name in "ab":
+        h.add(name, prompt_of(20), 3)
+        while h.inbox or not h.scheduler.is_idle:
+            h.step()
+    assert not parts
     h.step()  # nothing came for a second
-    assert walks == [0]
+    assert parts == ["first"]
+    h.inbox.append(InternalStateReq("s"))
+    h.step()  # what comes between two parts is answered, and the check begins again
+    h.step()
+    h.step()
+    assert parts == ["first", "first", "last"]
     with pytest.raises(AssertionError, match="wait for ever"):  # from now on it waits for a message
         h.step()
-    assert len(walks) == 1
+    assert len(parts) == 3 and waits[-5:] == [1.0, 0.001, 1.0, 0.001, True]
 
 
 def test_requests_are_looked_for_once_in_some_steps_and_at_once_when_idle():

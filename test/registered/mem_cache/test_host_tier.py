@@ -191,8 +191,7 @@ ARENAS = {
 
 def check_all(h: Harness) -> None:
     """At idle, once all copies are through, both trees' slots hold their nodes' tokens."""
-    for check in h.kv.deep_checks():
-        check()
+    h.kv.check_idle()
     assert h.kv.tier.take() is None, "nothing waits for the next step"
     while h.worker.copies.waiting:
         h.worker.copies.run(None)
@@ -407,21 +406,16 @@ def test_loads_that_leave_each_other_no_room_are_retracted():
     check_all(h)
 
 
-def test_each_memory_is_checked_after_a_second_of_idleness():
+def test_the_books_of_each_memory_are_gone_through():
     h = Harness(host_pages=50)
-    walked = []
-    for name, tree in (("card", h.kv.cache), ("host", h.kv.tier.tree)):
-        tree._check_tree = lambda name=name: walked.append(name)
     h.add("a", prompt_of(20), 3)
-    while h.inbox or not h.scheduler.is_idle:
-        h.step()
-    assert not walked
-    h.step()
-    assert walked == ["card"]
-    h.step()
-    assert walked == ["card", "host"]
-    with pytest.raises(AssertionError, match="wait for ever"):
-        h.step()
+    h.run()
+    check_all(h)
+    for tree in (h.kv.tier.tree, h.kv.cache):
+        tree._nodes()[-1].full[0] = tree._nodes()[-1].full[1]
+        with pytest.raises(AssertionError, match="cached twice"):
+            h.kv.check_idle()
+        tree._nodes()[-1].full[0] -= 1
 
 
 def test_flush_forgets_both_memories():

@@ -4,7 +4,7 @@ Of a running request's positions, those below `owned_from` belong to the tree (l
 the request. Everything here is host arithmetic; the device sees slots only through StepInput.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -307,17 +307,21 @@ class KVManager:
             "token_usage": self.arena.held_share,
         }
 
-    def deep_checks(self) -> list[Callable[[], None]]:
-        """check_idle() in parts: of a million cached tokens each takes a tenth of a second."""
-        return [self.check_idle] if self.tier is None else [self.tier.check, self.check_idle]
-
     def check_idle(self, deep: bool = True) -> None:
         """Nothing runs, so every slot is free or cached, every page has one owner and every row is free; raises
-        AssertionError with counts. `deep` goes through the whole tree and all slots too, but for the host's, which
-        takes milliseconds."""
-        self.cache.check(idle=True, deep=deep)
+        AssertionError with counts. `deep`: deep_checks() too."""
+        self.cache.check(idle=True, deep=False)
         if self.tier is not None:
             self.tier.check(idle=True, deep=False)
         assert len(self.free_rows) == len(self.full_table) - 1, (
             f"{len(self.full_table) - 1 - len(self.free_rows)} request rows leaked"
         )
+        for _ in self.deep_checks() if deep else ():
+            pass
+
+    def deep_checks(self) -> Iterator[None]:
+        """Goes through the trees of both memories and all slots in parts of about a millisecond, between which nothing
+        changes."""
+        yield from self.cache.deep_checks()
+        if self.tier is not None:
+            yield from self.tier.tree.deep_checks()

@@ -25,7 +25,7 @@ def leading(receive: Callable[[bool | float], list[Message]], group: "ProcessGro
     encode = msgspec.msgpack.Encoder().encode
 
     def receive_and_share(block: bool | float) -> list[Message]:
-        messages = receive(block and IDLE_SECONDS)  # idle, it says so: it learns then that a rank has ended
+        messages = receive(block and min(block, IDLE_SECONDS))  # idle, it says so: it learns then that a rank has ended
         shared = [message for message in messages if not isinstance(message, RANK_0_ONLY)]
         group.broadcast_bytes(encode(shared) if shared else b"")
         return messages

@@ -7,7 +7,7 @@ order; tensors, text and HTTP are others' business. Its decisions depend on the 
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEEP_CHECK_SECONDS = 1.0  # of idleness: who comes right after another must not wait for it
+BETWEEN_CHECKS = 0.001  # seconds that messages are waited for between two of its parts
 
 
 @dataclass(slots=True)
@@ -101,7 +102,8 @@ class Scheduler:
         self.telling: list[Req] = []  # whose new tokens go out at the step's end: masks come first
         self.table_writes: list[TableWrite] = []
         self.arrivals = 0
-        self.unchecked: list[Callable[[], None]] = []  # since the last request, of the KV books as a whole
+        self.deep_checks: Iterator[None] = iter(())
+        self.idle_wait: bool | float = True  # what receive() is told when there is nothing to do
         self.seeds = random.Random(limits.seed)
         self.profiler: StepProfiler | None = None  # the last one started; the worker while it records
         self.untold_profile = False  # it has not been stopped, nor told of since it ended by itself
@@ -125,9 +127,9 @@ class Scheduler:
 
     def step(self) -> None:
         was_idle = self.is_idle
-        messages = self.receive(was_idle and (DEEP_CHECK_SECONDS if self.unchecked else True))
-        if was_idle and not messages and self.unchecked:
-            self.unchecked.pop()()
+        messages = self.receive(was_idle and self.idle_wait)
+        if was_idle and self.idle_wait is not True:
+            self.go_on_checking(restart=bool(messages))
         for message in messages:
             self.handlers[type(message)](message)
         launched = self.launch()
@@ -144,9 +146,17 @@ class Scheduler:
         self.answer_waiting()
         if worked and self.is_idle:
             self.kv.check_idle(deep=False)
-            self.unchecked = self.kv.deep_checks()
+            self.go_on_checking(restart=True)
             if copies := self.kv.take_copies():  # else the next request's own would come behind them
                 self.worker.copy(copies)
+
+    def go_on_checking(self, restart: bool) -> None:
+        """The next part of going through the KV books, or all of it again from the first once nothing has come for a
+        while: what has come may change them, and must not wait."""
+        if restart:
+            self.deep_checks, self.idle_wait = self.kv.deep_checks(), DEEP_CHECK_SECONDS
+        else:
+            self.idle_wait = True if next(self.deep_checks, self) is self else BETWEEN_CHECKS
 
     # ---- messages ----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ it up). A page without held slots can be had by either kind, once what is cached
 `Room` counts, so a plan that fits in it can be carried out whatever lies where.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 FREE, HELD, CACHED = 0, 1, 2
 STATES = ("free", "held", "cached")
 FREE_BYTE = bytes([FREE])
+SLOTS_A_PART = 1 << 17  # to check, about a millisecond
 
 
 class ArenaShape(NamedTuple):
@@ -97,11 +99,16 @@ class Arena:
 
     def check_deep(self) -> None:
         """check() page by page and slot by slot."""
+        for _ in self.deep_checks():
+            pass
+
+    def deep_checks(self) -> Iterator[None]:
+        """check_deep() in parts of about a millisecond, between which nothing changes."""
         owners = np.zeros(self.num_pages + 1, dtype=np.int32)
         np.add.at(owners, np.array(self._free_pages, dtype=np.int64), 1)
         for kind in self._kinds:
             owners += kind.lent
-            kind.check()
+            yield from kind.checks()
         owners[0] += 1  # padding
         assert (owners == 1).all(), f"pages without one owner: {np.flatnonzero(owners != 1)[:8]}"
         self.check()
@@ -346,20 +353,23 @@ class SlotAllocator:
         if len(turned):
             self.held_pages += sign * len(_distinct(turned))
 
-    def check(self) -> None:
-        """Raises AssertionError where a count is not that of the slots. Goes through all of them."""
-        pages = self._state.reshape(-1, self.per_page)[1:]
-        for name, counts, number, state in (
-            ("held", self._held_in_page, self.held, pages == HELD),
-            ("cached", self._cached_in_page, self.used - self.held, pages == CACHED),
-        ):
-            assert np.array_equal(state.sum(axis=1), counts[1:]), f"{name} slots a page are miscounted"
-            assert state.sum() == number, f"{state.sum()} slots {name}, {number} counted"
-        assert np.count_nonzero(self._held_in_page) == self.held_pages and self.lent.sum() == self.lent_pages
-        assert np.array_equal(self._held_in_page + self._cached_in_page > 0, self.lent), "pages lent and used differ"
-        free = (self._state == FREE).reshape(-1, self.run).sum(axis=1)
-        free[~np.repeat(self.lent, self.per_page // self.run)] = 0
-        assert np.array_equal(free, self._free_in_run), "free slots a run are miscounted"
+    def checks(self) -> Iterator[None]:
+        """Raises AssertionError where a count is not that of the slots. Goes through all of them, in parts."""
+        held, cached = self._held_in_page, self._cached_in_page
+        counts = int(held[1:].sum()), int(cached.sum()), np.count_nonzero(held[1:]), np.count_nonzero(self.lent)
+        expected = self.held, self.used - self.held, self.held_pages, self.lent_pages
+        assert counts == expected, f"slots held, cached, pages held, lent: {counts}, counted {expected}"
+        assert np.array_equal(held + cached > 0, self.lent), "pages lent and pages used differ"
+        pages = self._state.reshape(-1, self.per_page)
+        free_in_run = self._free_in_run.reshape(len(pages), -1)
+        step = max(1, SLOTS_A_PART // self.per_page)
+        for first in range(1, len(pages), step):
+            part = slice(first, first + step)
+            for name, count, state in (("held", held, HELD), ("cached", cached, CACHED)):
+                assert np.array_equal((pages[part] == state).sum(axis=1), count[part]), f"{name} slots are miscounted"
+            free = (pages[part] == FREE).reshape(-1, free_in_run.shape[1], self.run).sum(axis=2)
+            assert np.array_equal(free * self.lent[part, None], free_in_run[part]), "free slots a run are miscounted"
+            yield
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:

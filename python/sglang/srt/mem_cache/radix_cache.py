@@ -24,6 +24,7 @@ import numpy as np
 
 from sglang.srt.mem_cache.arena import SlotAllocator
 from sglang.srt.mem_cache.radix_node import EvictionQueue, Price, TreeNode
+from sglang.srt.mem_cache.tree_check import check_tree
 
 NO_SLOTS = np.zeros(0, dtype=np.int32)
 NO_TOKENS = np.zeros(0, dtype=np.int64)
@@ -524,8 +525,7 @@ class RadixCache:
     def check(self, idle: bool = True, deep: bool = True) -> None:
         """Raise AssertionError, with numbers, where the books are wrong.
 
-        `idle`: no request runs, so nothing is locked and every slot in use is the tree's. `deep`: go through the whole
-        tree and all slots too, which takes some milliseconds per 100 thousand cached tokens.
+        `idle`: no request runs, so nothing is locked and every slot in use is the tree's. `deep`: deep_checks() too.
         """
         pools = [("full", self.full, self._cached_full, self._locked_full)]
         if self.swa is not None:
@@ -537,65 +537,14 @@ class RadixCache:
                 assert pool.used == cached, f"{counts}: {pool.used - cached} leaked"
                 assert locked == 0, f"{counts}: {locked} are locked while idle"
         self.full.arena.check()
-        if deep:
-            self._check_tree()
-            self.full.arena.check_deep()
+        for _ in self.deep_checks() if deep else ():
+            pass
 
-    def _check_tree(self) -> None:
-        nodes = self._nodes()
-        for node in nodes:
-            _check_node(node, self._root)
-        _check_slots("full", self.full, [node.full for node in nodes], self._cached_full)
-        locked = sum(len(node) for node in nodes if node.full_lock)
-        assert locked == self._locked_full, f"{locked} tokens are locked, {self._locked_full} counted"
-        if self.swa is not None:
-            live = [node for node in nodes if node.swa is not None]
-            _check_slots("sliding", self.swa, [node.swa for node in live], self._cached_swa)
-            locked = sum(len(node) for node in live if node.swa_lock)
-            assert locked == self._locked_swa, f"{locked} sliding slots are locked, {self._locked_swa} counted"
-            self._check_windows(nodes)
-        queued = {id(node) for node in self._queue}
-        for node in nodes:
-            assert self._price(node) is None or id(node) in queued, f"{_name(node)} is not in the queue"
-
-    def _check_windows(self, nodes: list[TreeNode]) -> None:
-        windows = dict.fromkeys(map(id, nodes), 0)
-        for end in (node for node in nodes if node.is_end):
-            for part in self._tail(end):
-                windows[id(part)] += 1
-                assert part.swa is not None or part.end <= end.end - (self.window - 1), (
-                    f"{_name(end)} keeps its window, but {_name(part)} is dropped"
-                )
-        wrong = [node for node in nodes if node.windows != windows[id(node)]]
-        assert not wrong, f"{_name(wrong[0])} counts {wrong[0].windows} windows, not {windows[id(wrong[0])]}"
+    def deep_checks(self) -> Iterator[None]:
+        """Goes through the whole tree and all slots in parts of about a millisecond, between which nothing changes."""
+        yield from check_tree(self)
+        yield from self.full.arena.deep_checks()
 
 
 def _as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.asarray(ids, dtype=np.int64)
-
-
-def _name(node: TreeNode) -> str:
-    return f"node [{node.start}, {node.end})"
-
-
-def _check_node(node: TreeNode, root: TreeNode) -> None:
-    parent, name = node.parent, _name(node)
-    key = node.key[1] if parent is root else node.key
-    assert node.alive and parent.children[node.key] is node and key == node.tokens[0], f"{name} is not under its key"
-    assert node.start == parent.end < node.end, f"{name} follows {_name(parent)}"
-    sizes = [len(node.tokens), len(node.full), len(node) if node.swa is None else len(node.swa)]
-    assert sizes == [len(node)] * 3, f"{name} has {sizes} tokens, full and sliding slots"
-    assert 0 <= node.swa_lock <= node.full_lock, f"{name} is locked {node.full_lock} times, sliding {node.swa_lock}"
-    assert parent is root or parent.full_lock >= node.full_lock, f"{name} is locked more often than {_name(parent)}"
-
-
-def _check_slots(name: str, pool: SlotAllocator, parts: list[np.ndarray], cached: int) -> None:
-    """No slot has two owners."""
-    slots = np.concatenate([NO_SLOTS, *parts])
-    assert len(slots) == cached, f"{name} pool: the tree holds {len(slots)} slots but counts {cached}"
-    if len(slots) == 0:
-        return
-    owners = np.bincount(slots)
-    assert owners.max() == 1, f"{name} pool: slots cached twice: {np.flatnonzero(owners > 1)[:8]}"
-    free = slots[pool.is_free(slots)]
-    assert len(free) == 0, f"{name} pool: {len(free)} slots are cached and free: {free[:8]}"
