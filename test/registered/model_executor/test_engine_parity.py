@@ -1,5 +1,8 @@
 """Scheduler and ModelRunner together against transformers: however a request is chunked, batched, cached, retracted and
-resumed, its greedy tokens are those of one plain forward in transformers, and its log-probabilities agree."""
+resumed, its greedy tokens are those of one plain forward in transformers, and its log-probabilities agree.
+
+Every week each model in each setting; else all settings for models whose caches differ, and a few for the others.
+"""
 
 import sys
 from functools import cache
@@ -8,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma4ForCausalLM
 
-from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
-from sglang.test.engine_harness import engine, prompts
+from sglang.test.ci.ci_register import is_weekly, register_cpu_ci, register_cuda_ci
+from sglang.test.engine_harness import DEVICE, engine, prompts
 from sglang.test.tiny_models import make_tiny_gemma4, make_tiny_llama
 
-register_cpu_ci(est_time=36, suite="base-a-test-cpu")
+register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=36, suite="weekly-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 torch.set_num_threads(1)
@@ -35,7 +39,11 @@ SETTINGS = {
     "pressure": {"max_total_tokens": 150, "chunked_prefill_size": 8, "schedule_conservativeness": 0.1},
     "one_at_a_time": {"max_running_requests": 1},
 }
+ALL_SETTINGS = ("moe_top2", "ple_shared_double_wide", "small_window")  # windows of two lengths, shared KV
+FEW = ("plain", "pressure")
 NEW_TOKENS = 20
+WHOLE = DEVICE == "cuda" or is_weekly()
+CASES = [(v, s) for v in VARIANTS for s in SETTINGS if WHOLE or v in ALL_SETTINGS or s in FEW]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +78,7 @@ def check(model, prompt: list[int], got) -> None:
         assert torch.allclose(torch.tensor(got.logprobs), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("variant", "setting"), CASES)
 def test_tokens_are_those_of_a_plain_forward(variant: str, setting: str, folder, oracle):
     h = engine(folder(variant), **SETTINGS[setting])
     for i, prompt in enumerate(prompts()):
