@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from sglang.srt.ops.moe import fused_experts as ops
-from sglang.srt.ops.moe.fused_experts import can_use_all, fused_experts, fused_experts_of_all, fused_experts_reference
+from sglang.srt.ops.moe.fused_experts import (
+    can_use_all,
+    fused_experts,
+    fused_experts_of_all,
+    fused_experts_of_one,
+    fused_experts_reference,
+)
 from sglang.srt.ops.products import widened
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -64,17 +70,21 @@ def test_bfloat16_error_is_no_worse_than_the_plain_sum(tokens):
 @pytest.mark.parametrize("tokens", [0, 1, 5, 32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_all_experts_at_once_round_as_the_reference_does(tokens, dtype):
-    """Both are off from the exact sum by rounding alone, whichever of them a number of tokens takes."""
+    """All are off from the exact sum by rounding alone, whichever of them a number of tokens takes."""
     x, gate_up, down, weights, ids = case = inputs(tokens, 16, 4, dtype)
     assert can_use_all(x, gate_up)
-    got, reference = fused_experts_of_all(*case), fused_experts_reference(*case)
-    assert got.dtype == dtype and got.shape == x.shape and torch.equal(fused_experts(*case), got)
-    if tokens:
-        exact = one_by_one(x.double(), gate_up.double(), down.double(), weights, ids)
-        assert (got.double() - exact).abs().max() <= 2 * (reference.double() - exact).abs().max()
+    ways = [fused_experts_of_all, fused_experts_of_one] if tokens == 1 else [fused_experts_of_all]
+    reference = fused_experts_reference(*case)
+    for way in ways:
+        got = way(*case)
+        assert got.dtype == dtype and got.shape == x.shape
+        if tokens:
+            exact = one_by_one(x.double(), gate_up.double(), down.double(), weights, ids)
+            assert (got.double() - exact).abs().max() <= 2 * (reference.double() - exact).abs().max()
+    assert torch.equal(fused_experts(*case), got)
 
 
-@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("tokens", [2, 40])
 def test_many_tokens_or_large_experts_go_expert_by_expert_without_instructions(tokens, instructions, monkeypatch):
     """Then an expert with many rows is widened by itself, never all of them."""
     monkeypatch.setattr(ops, "ALL_EXPERTS_WORK", 0)

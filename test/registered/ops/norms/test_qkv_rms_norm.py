@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 
+from sglang.srt.ops.attention.kv_slots import KVSlots
 from sglang.srt.ops.norms import qkv_rms_norm as module
+from sglang.srt.ops.norms.qkv_norm_rope import qkv_norm_rope
 from sglang.srt.ops.norms.qkv_rms_norm import qkv_rms_norm, takes_per_head
+from sglang.srt.ops.norms.rope import apply_rope_reference
 from sglang.test.ci.ci_register import register_cpu_ci
 
 register_cpu_ci(est_time=6, suite="base-a-test-cpu")
@@ -45,6 +48,26 @@ def test_a_layer_without_own_kv_has_q_alone():
     raw = torch.randn(5, HEADS * DIM).bfloat16()
     q, k, v = qkv_rms_norm(raw.clone(), q_norm.weight, None, HEADS, 0, EPS)
     assert k is None and v is None and torch.equal(q, q_norm(raw.view(5, HEADS, DIM)))
+
+
+@pytest.mark.parametrize("has_v", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 11])
+def test_with_the_turn_and_the_write_behind_it(tokens, dtype, has_v):
+    """All heads at once have the bits of q, k and v one by one; so has q alone."""
+    torch.manual_seed(1)
+    q_weight, k_weight = gemma_norm(dtype).weight.data, gemma_norm(dtype).weight.data
+    qkv = torch.randn(tokens, (HEADS + KV_HEADS * (1 + has_v)) * DIM).to(dtype)
+    angles = torch.randn(tokens, DIM // 2).repeat(1, 2)
+    turn = angles.cos().to(dtype), angles.sin().to(dtype)
+    slots = torch.randperm(tokens + 2)[:tokens]
+    kv = KVSlots(*torch.zeros(tokens + 2, 2, KV_HEADS, DIM, dtype=dtype).unbind(1), slots)
+    got = qkv_norm_rope(qkv.clone(), q_weight, k_weight, HEADS, *turn, EPS, kv)
+    q, k, v = qkv_rms_norm(qkv.clone(), q_weight, k_weight, HEADS, KV_HEADS, EPS)
+    q, k = (apply_rope_reference(x, *turn) for x in (q, k))
+    assert torch.equal(got, q) and torch.equal(kv.k_buffer[slots], k) and torch.equal(kv.v_buffer[slots], v)
+    alone = qkv_norm_rope(qkv[:, : HEADS * DIM].clone(), q_weight, None, HEADS, *turn, EPS, None)
+    assert torch.equal(alone, q)
 
 
 def test_up_to_256_tokens_have_a_program_a_head(monkeypatch):

@@ -27,13 +27,13 @@ Plan = TypeVar("Plan")
 @dataclass(frozen=True)
 class _Decode:
     """All decode rows, `queries` for each of `batch` requests: `slots` [B * L] of their keys, request by request,
-    `mask` [B, 1, queries, L] true where a key is seen."""
+    `mask` [B, 1, queries, L] true where a key is seen, or None where all are."""
 
     first: int  # token row of the first decode
     batch: int
     queries: int
     slots: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,15 @@ def _plan_prefill(
 
 def _plan_decode(batch: ForwardBatch, table: Tensor, first: int, window: int | None) -> _Decode:
     """The last `width` positions of every row, right-aligned: column j of a row is position length - width + j."""
-    longest = max(batch.seq_lens_cpu[batch.num_extends :])
-    width = longest if window is None else min(window, longest)
+    lengths = batch.seq_lens_cpu[batch.num_extends :]
+    width = max(lengths) if window is None else min(window, max(lengths))
     rows = batch.req_pool_indices[batch.num_extends :, None]
     position = batch.seq_lens[batch.num_extends :, None] - width + torch.arange(width, device=table.device)
+    if min(lengths) >= width:
+        return _Decode(first, len(lengths), 1, table[rows, position].flatten(), None)
     seen = position >= 0
     slots = table[rows, position.clamp(min=0)] * seen  # unseen keys read slot 0, the padding slot
-    return _Decode(first, len(batch.seq_lens_cpu) - batch.num_extends, 1, slots.flatten(), seen[:, None, None])
+    return _Decode(first, len(lengths), 1, slots.flatten(), seen[:, None, None])
 
 
 def _plan_drafts(batch: ForwardBatch, table: Tensor, drafts: DraftRows, window: int | None) -> _Decode:

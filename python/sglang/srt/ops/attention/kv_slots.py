@@ -15,5 +15,5 @@ class KVSlots(NamedTuple):
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """k and v [T, num_kv_heads, head_dim]."""
-        self.k_buffer[self.slots] = k
-        self.v_buffer[self.slots] = v
+        self.k_buffer.index_copy_(0, self.slots, k)
+        self.v_buffer.index_copy_(0, self.slots, v)

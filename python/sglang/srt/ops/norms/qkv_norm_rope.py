@@ -17,7 +17,7 @@ from torch import Tensor
 from sglang.srt.ops.attention.kv_slots import KVSlots
 from sglang.srt.ops.norms.fixed_order import halving_sum_kernel
 from sglang.srt.ops.norms.qkv_rms_norm import qkv_rms_norm, qkv_rms_norm_reference, takes_per_head
-from sglang.srt.ops.norms.rms_norm import inverse_rms_kernel, rms_norm_ordered, warps_for
+from sglang.srt.ops.norms.rms_norm import inverse_rms_kernel, rms_norm, rms_norm_ordered, unit_rows, warps_for
 from sglang.srt.ops.norms.rope import apply_rope, apply_rope_reference, turned_kernel
 from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import runs_triton, tl, triton
@@ -209,6 +209,29 @@ def can_use(qkv: Tensor, q_weight: Tensor, cos: Tensor, sin: Tensor, kv: KVSlots
     return rows and turns and pool and not DISABLED
 
 
+def in_torch(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor | None,
+    num_heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    kv: KVSlots | None,
+) -> Tensor:
+    """The same with the norms of rms_norm_reference, transformers' to the letter: all heads in one, q and k turned in
+    one, since on a CPU a step of few tokens takes as long as starting its operations does. qkv is kept."""
+    heads = qkv.unflatten(-1, (-1, q_weight.shape[0]))
+    if kv is None:
+        return apply_rope(rms_norm(heads, q_weight, eps), cos, sin)
+    kv_heads = kv.k_buffer.shape[1]
+    unit = unit_rows(heads.float(), eps)
+    weight = torch.cat((q_weight.expand(num_heads, -1), k_weight.expand(kv_heads, -1)))
+    turned = apply_rope((unit[:, : num_heads + kv_heads] * weight).to(qkv.dtype), cos, sin)
+    kv.write(turned[:, num_heads:], unit[:, -kv_heads:].to(qkv.dtype))  # the last heads are k's where v is made of k
+    return turned[:, :num_heads]
+
+
 def qkv_norm_rope(
     qkv: Tensor,
     q_weight: Tensor,
@@ -219,9 +242,11 @@ def qkv_norm_rope(
     eps: float,
     kv: KVSlots | None,
 ) -> Tensor:
-    """See qkv_norm_rope_reference; without the kernel, each op in its own launch (or, on a CPU, in torch)."""
+    """See qkv_norm_rope_reference; without the kernel, each op in its own launch, or in torch."""
     if can_use(qkv, q_weight, cos, sin, kv):
         return launch(qkv, q_weight, k_weight, num_heads, cos, sin, eps, kv, takes_per_head(qkv.shape[0]))
+    if not runs_triton(qkv):
+        return in_torch(qkv, q_weight, k_weight, num_heads, cos, sin, eps, kv)
     kv_heads = 0 if kv is None else kv.k_buffer.shape[1]
     q, k, v = qkv_rms_norm(qkv, q_weight, k_weight, num_heads, kv_heads, eps)
     if kv is not None:
