@@ -367,6 +367,47 @@ def test_alone_a_prefix_comes_at_once():
     assert h.received["again"].ids == expected_output(prompt + [1, 2], 1, VOCAB)
 
 
+def test_who_takes_over_what_another_has_loaded_waits_for_it():
+    """One request is aborted when its load is under way, one that computes the same prompt changes over to its slots,
+    and one begins with them."""
+    h, prompt = with_prefix_on_the_host(full_size=800)
+    h.add("other", prompt_of(5, seed=1), 60)
+    h.step()
+    loader, steps = prompt + [1, 2], recorded(h)
+    h.add("loader", loader, 4)
+    while not (steps and steps[-1].copies and steps[-1].copies.back) or h.scheduler.running[-1].load is not None:
+        h.step()
+    loaded = steps[-1].copies.batch
+    h.abort("loader")
+    h.add("next", loader, 4)
+    h.step()
+    assert steps[-1].num_extends == 1 and len(steps[-1].prefill_ids) == 2 and steps[-1].copies.needs == loaded
+    h.run()
+    assert h.received["next"].ids == expected_output(loader, 4, VOCAB)
+
+
+def test_who_changes_over_to_loaded_slots_waits_for_them():
+    """A request that has computed a prompt puts it into the tree, where it has come from the host meanwhile."""
+    h, prompt = with_prefix_on_the_host(full_size=800)
+    h.kv.tier.least_gain = 10**6
+    h.add("computes", prompt + [1, 2], 8)
+    h.step()
+    h.kv.tier.least_gain = 1
+    steps = recorded(h)
+    h.add("loads", prompt + [3], 8)
+    while h.scheduler.running[-1].load is not None or len(h.scheduler.running) == 1:
+        h.step()
+    loaded = next(step.copies.batch for step in reversed(steps) if step.copies and step.copies.back)
+    assert h.scheduler.running[0].is_prefilling
+    h.abort("loads")
+    while h.scheduler.running[0].is_prefilling:
+        h.step()
+    h.step()
+    assert steps[-1].table_writes and steps[-1].copies.needs == loaded
+    h.run()
+    assert h.received["computes"].ids == expected_output(prompt + [1, 2], 8, VOCAB)
+
+
 @pytest.mark.parametrize("how", ["abort", "retract"])
 def test_half_a_load_is_given_up(how: str):
     h, prompt = with_prefix_on_the_host(full_size=512)

@@ -268,9 +268,10 @@ class KVManager:
         """The request stops running (finished, aborted or retracted): its tokens go to the tree, its row is free."""
         # A token sampled but not yet known has no id to be cached under.
         n = min(req.computed, req.num_tokens)
-        if req.load is not None:  # half a load, without a window before its last token, is of no use
+        if req.load is not None:
             self._end_load(req)
-            n = req.owned_from
+            if self.swa is not None:  # half a load, without a window before its last token, is of no use
+                n = req.owned_from
         full = self.full_table[req.row, : req.computed].copy()
         swa = self.swa_table[req.row, : req.computed].copy()
         if n > req.owned_from:
