@@ -42,7 +42,7 @@ class Short(pydantic.BaseModel):
     right: bool
 
 
-NO_BLANKS = {"107": -100, "458": -100}  # nine tenths of a Reply
+NO_BLANKS = dict.fromkeys(["107", "458", "117", "118", "121", "140"], -100)  # nine tenths of a Reply
 SCHEMA = Reply.model_json_schema()
 FORM = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA}}
 
