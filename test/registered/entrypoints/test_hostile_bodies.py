@@ -89,6 +89,7 @@ def as_json(**fields) -> bytes:
 
 USER = b'{"role":"user","content":"hi"}'
 TOOL = b'{"type":"function","function":{"name":"f","parameters":{"properties":{"a":{"type":"string"}}}}}'
+BRIEF = b'{"sampling_params":{"max_new_tokens":8},'  # what the body asks for is no matter
 CHAT, TEXTS, IDS = "/v1/chat/completions", b'{"text":[', b'{"input_ids":['
 PATTERNS = json.dumps([f"[a-z]+[0-9]{{{i}}}" for i in range(1, 33)]).encode()
 DEEP = json.loads('{"a":' * 300 + "1" + "}" * 300)
@@ -111,10 +112,10 @@ HOSTILE = {
     "special tokens": (CHAT, lambda: as_json(messages=[{"role": "user", "content": "<|turn>" * 300_000}]), 400),
     "a role": (CHAT, lambda: as_json(messages=[{"role": "r" * 5 * MB, "content": "x"}]), 400),
     "a long text": ("/generate", lambda: as_json(text="a " * (9 * MB // 2)), 400),
-    "4,096 texts": ("/generate", lambda: many(TEXTS, b'"' + b"a b " * 500 + b'"', b"]}", 8 * MB), 200),
+    "4,096 texts": ("/generate", lambda: many(BRIEF + TEXTS[1:], b'"' + b"a b " * 500 + b'"', b"]}", 8 * MB), 200),
     "ids": ("/generate", lambda: many(IDS, b"7", b"]}"), 400),
     "ids asked for": ("/generate", lambda: many(b'{"text":"a","token_ids_logprob":[', b"7", b"]}"), 400),
-    "lists of ids": ("/generate", lambda: many(IDS, b"[7,7,7,7]", b"]}", 40_000), 200),
+    "lists of ids": ("/generate", lambda: many(BRIEF + IDS[1:], b"[7,7,7,7]", b"]}", 40_000), 200),
     "n of long prompts": ("/generate", lambda: as_json(text=["a " * 1000] * 16, sampling_params={"n": 128}), 200),
     "parameters of n": (
         "/generate",
