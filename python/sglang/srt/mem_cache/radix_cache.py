@@ -449,7 +449,7 @@ class RadixCache:
             while parent is not above and len(parent.children) == 1:
                 alone, parent = alone + len(parent), parent.parent
             pages += alone / self.full.per_page
-        likely = end.hits.bit_length() + (PASSED if end.passed else 1 + end.turns.bit_length())
+        likely = end.hits.bit_length() + (PASSED if end.passed and end.children else 1 + end.turns.bit_length())
         return (end.end - above.end) * likely * (1 + self.spread * end.lot) / pages
 
     def _end_above(self, end: TreeNode) -> TreeNode:
