@@ -1,6 +1,7 @@
 """Which variants of a kernel are usable, with checks that stand in for kernels."""
 
 import importlib
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,15 @@ def importable():
     return importlib.import_module(Path(__file__).stem).check
 
 
+@pytest.fixture
+def torch_imported_once(monkeypatch):
+    """Its processes are forked from one that has imported torch; they share nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sglang.test.kernel_variants"])
+    monkeypatch.setattr(kernel_variants.multiprocessing, "get_context", {"spawn": context}.__getitem__)
+
+
+@pytest.mark.usefixtures("torch_imported_once")
 def test_usable(importable, tmp_path: Path, capfd):
     variants = [(tmp_path, i) for i in range(11)]
     assert usable(importable, variants, jobs=2) == [v for v in variants if v[1] not in (2, 5, 7)]
