@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from sglang.test.eval_stats import wilson_interval
+
 DATA = Path(__file__).parents[2] / "python/sglang/test/data"
 SETS = ("mini_gsm_seen", "mini_gsm_heldout")
 
@@ -17,13 +19,6 @@ SETS = ("mini_gsm_seen", "mini_gsm_heldout")
 def final(text: str) -> int | None:
     found = re.search(r"#### (-?\d+)", text)
     return int(found.group(1)) if found else None
-
-
-def interval(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion."""
-    z, p = 1.96, right / n
-    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def read(name: str) -> list[dict]:
@@ -67,7 +62,7 @@ def score(model, tokenizer, limit: int, batch: int = 500, max_new_tokens: int = 
             if final(text) != final(row["answer"])
         ]
         right = len(rows) - len(wrong)
-        low, high = interval(right, len(rows))
+        low, high = wilson_interval(right, len(rows))
         key = f"{name} {f'{len(shots)}-shot completion' if shots else 'zero-shot chat'}"
         report[key] = {
             "right": right,

@@ -1,75 +1,27 @@
-"""Scores a saved model on tools, thoughts and JSON with transformers' own greedy `generate`.
+"""Scores a model on tools, thoughts and JSON: a folder with transformers' greedy `generate`, or what a server serves.
 
     python scripts/train_model/evaluate_tools.py --model python/sglang/assets/gemma-4-mini-it --limit 50
+    python scripts/train_model/evaluate_tools.py --base-url http://127.0.0.1:30000
 
 A call is right when name and arguments are those wanted; the tool then returns what the test set says. A loop is
 solved when all its calls are right and the answer holds what the last ones returned. JSON is right when the object is
-equal to the one wanted; with `--grammar` (needs xgrammar) each item's own schema holds the output as well.
+equal to the one wanted; with `--grammar` (needs xgrammar) each item's own schema holds the output as well. Every share
+comes with its n and Wilson's 95 % interval.
 """
 
 import argparse
 import json
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from evaluate import interval, read
-from tool_talks.talk import QUOTE, Call, call_text
+from evaluate import read
+from replies import Ask, Generated, Output, Served
+from tool_talks.talk import Call, call_text
 
-STOPS = {1, 106, 50}
-MAX_NEW_TOKENS = 200
-THOUGHT = re.compile(r"\A(?:<\|channel>thought\n)?(.*?)\n?<channel\|>", re.DOTALL)
-CALLS = re.compile(r"(?:<\|tool_call>call:[^{}]+\{.*?\}<tool_call\|>)+", re.DOTALL)
-CALL = re.compile(r"<\|tool_call>call:([^{}]+)(\{.*?\})<tool_call\|>", re.DOTALL)
+from sglang.test.eval_stats import wilson_interval
 
-
-@dataclass(frozen=True)
-class Output:
-    """One reply in parts."""
-
-    thought: str | None
-    calls: list[Call]
-    content: str
-
-
-def value_of(text: str, at: int) -> tuple[object, int]:
-    """The value that begins at `at`, in the strict grammar of the chat template, and where it ends."""
-    if text.startswith(QUOTE, at):
-        end = text.index(QUOTE, at + len(QUOTE))
-        return text[at + len(QUOTE) : end], end + len(QUOTE)
-    if text[at] == "{":
-        out, at = {}, at + 1
-        while text[at] != "}":
-            key, at = text[at : (colon := text.index(":", at))], colon + 1
-            out[key], at = value_of(text, at)
-            at += text[at] == ","
-        return out, at + 1
-    if text[at] == "[":
-        items, at = [], at + 1
-        while text[at] != "]":
-            item, at = value_of(text, at)
-            items.append(item)
-            at += text[at] == ","
-        return items, at + 1
-    bare = re.compile(r"[^,}\]]+").match(text, at)
-    return json.loads(bare.group()), bare.end()
-
-
-def parse(text: str, open_thought: bool) -> Output:
-    """Text with its marks, up to the token that ended it. A call that breaks the grammar is none."""
-    thought = THOUGHT.match(text) if open_thought or text.startswith("<|channel>") else None
-    rest = text[thought.end() :] if thought else text
-    calls = []
-    if CALLS.fullmatch(rest):
-        for name, arguments in CALL.findall(rest):
-            try:
-                value, end = value_of(arguments, 0)
-            except (ValueError, IndexError, AttributeError):
-                return Output(thought and thought.group(1), [], rest)
-            if end == len(arguments):
-                calls.append((name, value))
-    return Output(thought and thought.group(1), calls, "" if calls else rest)
+Replies = Callable[[list[Ask]], list[Output]]
 
 
 def is_valid(call: Call, tools: list[dict]) -> bool:
@@ -79,24 +31,6 @@ def is_valid(call: Call, tools: list[dict]) -> bool:
             parameters = tool["parameters"]
             return set(parameters["required"]) <= set(call[1]) <= set(parameters["properties"])
     return False
-
-
-@torch.no_grad()
-def replies(model, tokenizer, prompts: list[list[int]], batch: int, processors=None) -> list[str]:
-    """Greedy replies with their marks, without the token that ended them."""
-    out = []
-    for start in range(0, len(prompts), batch):
-        ids = prompts[start : start + batch]
-        longest = max(map(len, ids))
-        tokens = torch.tensor([[0] * (longest - len(i)) + i for i in ids], device=model.device)
-        extra = {"logits_processor": processors(start, longest)} if processors else {}
-        made = model.generate(
-            tokens, attention_mask=(tokens != 0).long(), do_sample=False, max_new_tokens=MAX_NEW_TOKENS, **extra
-        )
-        for row in made[:, longest:].tolist():
-            end = next((i for i, token in enumerate(row) if token in STOPS), len(row))
-            out.append(tokenizer.decode(row[:end], skip_special_tokens=False))
-    return out
 
 
 @dataclass
@@ -143,52 +77,13 @@ class Play:
         return all((output.thought is not None) == self.row["thinking"] for output in self.outputs)
 
 
-def play(model, tokenizer, rows: list[dict], batch: int) -> list[Play]:
+def play(replies: Replies, rows: list[dict]) -> list[Play]:
     plays = [Play(row, [{"role": "user", "content": row["question"]}]) for row in rows]
-    for _ in range(1 + max(len(row["steps"]) for row in rows)):
-        open_plays = [p for p in plays if not p.over]
-        prompts = [
-            tokenizer.apply_chat_template(
-                p.messages, tools=p.row["tools"], add_generation_prompt=True, enable_thinking=p.row["thinking"]
-            )["input_ids"]
-            for p in open_plays
-        ]
-        for p, text in zip(open_plays, replies(model, tokenizer, prompts, batch), strict=True):
-            p.take(parse(text, open_thought=p.row["thinking"] and p.right > 0))
+    while open_plays := [p for p in plays if not p.over]:
+        outputs = replies([Ask(p.messages, p.row["tools"], p.row["thinking"]) for p in open_plays])
+        for p, output in zip(open_plays, outputs, strict=True):
+            p.take(output)
     return plays
-
-
-def grammar_processors(tokenizer, model, rows: list[dict]):
-    """Logits processors that hold each row of a batch to its schema, behind its thought. Needs xgrammar."""
-    import xgrammar
-
-    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=model.config.vocab_size)
-    compiler = xgrammar.GrammarCompiler(info)
-    channel_end = tokenizer.convert_tokens_to_ids("<channel|>")
-
-    def processors(start: int, prompt_length: int):
-        some = rows[start:]
-        matchers = [
-            xgrammar.GrammarMatcher(compiler.compile_json_schema(json.dumps(r["schema"]), any_whitespace=False))
-            for r in some
-        ]
-        begun = [not r["thinking"] for r in some]
-        bitmask = xgrammar.allocate_token_bitmask(1, model.config.vocab_size)
-
-        def hold(ids, scores):
-            for i, row in enumerate(ids.tolist()):
-                fresh = len(row) > prompt_length
-                if begun[i] and fresh and not matchers[i].is_terminated():
-                    assert row[-1] == channel_end or matchers[i].accept_token(row[-1]), "the mask let a token through"
-                begun[i] = begun[i] or (fresh and row[-1] == channel_end)
-                if begun[i] and not matchers[i].is_terminated():
-                    matchers[i].fill_next_token_bitmask(bitmask)
-                    xgrammar.apply_token_bitmask_inplace(scores[i : i + 1], bitmask)
-            return scores
-
-        return [hold]
-
-    return processors
 
 
 def fits(value, schema: dict) -> bool:
@@ -216,27 +111,17 @@ def loaded(text: str):
 
 
 def proportion(right: int, n: int) -> dict:
-    low, high = interval(right, n) if n else (0.0, 1.0)
+    low, high = wilson_interval(right, n) if n else (0.0, 1.0)
     return {"right": right, "n": n, "share": right / max(n, 1), "low": low, "high": high}
 
 
-def score_tools(model, tokenizer, limit: int, batch: int = 500, grammar: bool = False) -> dict:
-    """Every share with its n and interval, and what went wrong."""
+def score_talks(replies: Replies, limit: int) -> dict:
+    """Calls and loops: every share, and what went wrong."""
     calls, loops = read("mini_tool_calls")[:limit], read("mini_tool_loops")[:limit]
-    plays = play(model, tokenizer, calls + loops, batch)
+    plays = play(replies, calls + loops)
     single, looped = plays[: len(calls)], plays[len(calls) :]
     called, without = [p for p in single if p.row["steps"]], [p for p in single if not p.row["steps"]]
-    forms = read("mini_forms")[:limit]
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": r["question"]}], add_generation_prompt=True, enable_thinking=r["thinking"]
-        )["input_ids"]
-        for r in forms
-    ]
-    processors = grammar_processors(tokenizer, model, forms) if grammar else None
-    outputs = [parse(text, False) for text in replies(model, tokenizer, prompts, batch, processors)]
-    filled = [loaded(output.content) for output in outputs]
-    report = {
+    return {
         "calls: valid": proportion(sum(p.valid for p in called), len(called)),
         "calls: right name and arguments": proportion(sum(p.right == len(p.row["steps"]) for p in called), len(called)),
         "calls: result used in the answer": proportion(sum(p.solved for p in called), len(called)),
@@ -244,47 +129,74 @@ def score_tools(model, tokenizer, limit: int, batch: int = 500, grammar: bool = 
         "loops: both calls right": proportion(sum(p.calls_right for p in looped), len(looped)),
         "loops: solved": proportion(sum(p.solved for p in looped), len(looped)),
         "thoughts exactly where asked for": proportion(sum(p.thought_rightly for p in plays), len(plays)),
-        "JSON: fits the schema": proportion(
-            sum(fits(v, r["schema"]) for v, r in zip(filled, forms, strict=True)), len(forms)
-        ),
-        "JSON: right": proportion(sum(v == r["value"] for v, r in zip(filled, forms, strict=True)), len(forms)),
-        "JSON: thoughts exactly where asked for": proportion(
-            sum((o.thought is not None) == r["thinking"] for o, r in zip(outputs, forms, strict=True)), len(forms)
-        ),
+        "wrong talks": [
+            {
+                "question": p.row["question"],
+                "steps": p.row["steps"],
+                "says": p.row["says"],
+                "got": [vars(o) for o in p.outputs],
+            }
+            for p in plays
+            if not p.solved
+        ],
     }
-    for name, p in report.items():
-        print(f"{name}: {p['right']}/{p['n']} = {p['share']:.3f} (95 % {p['low']:.3f} to {p['high']:.3f})", flush=True)
-    report["wrong"] = [
-        {
-            "question": p.row["question"],
-            "steps": p.row["steps"],
-            "says": p.row["says"],
-            "got": [vars(o) for o in p.outputs],
-        }
-        for p in plays
-        if not p.solved
-    ] + [
-        {"question": r["question"], "value": r["value"], "got": vars(o)}
-        for r, o, v in zip(forms, outputs, filled, strict=True)
-        if v != r["value"]
+
+
+def score_forms(replies: Replies, limit: int, grammar: bool) -> dict:
+    """JSON that is asked for: every share, and what went wrong."""
+    forms = read("mini_forms")[:limit]
+    asks = [
+        Ask([{"role": "user", "content": r["question"]}], None, r["thinking"], r["schema"] if grammar else None)
+        for r in forms
     ]
+    answers = [(row, output, loaded(output.content)) for row, output in zip(forms, replies(asks), strict=True)]
+    n = len(forms)
+    return {
+        "JSON: fits the schema": proportion(sum(fits(value, row["schema"]) for row, _, value in answers), n),
+        "JSON: right": proportion(sum(value == row["value"] for row, _, value in answers), n),
+        "JSON: thoughts exactly where asked for": proportion(
+            sum((output.thought is not None) == row["thinking"] for row, output, _ in answers), n
+        ),
+        "wrong forms": [
+            {"question": row["question"], "value": row["value"], "got": vars(output)}
+            for row, output, value in answers
+            if value != row["value"]
+        ],
+    }
+
+
+def score_tools(replies: Replies, limit: int, grammar: bool = False) -> dict:
+    """Every share with its n and interval, shown too, and what went wrong."""
+    report = score_talks(replies, limit) | score_forms(replies, limit, grammar)
+    for name, p in report.items():
+        if isinstance(p, dict):
+            print(
+                f"{name}: {p['right']}/{p['n']} = {p['share']:.3f} (95 % {p['low']:.3f} to {p['high']:.3f})", flush=True
+            )
     return report
+
+
+def generated(folder: Path, batch: int) -> Generated:
+    import torch
+    from transformers import AutoTokenizer, Gemma4ForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Gemma4ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    return Generated(model, AutoTokenizer.from_pretrained(folder), batch)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", type=Path, help="folder, for transformers")
+    source.add_argument("--base-url", help="of a server that runs")
     parser.add_argument("--limit", type=int, default=500, help="items of each set")
-    parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=500, help="items at once in transformers")
     parser.add_argument("--grammar", action="store_true", help="hold JSON to its schema while it is written")
     parser.add_argument("--report", type=Path, help="write the shares and the wrong items here as JSON")
     args = parser.parse_args()
-    from transformers import AutoTokenizer, Gemma4ForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Gemma4ForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    report = score_tools(model, tokenizer, args.limit, args.batch, args.grammar)
+    replies = generated(args.model, args.batch) if args.model else Served(args.base_url)
+    report = score_tools(replies, args.limit, args.grammar)
     if args.report:
         args.report.write_text(json.dumps(report, indent=1, ensure_ascii=False))
 

@@ -21,6 +21,7 @@ from export import export, load_weights
 from fast_forward import FastForward
 from model_config import CONFIG
 from muon import Muon
+from replies import Generated
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, Gemma4ForCausalLM
@@ -208,7 +209,7 @@ def main() -> None:
     export(model, args.out / "model")
     served = Gemma4ForCausalLM.from_pretrained(args.out / "model", dtype=torch.bfloat16).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    report = score_tools(served, tokenizer, args.eval_limit) | score(served, tokenizer, args.eval_limit)
+    report = score_tools(Generated(served, tokenizer), args.eval_limit) | score(served, tokenizer, args.eval_limit)
     (args.out / "scores.json").write_text(json.dumps(report, indent=1))
 
 

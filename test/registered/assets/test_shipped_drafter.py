@@ -151,12 +151,12 @@ def average(seed_scale: float) -> float:
 
 def test_accept_length():
     """Bonus included, 5 drafts a round. The whole held-out set's number is in the drafter's README."""
-    assert average(1.0) >= 3.5
+    assert average(1.0) >= 4.5
 
 
 def test_the_models_state_helps():
     """A server that seeds rounds with anything but the model's state would still be correct, only slower."""
-    assert average(1.0) > average(0.0) + 0.5
+    assert average(1.0) > average(0.0) + 0.2
 
 
 if __name__ == "__main__":

@@ -286,7 +286,7 @@ def test_strict_tools_leave_the_text_free(client):
     free = client.chat.completions.create(**options, tools=TOOLS).choices[0]
     assert client.chat.completions.create(**options, tools=strict).choices[0].message == free.message
     options |= {"max_tokens": LONG, "logit_bias": {BEGIN: 100}, "parallel_tool_calls": False}  # a call begins at once
-    check_calls(client.chat.completions.create(**options, tools=strict).choices[0], {"get_weather", "now"})
+    check_calls(client.chat.completions.create(**options, tools=strict[:1]).choices[0], {"get_weather"})
 
 
 def test_a_structural_tag(client, server):
@@ -340,7 +340,7 @@ def test_behind_a_thought(client):
     assert reply.usage.completion_tokens == 4, "no thought was wanted"
 
 
-BEGUN = [*ASK, {"role": "assistant", "content": "<|channel>thought\nI think"}]  # no end of it is in sight
+BEGUN = [*ASK, {"role": "assistant", "content": "<|channel>thought\nMia has"}]  # no end of it is in sight
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7])

@@ -1,5 +1,5 @@
-"""The server as a newcomer starts it, on the shipped model: its score over HTTP, and that load, disconnects and aborts
-leave no slot behind."""
+"""The server as a newcomer starts it, on the shipped model: its scores over HTTP, with tools and JSON too, and that
+load, disconnects and aborts leave no slot behind."""
 
 import sys
 import threading
@@ -15,7 +15,11 @@ from sglang.test.eval_data import last_number, load
 from sglang.test.gsm8k_eval import evaluate
 from sglang.test.server_process import ServerProcess
 
-register_cpu_ci(est_time=90, suite="base-b-test-cpu")
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts/train_model"))
+from evaluate_tools import score_forms, score_talks
+from replies import Served
+
+register_cpu_ci(est_time=110, suite="base-b-test-cpu")
 
 DATA = Path(sglang.__file__).parent / "test" / "data"
 SEEN = DATA / "mini_gsm_seen.jsonl"
@@ -51,6 +55,21 @@ def test_score(server: ServerProcess, form: str, shots: int, floor: float):
     print(form, result)
     assert result.score.interval[1] >= floor
     assert result.score.share >= floor - 0.05
+    wait_idle(server)
+
+
+def test_tools_it_has_never_seen(server: ServerProcess):
+    """Calls, and loops of two; the model card has the scores of the whole sets."""
+    report = score_talks(Served(server.url), 10)
+    for name in ("calls: right name and arguments", "loops: solved", "thoughts exactly where asked for"):
+        assert report[name]["share"] >= 0.7, (name, report)
+    wait_idle(server)
+
+
+def test_json_under_a_grammar(server: ServerProcess):
+    report = score_forms(Served(server.url), 10, grammar=True)
+    assert report["JSON: fits the schema"]["share"] == 1.0, report
+    assert report["JSON: right"]["share"] >= 0.7, report
     wait_idle(server)
 
 
