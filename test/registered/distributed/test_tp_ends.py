@@ -19,7 +19,7 @@ from sglang.srt.utils.child import ProcessConfig
 from sglang.test.ci.ci_register import is_weekly, register_cpu_ci
 from sglang.test.server_process import ServerProcess, children_of, free_port, wait_for
 
-register_cpu_ci(est_time=50, suite="base-a-test-cpu")
+register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 register_cpu_ci(est_time=80, suite="weekly-test-cpu")
 
 MODULE = "sglang.launch_server"

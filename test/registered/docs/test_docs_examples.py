@@ -17,7 +17,7 @@ from sglang.test.doc_pages import Block
 from sglang.test.eval_data import last_number
 from sglang.test.server_process import ServerProcess
 
-register_cpu_ci(est_time=120, suite="base-b-test-cpu")
+register_cpu_ci(est_time=60, suite="base-b-test-cpu")
 
 BLOCKS = [block for page in doc_pages.pages() for block in doc_pages.blocks(page)]
 ASKED = re.compile(r"-m (sglang\.(bench_serving|profiler|test\.gsm8k_eval|test\.few_shot_gsm8k))\b")

@@ -15,7 +15,7 @@ import pytest
 from sglang.test.ci.ci_register import is_weekly, register_cpu_ci
 from sglang.test.server_process import ServerProcess, wait_for
 
-register_cpu_ci(est_time=150, suite="base-a-test-cpu")
+register_cpu_ci(est_time=60, suite="base-a-test-cpu")
 register_cpu_ci(est_time=300, suite="weekly-test-cpu")
 
 MODULE = "sglang.launch_server"

@@ -16,7 +16,7 @@ from sglang.srt.managers.generation import RequestError
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import wait_for
 
-register_cpu_ci(est_time=35, suite="base-a-test-cpu")
+register_cpu_ci(est_time=20, suite="base-a-test-cpu")
 
 
 async def reads_all(scope, receive, send):

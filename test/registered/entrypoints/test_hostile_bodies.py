@@ -17,7 +17,7 @@ from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=50, suite="base-a-test-cpu")
+register_cpu_ci(est_time=40, suite="base-a-test-cpu")
 
 MB = 1_000_000
 PAUSE_SECONDS = 2.0

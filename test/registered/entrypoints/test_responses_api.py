@@ -16,7 +16,7 @@ from sglang.srt.utils.tokenizer import Tokenizer
 from sglang.test.ci.ci_register import register_cpu_ci
 from sglang.test.server_process import ServerProcess
 
-register_cpu_ci(est_time=40, suite="base-a-test-cpu")
+register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 
 FOLDER = model_folder(ServerArgs())
 TOKENIZER = Tokenizer(FOLDER)

@@ -21,7 +21,7 @@ from sglang.test.scheduler_harness import Harness
 from sglang.test.server_process import ServerProcess, wait_for
 from sglang.test.tiny_tokenizer import make_model_folder
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 
 GAUGES = {
     "num_running_reqs", "num_queue_reqs", "num_used_tokens", "token_usage", "full_token_usage", "swa_token_usage",

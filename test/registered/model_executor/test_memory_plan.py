@@ -17,7 +17,7 @@ from sglang.srt.model_executor import memory_plan
 from sglang.srt.server_args import ServerArgs
 from sglang.test.ci.ci_register import register_cpu_ci
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=4, suite="base-a-test-cpu")
 
 LARGE = Path(__file__).resolve().parents[3] / "benchmark/gemma4/configs/26b-a4b"
 GB = 10**9
