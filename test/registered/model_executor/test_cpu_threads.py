@@ -17,9 +17,10 @@ register_cpu_ci(est_time=5, suite="base-a-test-cpu")
 
 
 class Runner:
-    """Takes `seconds[threads]` for a step, by the test's clock; `others` are another rank's votes, in order."""
+    """Takes `seconds[threads]` for a step, by the test's clock, of each batch size or of all; `others` are another
+    rank's votes, in order."""
 
-    def __init__(self, clock, seconds: dict[int, float], others: list[int] | None = None):
+    def __init__(self, clock, seconds: dict[int, float | dict[int, float]], others: list[int] | None = None):
         self.clock, self.seconds, self.others = clock, seconds, others
         self.tp = self
         self.steps: list[tuple[int, int]] = []  # threads, batch size
@@ -32,7 +33,8 @@ class Runner:
     def decode(self, numbers, seq_lens):
         assert numbers.shape == (4, len(seq_lens)) and seq_lens == numbers[1].tolist()
         self.steps.append((torch.get_num_threads(), len(seq_lens)))
-        self.clock.now += self.seconds[torch.get_num_threads()]
+        seconds = self.seconds[torch.get_num_threads()]
+        self.clock.now += seconds[len(seq_lens)] if isinstance(seconds, dict) else seconds
 
 
 @pytest.fixture
@@ -53,7 +55,9 @@ def clock(monkeypatch):
         ({1: 0.010, 2: 0.006}, 2),
         ({1: 0.006, 2: 0.010}, 1),
         ({1: 0.010, 2: 0.0095}, 1),  # too little to gain
-        ({1: 2.0, 2: 1.1}, 2),
+        ({1: 3.0, 2: 1.1}, 2),
+        ({1: {1: 0.010, 8: 0.040}, 2: {1: 0.006, 8: 0.042}}, 2),  # one request gains more than eight lose
+        ({1: {1: 0.010, 8: 0.040}, 2: {1: 0.016, 8: 0.032}}, 1),
         ({1: 0.006, 2: 3.0}, 1),  # another program has the second core
     ],
 )
@@ -62,9 +66,10 @@ def test_the_faster_number_is_taken(clock, caplog, seconds, chosen):
     with caplog.at_level(logging.INFO):
         cpu_threads.choose(runner, 2)
     assert runner.cpu_threads == torch.get_num_threads() == chosen
-    assert f"cpu_threads = {chosen} (a trial: " in caplog.text and "arithmetic = bfloat16 on " in caplog.text
+    assert f"cpu_threads = {chosen} (a trial of 1 and 8 requests: " in caplog.text
+    assert "arithmetic = bfloat16 on " in caplog.text
     assert {size for _, size in runner.steps} == set(cpu_threads.BATCH_SIZES)
-    rounds = 1 if max(seconds.values()) > 0.5 else cpu_threads.ROUNDS
+    rounds = 1 if 3.0 in seconds.values() else cpu_threads.ROUNDS
     assert len(runner.steps) == (rounds + 1) * 2 * len(cpu_threads.BATCH_SIZES)
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZES = (1, 8)  # requests in the steps of the trial
 ROUNDS = 7
-LONG_SECONDS = 0.5  # of steps with one number of threads: after so long the matter is clear
-GAIN = 1.1  # threads that save less are not worth what they lose where another program takes a core
+LONG_SECONDS = 2.0  # of steps with one number of threads: after so long the matter is clear, whatever else starts
+GAIN = 1.1  # mean over sizes: threads that save less are not worth what they lose where another program takes a core
 
 
 def limit(ranks: int) -> int:
@@ -38,8 +39,11 @@ def choose(runner: "ModelRunner", most: int) -> None:
     number, reason = most, "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "this process's cores"
     if most > 1 and "OMP_NUM_THREADS" not in os.environ:
         seconds = _trial(runner, most)
-        number = runner.tp.minimum(most if seconds[1] > GAIN * seconds[most] else 1)
-        reason = f"a trial: {1e3 * seconds[1]:.1f} ms with 1, {1e3 * seconds[most]:.1f} ms with {most}"
+        gain = statistics.geometric_mean(a / b for a, b in zip(seconds[1], seconds[most], strict=True))
+        number = runner.tp.minimum(most if gain > GAIN else 1)
+        reason = (
+            f"a trial of {_sizes(BATCH_SIZES)} requests: {_ms(seconds[1])} with 1, {_ms(seconds[most])} with {most}"
+        )
     torch.set_num_threads(number)
     runner.cpu_threads = number
     logger.info("cpu_threads = %d (%s)", number, reason)
@@ -47,9 +51,17 @@ def choose(runner: "ModelRunner", most: int) -> None:
     logger.info("arithmetic = %s on %s (the dtype, and what torch uses of this CPU)", dtype, instructions)
 
 
-def _trial(runner: "ModelRunner", most: int) -> dict[int, float]:
-    """Number of threads -> seconds that steps of BATCH_SIZES take, the median of rounds in which both take turns."""
-    seconds: dict[int, list[float]] = {1: [], most: []}
+def _sizes(numbers: Iterable) -> str:
+    return " and ".join(map(str, numbers))
+
+
+def _ms(seconds: list[float]) -> str:
+    return _sizes(f"{1e3 * s:.1f}" for s in seconds) + " ms"
+
+
+def _trial(runner: "ModelRunner", most: int) -> dict[int, list[float]]:
+    """Number of threads -> seconds of a step of each of BATCH_SIZES, medians of rounds in which both take turns."""
+    seconds: dict[int, list[list[float]]] = {1: [], most: []}
     for number in (most, 1):  # what the first steps prepare is no part of it
         torch.set_num_threads(number)
         _steps(runner)
@@ -57,17 +69,19 @@ def _trial(runner: "ModelRunner", most: int) -> dict[int, float]:
         for number, taken in seconds.items():
             torch.set_num_threads(number)
             taken.append(_steps(runner))
-        is_long = max(map(sum, seconds.values())) > LONG_SECONDS
+        is_long = max(sum(map(sum, taken)) for taken in seconds.values()) > LONG_SECONDS
         if runner.tp.minimum(0 if is_long else left) == 0:  # one decision of all ranks
             break
-    return {number: statistics.median(taken) for number, taken in seconds.items()}
+    return {number: list(map(statistics.median, zip(*taken, strict=True))) for number, taken in seconds.items()}
 
 
-def _steps(runner: "ModelRunner") -> float:
+def _steps(runner: "ModelRunner") -> list[float]:
     """Seconds of a decode step of each size, for padding rows with a single token."""
-    start = time.perf_counter()
+    seconds = []
     for size in BATCH_SIZES:
+        start = time.perf_counter()
         numbers = torch.zeros(4, size, dtype=torch.int64)  # see decode_layout
         numbers[1] = 1
         runner.decode(numbers, [1] * size)
-    return time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
+    return seconds
