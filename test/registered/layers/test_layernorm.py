@@ -10,7 +10,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from sglang.srt.distributed.tensor_parallel import TensorParallel
 from sglang.srt.layers.logits_processor import head_logits, softcap
 from sglang.srt.layers.vocab_parallel_embedding import VocabEmbedding
+from sglang.srt.ops.moe.router_norm import router_norm
 from sglang.srt.ops.norms.activation import gelu_tanh_and_mul, silu_and_mul
+from sglang.srt.ops.norms.residual_norms import MoeReaders, add_norm_moe
 from sglang.srt.ops.norms.rms_norm import llama_rms_norm, rms_norm
 from sglang.test.ci.ci_register import register_cpu_ci
 
@@ -58,6 +60,17 @@ def test_rms_norm_is_gemmas(shape, dtype, make):
     assert got.dtype == dtype and torch.equal(got, norm(x))
     bare = Gemma4RMSNorm(shape[-1], eps=1e-6, with_scale=False)
     assert torch.equal(rms_norm(x, None, 1e-6), bare(x))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_readers_of_the_stream_get_what_norms_of_their_own_give(dtype, make):
+    h, a = make((9, 256), dtype), normal((9, 256), dtype)
+    weight, *weights = (normal((256,), dtype) for _ in range(4))
+    got, inputs = add_norm_moe(h, a, weight, MoeReaders(*weights, 1 / 16), 1e-6)
+    assert torch.equal(got, h + rms_norm(a, weight, 1e-6))
+    want = [rms_norm(got, w, 1e-6) for w in weights[:2]] + [router_norm(got, weights[2], 1 / 16, 1e-6)]
+    assert all(map(torch.equal, inputs, want))
 
 
 @pytest.mark.parametrize("make", MAKERS)

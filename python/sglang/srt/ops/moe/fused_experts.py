@@ -36,7 +36,7 @@ def fused_experts_reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: T
 
 def can_use_one(x: Tensor) -> bool:
     """Whether fused_experts_of_one is the faster one: on a CPU, for one token."""
-    return x.device.type == "cpu" and len(x) == 1
+    return x.is_cpu and x.shape[0] == 1
 
 
 def fused_experts_of_one(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:

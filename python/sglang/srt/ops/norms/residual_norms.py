@@ -17,7 +17,7 @@ from torch import Tensor
 from sglang.srt.ops.invariance.row_room import empty_rows
 from sglang.srt.ops.moe import router_norm
 from sglang.srt.ops.moe.router_norm import router_input_kernel, router_norm_reference
-from sglang.srt.ops.norms.rms_norm import MAX_WIDTH, normed_kernel, rms_norm, rms_norm_ordered
+from sglang.srt.ops.norms.rms_norm import MAX_WIDTH, normed_kernel, rms_norm, rms_norm_ordered, unit_rows
 from sglang.srt.utils.dependent_launch import launch_options, wait_for_previous
 from sglang.srt.utils.triton_runtime import next_power_of_2, runs_triton, tl, triton
 
@@ -309,9 +309,14 @@ def add_norm_moe(
     readers: MoeReaders,
     eps: float,
 ) -> tuple[Tensor, MoeInputs]:
-    """See add_norm_moe_reference; without this kernel the norms are rms_norm's, and the router's is left to it. No
-    argument is changed."""
+    """See add_norm_moe_reference; without this kernel the norms are rms_norm's, and the router's is left to it; in
+    torch all readers share a mean. No argument is changed."""
     if can_use(h, a):
         return launch_add_norm_moe(h, a, weight, readers, eps, router_norm.can_use(h, readers.router_scale))
+    if not runs_triton(h):
+        h = h + rms_norm(a, weight, eps)
+        unit = unit_rows(h.float(), eps)
+        dense, expert = ((unit * w).to(h.dtype) for w in (readers.mlp_norm, readers.expert_norm))
+        return h, MoeInputs(dense, expert, unit.to(h.dtype) * readers.router_scale * readers.root)
     h, dense = add_norm_reference(h, a, weight, eps, end=LayerEnd(next_norm=readers.mlp_norm), norm=rms_norm)
     return h, MoeInputs(dense, rms_norm(h, readers.expert_norm, eps), None)

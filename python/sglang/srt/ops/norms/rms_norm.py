@@ -111,7 +111,7 @@ def can_use(x: Tensor, weight: Tensor | None) -> bool:
 
 def can_use_torch(x: Tensor, weight: Tensor | None) -> bool:
     """Whether torch's own norm has the reference's bits: on a CPU it is the same operations, started by one call."""
-    return x.device.type == "cpu" and (weight is None or weight.shape == x.shape[-1:])
+    return x.is_cpu and (weight is None or weight.shape == x.shape[-1:])
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

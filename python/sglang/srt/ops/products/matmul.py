@@ -90,6 +90,8 @@ def is_hopper(device: torch.device) -> bool:
 def beats_library(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel, with HOPPER's tiles, is faster than torch's product: benchmark/kernels/products.md, "17 to 64
     rows, on an H100"."""
+    if not x.is_cuda:
+        return False
     return 1 <= len(x) <= OUTSIDE_THE_MODE and x.dtype != torch.float32 and can_use(x, weight) and is_hopper(x.device)
 
 
