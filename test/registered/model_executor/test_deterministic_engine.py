@@ -21,7 +21,7 @@ from sglang.test.eval_data import SHIPPED
 from sglang.test.eval_data import load as load_questions
 from sglang.test.scheduler_harness import Harness
 
-register_cpu_ci(est_time=35, suite="base-a-test-cpu")
+register_cpu_ci(est_time=38, suite="base-a-test-cpu")
 register_cpu_ci(est_time=45, suite="weekly-test-cpu")
 register_cuda_ci(est_time=300, stage="base-b", runner_config="1-gpu-large")
 

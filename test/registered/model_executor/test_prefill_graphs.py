@@ -31,7 +31,7 @@ from sglang.test.engine_harness import LoadedModel, load
 from sglang.test.steps import kv_buffers, step_of, take_triton
 from sglang.test.tiny_models import VOCAB, F, S, make_tiny_gemma4
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 GPU = sglang.test.triton_testing.DEVICE == "cuda"

@@ -38,8 +38,8 @@ from sglang.test.ci.ci_register import is_weekly, register_cpu_ci, register_cuda
 from sglang.test.paged_harness import PagedHarness
 from sglang.test.separate_kv import SeparateKV
 
-register_cpu_ci(est_time=50, suite="base-a-test-cpu")
-register_cpu_ci(est_time=100, suite="weekly-test-cpu")
+register_cpu_ci(est_time=25, suite="base-a-test-cpu")
+register_cpu_ci(est_time=50, suite="weekly-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 ON_GPU = DEVICE == "cuda"

@@ -23,7 +23,7 @@ from sglang.srt.ops.moe.fused_moe import can_use, choose_tiles, fused_experts_tr
 from sglang.srt.ops.moe.topk import topk_softmax
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 
-register_cpu_ci(est_time=30, suite="base-a-test-cpu")
+register_cpu_ci(est_time=14, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # NumPy's, of large gates

@@ -21,7 +21,7 @@ from sglang.test import numerics
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.numerics import wide_range
 
-register_cpu_ci(est_time=25, suite="base-a-test-cpu")
+register_cpu_ci(est_time=10, suite="base-a-test-cpu")
 register_cuda_ci(est_time=90, stage="base-b", runner_config="1-gpu-large")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of NaN and inf

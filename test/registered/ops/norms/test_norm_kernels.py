@@ -18,7 +18,7 @@ from sglang.srt.ops.norms.rope import apply_rope, apply_rope_reference
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.numerics import huge, normal, signed_zeros, subnormals, wide_range
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=6, suite="base-a-test-cpu")
 register_cuda_ci(est_time=30, stage="base-b", runner_config="1-gpu-large")
 
 DEVICE = sglang.test.triton_testing.DEVICE

@@ -23,7 +23,7 @@ from sglang.test.numerics import huge, normal, signed_zeros, subnormals, wide_ra
 from sglang.test.paged_harness import PagedHarness
 from sglang.test.tiny_models import make_tiny_gemma4
 
-register_cpu_ci(est_time=28, suite="base-a-test-cpu")
+register_cpu_ci(est_time=15, suite="base-a-test-cpu")
 register_cuda_ci(est_time=40, stage="base-b", runner_config="1-gpu-large")
 
 DEVICE = sglang.test.triton_testing.DEVICE

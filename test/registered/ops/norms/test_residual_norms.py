@@ -30,7 +30,7 @@ from sglang.test.numerics import normal, signed_zeros, subnormals, wide_range
 from sglang.test.paged_harness import PagedHarness
 from sglang.test.tiny_models import make_tiny_gemma4
 
-register_cpu_ci(est_time=20, suite="base-a-test-cpu")
+register_cpu_ci(est_time=16, suite="base-a-test-cpu")
 register_cpu_ci(est_time=30, suite="weekly-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 

@@ -17,7 +17,7 @@ from sglang.srt.ops.products.linear import linear, warm_products
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 from sglang.test.numerics import one_after_another
 
-register_cpu_ci(est_time=15, suite="base-a-test-cpu")
+register_cpu_ci(est_time=8, suite="base-a-test-cpu")
 register_cuda_ci(est_time=60, stage="base-b", runner_config="1-gpu-large")
 
 
