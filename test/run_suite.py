@@ -364,4 +364,6 @@ def main(argv: list[str], root: Path = REGISTERED) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run_file's clean-up happens
+    # A shell's background job begins with SIGINT ignored, and what the tests start would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
