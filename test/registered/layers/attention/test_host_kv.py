@@ -13,7 +13,7 @@ from sglang.srt.mem_cache.arena import ArenaShape
 from sglang.srt.mem_cache.slot_copies import SlotCopy, StepCopies
 from sglang.test.ci.ci_register import register_cpu_ci, register_cuda_ci
 
-register_cpu_ci(est_time=3, suite="unit-test-cpu")
+register_cpu_ci(est_time=3, suite="base-a-test-cpu")
 register_cuda_ci(est_time=5, stage="base-b", runner_config="1-gpu-large")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
