@@ -119,9 +119,12 @@ def test_what_it_starts_is_forked_too_but_not_under_other_settings(run):
 def test_it_shows_its_command_and_the_forker_ends_with_its_process(run):
     found = run(
         """
-        import psutil
+        import psutil, time
         child = subprocess.Popen([sys.executable, "-m", "told", "do", "sys.stdin.read()"], stdin=subprocess.PIPE)
         names = lambda pid: sorted(p.cmdline()[-1] for p in psutil.Process(pid).children())
+        deadline = time.monotonic() + 10
+        while "forker" not in names(child.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)  # a process has its name a moment after it has been forked
         pids = [p.pid for p in psutil.Process().children(recursive=True)]
         print(json.dumps([names(os.getpid()), names(child.pid), pids]))
         child.communicate()
