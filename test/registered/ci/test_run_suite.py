@@ -8,7 +8,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sglang.test.ci.ci_register import (
@@ -23,6 +22,7 @@ from sglang.test.ci.ci_register import (
 from sglang.test.ci.file_process import WITH_ALL, WITH_TORCH, WITHOUT_TORCH, preloaded
 from sglang.test.ci.kinds import NO_TORCH, kind_of
 from sglang.test.ci.zygote import Zygote
+from sglang.test.server_process import children_of
 
 register_cpu_ci(est_time=25, suite="base-a-test-cpu")
 
@@ -247,10 +247,9 @@ def test_forked_files_do_not_see_each_other(runner, tmp_path: Path, capsys):
     """
     for name in "abc":
         write(tmp_path, f"test_{name}.py", body)
-    before = psutil.Process().children()
     code, lines = run(runner, tmp_path, capsys, "--jobs", "2", fresh=False)
     assert code == 0 and lines[-1] == "3 passed, 0 failed"
-    assert psutil.Process().children() == before
+    assert not children_of()
 
 
 def test_how_forked_files_end(runner, tmp_path: Path, capsys):
