@@ -68,8 +68,7 @@ class Harness:
         shape = shape or ArenaShape.apart(full_size, swa_size if window else 0)
         host = None
         if host_pages:
-            full_size, swa_size = host_pages * shape.full_per_page, host_pages * shape.swa_per_page
-            host = shape._replace(num_pages=host_pages, full_size=full_size, swa_size=swa_size)
+            host = shape.with_pages(host_pages)
             tier = HostTier(host, shape, window, TOKEN_BYTES)
         self.worker = worker or ContextWorker(shape, window, rows, max_len, vocab_size, decode_tokens, host)
         self.kv = KVManager(shape, window, rows, max_len, cache, decode_tokens, tier)

@@ -37,6 +37,10 @@ class ArenaShape(NamedTuple):
         """Slots of their own for each kind: one a page, and a page for each."""
         return cls(full_size + swa_size, 1, 1 if swa_size else 0, full_size, swa_size)
 
+    def with_pages(self, count: int) -> "ArenaShape":
+        """`count` pages of this kind, all of which either kind of slot may take."""
+        return self._replace(num_pages=count, full_size=count * self.full_per_page, swa_size=count * self.swa_per_page)
+
 
 class Arena:
     """Free pages and the allocators of both kinds; page 0 is padding, which nobody owns."""

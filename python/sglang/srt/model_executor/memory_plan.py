@@ -63,7 +63,7 @@ def host_shape(args: ResolvedArgs, card: ArenaShape, page_bytes: int, window: in
     least = 1 + (-(-window // card.swa_per_page) if card.swa_per_page else 0)
     if pages < least:
         raise ValueError(f"{flag}: {wanted / 1e6:.1f} MB hold no prefix; {(least + 1) * page_bytes / 1e6:.1f} MB would")
-    return card._replace(num_pages=pages, full_size=pages * card.full_per_page, swa_size=pages * card.swa_per_page)
+    return card.with_pages(pages)
 
 
 def check_fits(args: ResolvedArgs, config: ModelConfig, shells: Iterable[nn.Module], tp: TensorParallel) -> None:
